@@ -1,0 +1,138 @@
+"""Checkpoints as safetensors with the whole configuration inside; no pickles anywhere.
+
+A training checkpoint holds ``model.*``, ``ema.*``, ``adam.exp_avg.*`` and ``adam.exp_avg_sq.*`` in
+fp32. Released weights hold ``ema.*`` alone, in fp16: the model is then defined by those rounded
+values. The header's entry ``wdm`` is JSON: format version, model and training configuration, step,
+seconds computed, and the sources trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wdm_export.config import ModelConfig, TrainConfig
+from wdm_export.unet import UNet
+from wdm_runtime.errors import InputError
+
+FORMAT_VERSION = 1
+_HEADER = "wdm"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's configuration, the progress of its training and its tensors."""
+
+    model: ModelConfig
+    training: TrainConfig
+    step: int
+    seconds: float
+    sources: tuple[dict[str, Any], ...]
+    tensors: dict[str, Tensor]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors below ``prefix.``, with the prefix taken off."""
+        start = prefix + "."
+        return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the optimiser's state is there."""
+        return any(name.startswith("adam.") for name in self.tensors)
+
+    def network(self) -> UNet:
+        """The network with the EMA weights, in fp32 and evaluation mode."""
+        network = UNet(self.model.network)
+        network.load_state_dict({k: v.float() for k, v in self.group("ema").items()})
+        return network.eval()
+
+    def released(self) -> Checkpoint:
+        """The EMA weights in fp16 alone."""
+        tensors = {f"ema.{k}": v.half() for k, v in self.group("ema").items()}
+        return Checkpoint(
+            self.model, self.training, self.step, self.seconds, self.sources, tensors
+        )
+
+    def save(self, path: Path) -> None:
+        """Write atomically: the old file stays whole until the new one is complete."""
+        header = {
+            "format": FORMAT_VERSION,
+            "model": self.model.to_dict(),
+            "training": asdict(self.training),
+            "step": self.step,
+            "seconds": self.seconds,
+            "sources": list(self.sources),
+        }
+        temporary = path.with_name(f".{path.name}.tmp")
+        tensors = {k: v.detach().contiguous() for k, v in self.tensors.items()}
+        save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises
+        ------
+        InputError
+            Not safetensors, no configuration inside, or another format version.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {})[_HEADER])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header["format"] != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: checkpoint format is {header['format']}; expected "
+                    f"{FORMAT_VERSION}. Use the version of wdm-edge that wrote it."
+                )
+            return cls(
+                ModelConfig.from_dict(header["model"]),
+                TrainConfig(**header["training"]),
+                header["step"],
+                header["seconds"],
+                tuple(header["sources"]),
+                tensors,
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"{path}: is no checkpoint of this project ({error!r}); expected safetensors "
+                "written by 'wdm-export train'. Check the path."
+            ) from error
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
+    """AdamW's moments by parameter name."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"adam.{moment}.{name}": state[i][moment]
+        for i, name in enumerate(names)
+        for moment in ("exp_avg", "exp_avg_sq")
+        if i in state
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, names: list[str], checkpoint: Checkpoint
+) -> None:
+    """Put AdamW's moments back, all at the checkpoint's step."""
+    moments = checkpoint.group("adam")
+    state = optimizer.state_dict()
+    state["state"] = {
+        i: {
+            "step": torch.tensor(float(checkpoint.step)),
+            "exp_avg": moments[f"exp_avg.{name}"],
+            "exp_avg_sq": moments[f"exp_avg_sq.{name}"],
+        }
+        for i, name in enumerate(names)
+    }
+    optimizer.load_state_dict(state)

@@ -1,0 +1,104 @@
+"""What a network is and how it is trained: the facts a checkpoint carries."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from wdm_runtime.diffusion import VPSchedule
+from wdm_runtime.errors import InputError
+from wdm_runtime.transform import PrecipTransform, SubbandScale
+from wdm_runtime.wavelets import WaveletSpec
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The conditional U-Net on the coefficients of one wavelet.
+
+    ``wavelet.levels`` 2 and 1 are WDM-2 and WDM-1, 0 is the pixel model.
+    """
+
+    wavelet: WaveletSpec = field(default_factory=WaveletSpec)
+    base_channels: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 2
+    attention: bool = True
+    head_channels: int = 64
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        if self.base_channels % self.norm_groups or not self.multipliers or self.blocks < 1:
+            raise InputError(
+                f"The network has {self.base_channels} base channels, multipliers "
+                f"{self.multipliers} and {self.blocks} blocks; expected channels in multiples of "
+                f"{self.norm_groups}, a multiplier for each depth and a block at least. "
+                "Correct the network's settings."
+            )
+        if self.attention and self.base_channels * self.multipliers[-1] % self.head_channels:
+            raise InputError(
+                f"Attention over {self.base_channels * self.multipliers[-1]} channels cannot have "
+                f"heads of {self.head_channels}; expected a divisor. Set the head channels."
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. ``minutes`` of computing or ``steps``, whichever is given, ends it."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    batch: int = 32
+    crop_px: int = 144
+    learning_rate: float = 5e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    tv_weight: float = 1e-5
+    seed: int = 0
+    threads: int = 2
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise InputError(
+                f"Training got minutes={self.minutes} and steps={self.steps}; expected exactly "
+                "one of them. Give --minutes or --steps."
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that defines a trained model besides its weights."""
+
+    network: NetworkConfig
+    factor: int
+    transform: PrecipTransform
+    schedule: VPSchedule
+    residual_scale: SubbandScale
+    condition_scale: SubbandScale
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`; unknown or missing keys are a TypeError or KeyError."""
+        network = dict(values["network"])
+        network["wavelet"] = WaveletSpec(**network["wavelet"])
+        scales = {
+            name: SubbandScale(tuple(values[name]["mean"]), tuple(values[name]["std"]))
+            for name in ("residual_scale", "condition_scale")
+        }
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise TypeError(f"unknown keys {sorted(unknown)}")
+        return cls(
+            network=NetworkConfig(**network),
+            factor=values["factor"],
+            transform=PrecipTransform(**values["transform"]),
+            schedule=VPSchedule(**values["schedule"]),
+            **scales,
+        )

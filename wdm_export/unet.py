@@ -1,0 +1,157 @@
+"""The conditional score network: a U-Net over wavelet coefficients (or pixels).
+
+Residual blocks after Ho et al. 2020 (arXiv 2006.11239), self-attention at the coarsest depth.
+Widths are multiples of 64 in the shipped model, decoder concatenations included, because GPU
+compilers fuse group norm and SiLU only then. Parts touch nothing but (x, condition, t): no noise,
+schedule or normalisation lives here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wdm_export.config import NetworkConfig
+
+_TIME_SCALE = 1000.0  # t in [0, 1] spread over the range that sinusoids of period 2 pi .. 2e4 pi see
+
+
+class TimeEmbedding(nn.Module):
+    """t (n,) in [0, 1] -> (n, channels); always computed in fp32."""
+
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__()
+        rate = -math.log(10_000.0) / (features // 2 - 1)
+        self.register_buffer(
+            "frequencies", torch.exp(rate * torch.arange(features // 2)), persistent=False
+        )
+        self.layers = nn.Sequential(
+            nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = _TIME_SCALE * t[:, None] * self.frequencies
+        return self.layers(torch.cat((angles.cos(), angles.sin()), dim=1))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, conv, plus the time, norm, SiLU, conv, plus the input."""
+
+    def __init__(self, inputs: int, outputs: int, time_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(time_channels, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time(emb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + self.skip(x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions."""
+
+    def __init__(self, channels: int, head_channels: int, groups: int) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(3, 4).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
+
+
+class UNet(nn.Module):
+    """v(x, condition, t): (b, s, h, w), (b, s, h, w), (b,) or (1,) -> (b, s, h, w).
+
+    s is the number of subbands; h and w are multiples of 2^(depths - 1).
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        subbands, groups = config.wavelet.subbands, config.norm_groups
+        widths = [config.base_channels * m for m in config.multipliers]
+        emb = 4 * config.base_channels
+        self.time = TimeEmbedding(config.base_channels, emb)
+        self.stem = nn.Conv2d(2 * subbands, widths[0], 3, padding=1)
+
+        def attention(depth: int) -> nn.Module:
+            coarsest = depth == len(widths) - 1
+            if not (config.attention and coarsest):
+                return nn.Identity()
+            return SelfAttention(widths[depth], config.head_channels, groups)
+
+        skips = [widths[0]]
+        width = widths[0]
+        self.encoder = nn.ModuleList()
+        self.encoder_attention = nn.ModuleList()
+        self.down = nn.ModuleList()
+        for depth, target in enumerate(widths):
+            for _ in range(config.blocks):
+                self.encoder.append(ResidualBlock(width, target, emb, groups))
+                self.encoder_attention.append(attention(depth))
+                width = target
+                skips.append(width)
+            if depth < len(widths) - 1:
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        self.middle1 = ResidualBlock(width, width, emb, groups)
+        self.middle_attention = attention(len(widths) - 1)
+        self.middle2 = ResidualBlock(width, width, emb, groups)
+        self.decoder = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for depth in reversed(range(len(widths))):
+            for _ in range(config.blocks + 1):
+                self.decoder.append(
+                    ResidualBlock(width + skips.pop(), widths[depth], emb, groups)
+                )
+                width = widths[depth]
+            if depth:
+                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+        self.norm = nn.GroupNorm(groups, width)
+        self.head = nn.Conv2d(width, subbands, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
+        emb = self.time(t).to(x.dtype)
+        h = self.stem(torch.cat((x, condition), dim=1))
+        skips, blocks = [h], self.config.blocks
+        for i, (block, attend) in enumerate(
+            zip(self.encoder, self.encoder_attention, strict=True)
+        ):
+            h = attend(block(h, emb))
+            skips.append(h)
+            if (i + 1) % blocks == 0 and i // blocks < len(self.down):
+                h = self.down[i // blocks](h)
+                skips.append(h)
+        h = self.middle2(self.middle_attention(self.middle1(h, emb)), emb)
+        for i, block in enumerate(self.decoder):
+            h = block(torch.cat((h, skips.pop()), dim=1), emb)
+            if (i + 1) % (blocks + 1) == 0 and i // (blocks + 1) < len(self.up):
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = self.up[i // (blocks + 1)](h)
+        return self.head(F.silu(self.norm(h)))
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,95 @@
+"""The variance-preserving process: schedule, time grids, and what a v-prediction means.
+
+x_t = alpha(t) x0 + sigma(t) eps with alpha^2 + sigma^2 = 1; the network predicts
+v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError
+
+Array = npt.NDArray[np.floating]
+
+SCHEDULES = ("cosine",)
+PREDICTIONS = ("v",)
+GRIDS = ("logsnr", "karras", "time")
+KARRAS_RHO = 7.0  # Karras et al. 2022, arXiv 2206.00364, section 3
+
+
+@dataclass(frozen=True)
+class VPSchedule:
+    """alpha(t) = cos(pi t / 2), sigma(t) = sin(pi t / 2) for t in [0, 1].
+
+    Sampling runs from ``logsnr_start`` (nearly pure noise) to ``logsnr_end`` (nearly clean).
+    """
+
+    name: str = "cosine"
+    logsnr_start: float = -6.0
+    logsnr_end: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES or not self.logsnr_start < self.logsnr_end:
+            raise InputError(
+                f"Schedule '{self.name}' with log SNR from {self.logsnr_start} to "
+                f"{self.logsnr_end} is unknown; expected one of {', '.join(SCHEDULES)} with a "
+                "rising log SNR. Correct the schedule's settings."
+            )
+
+    @staticmethod
+    def alpha(t: float) -> float:
+        """Signal amplitude at time t."""
+        return float(np.cos(0.5 * np.pi * t))
+
+    @staticmethod
+    def sigma(t: float) -> float:
+        """Noise amplitude at time t."""
+        return float(np.sin(0.5 * np.pi * t))
+
+    @staticmethod
+    def time_of_logsnr(logsnr: Array) -> npt.NDArray[np.float64]:
+        """Inverse of log(alpha^2 / sigma^2)."""
+        return np.asarray(2.0 / np.pi * np.arctan(np.exp(-0.5 * logsnr)), dtype=np.float64)
+
+    def times(self, steps: int, grid: str = "logsnr") -> npt.NDArray[np.float64]:
+        """Falling times at which the network is called, (steps,).
+
+        Parameters
+        ----------
+        steps
+            Network calls; at least 2.
+        grid
+            ``"logsnr"`` is even in log SNR, ``"karras"`` even in (sigma/alpha)^(1/7),
+            ``"time"`` even in t.
+        """
+        if steps < 2:
+            raise InputError(f"Got {steps} sampling steps; expected at least 2. Raise --steps.")
+        if grid not in GRIDS:
+            raise InputError(
+                f"Time grid '{grid}' is unknown; expected one of {', '.join(GRIDS)}. "
+                "Choose one of them."
+            )
+        ends = np.array([self.logsnr_start, self.logsnr_end])
+        fraction = np.linspace(0.0, 1.0, steps)
+        if grid == "logsnr":
+            return self.time_of_logsnr(ends[0] + fraction * (ends[1] - ends[0]))
+        if grid == "karras":
+            first, last = np.exp(-0.5 * ends) ** (1.0 / KARRAS_RHO)
+            ratio = (first + fraction * (last - first)) ** KARRAS_RHO
+            return self.time_of_logsnr(-2.0 * np.log(ratio))
+        first, last = self.time_of_logsnr(ends)
+        return np.asarray(first + fraction * (last - first), dtype=np.float64)
+
+
+def denoised_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
+    """Tweedie's estimate of x0: D = alpha x - sigma v."""
+    return np.float32(alpha) * x - np.float32(sigma) * v
+
+
+def noise_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
+    """The estimate of eps: sigma x + alpha v."""
+    return np.float32(sigma) * x + np.float32(alpha) * v

@@ -1,0 +1,89 @@
+"""Typed errors with exit codes, and the check for optional dependencies.
+
+Every message is one sentence of fact (what was found, what was expected) and one of remedy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+DISTRIBUTION = "wdm-edge"
+
+
+class WdmError(Exception):
+    """Base of every error this project raises on purpose. `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class InputError(WdmError):
+    """A file, field or option handed in cannot be used."""
+
+    exit_code = 2
+
+
+class OutputError(WdmError):
+    """A result cannot be written where it was asked for."""
+
+    exit_code = 2
+
+
+class BundleError(WdmError):
+    """A bundle is incomplete, altered, or written by a newer version."""
+
+    exit_code = 3
+
+
+class EngineError(WdmError):
+    """An engine cannot be had, or did not do what the bundle says."""
+
+    exit_code = 4
+
+
+class MissingDependencyError(WdmError):
+    """An optional package is not installed; `extra` names the extra that brings it."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, extra: str) -> None:
+        super().__init__(message)
+        self.extra = extra
+
+
+class ParityError(WdmError):
+    """Two implementations that must agree do not."""
+
+    exit_code = 5
+
+
+def install_line(extra: str) -> str:
+    """The exact command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional module, or say which extra brings it.
+
+    Parameters
+    ----------
+    module
+        Import name, for example ``"onnxruntime"``.
+    extra
+        The extra of this distribution that installs it.
+    purpose
+        What it is needed for, as the sentence's subject: ``"reading GRIB2"``.
+
+    Raises
+    ------
+    MissingDependencyError
+        The module is not installed, or fails to import (the cause is chained).
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the Python package '{module}', which cannot be imported ({error}). "
+            f"Install it with: {install_line(extra)}",
+            extra,
+        ) from error

@@ -1,0 +1,180 @@
+"""Grids and precipitation fields, and the two maps between coarse and fine cells.
+
+Coarse cell (i, j) covers fine cells (factor i .. factor i + factor - 1, likewise j): cell centres
+are half-pixel aligned. All arrays are (..., y, x); NaN is missing, 0 is dry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError
+
+Array = npt.NDArray[np.floating]
+
+KEYS_A = -0.75  # Keys 1981, doi 10.1109/TASSP.1981.1163711; the value common in image resizing
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cell-centre coordinates along y and x, as read, with their CF attributes.
+
+    ``y`` and ``x`` are 1-D and evenly spaced; ``attributes`` keeps what the file said of each
+    (units, standard_name, axis), and ``names`` their variable names.
+    """
+
+    y: npt.NDArray[np.float64]
+    x: npt.NDArray[np.float64]
+    names: tuple[str, str] = ("lat", "lon")
+    attributes: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}))
+
+    def __post_init__(self) -> None:
+        for name, values in zip(self.names, (self.y, self.x), strict=True):
+            if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)):
+                raise InputError(
+                    f"Coordinate '{name}' has shape {values.shape}; expected one dimension of "
+                    "finite values. Choose a variable on a regular grid with --variable."
+                )
+            if values.size < 3:
+                continue
+            steps = np.diff(values)
+            if abs(steps - steps.mean()).max() > 0.01 * abs(steps.mean()):
+                raise InputError(
+                    f"Coordinate '{name}' has spacings from {steps.min():g} to {steps.max():g}; "
+                    "expected an even spacing. Regrid the field first."
+                )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(y, x)."""
+        return self.y.size, self.x.size
+
+    @property
+    def north_first(self) -> bool:
+        """Whether y falls from the first row to the last."""
+        return bool(self.y.size > 1 and self.y[0] > self.y[-1])
+
+    def refined(self, factor: int) -> Grid:
+        """The grid of cells ``factor`` times finer that covers the same area."""
+        return Grid(
+            _refine(self.y, factor), _refine(self.x, factor), self.names, self.attributes
+        )
+
+
+def _refine(centres: npt.NDArray[np.float64], factor: int) -> npt.NDArray[np.float64]:
+    if centres.size == 1:
+        raise InputError(
+            "The field is one cell wide, so its spacing is unknown; expected at least two cells "
+            "along each axis. Hand in a larger area."
+        )
+    step = (centres[-1] - centres[0]) / (centres.size - 1)
+    offsets = (np.arange(factor) + 0.5) / factor - 0.5
+    return np.asarray((centres[:, None] + step * offsets).ravel(), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class PrecipField:
+    """Precipitation rates of one or more valid times on one grid.
+
+    Parameters
+    ----------
+    rate_mm_h
+        (time, y, x) [mm h-1], float32, NaN where missing, in the grid's own row order.
+    grid
+        The cells' centres.
+    valid_times
+        One text for each time, ISO 8601 without zone (UTC), or ``"none-<index>"`` if the source
+        has no time. Part of the noise's address.
+    source
+        What the reader found and the writer keeps: units, standard_name, names, time encoding.
+    """
+
+    rate_mm_h: npt.NDArray[np.float32]
+    grid: Grid
+    valid_times: tuple[str, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = (len(self.valid_times), *self.grid.shape)
+        if self.rate_mm_h.shape != expected:
+            raise InputError(
+                f"The rates have shape {self.rate_mm_h.shape}; expected (time, y, x) = "
+                f"{expected} as the coordinates say. Check the order of the dimensions."
+            )
+
+
+def _cubic_weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    d, a = np.abs(distance), KEYS_A
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
+
+
+def cubic_stencil(
+    size: int, factor: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Source indices and weights of every fine cell along one axis.
+
+    Returns
+    -------
+    (size * factor, 4) indices, edges replicated, and (size * factor, 4) weights.
+    """
+    centre = (np.arange(size * factor) + 0.5) / factor - 0.5
+    base = np.floor(centre).astype(np.intp)
+    taps = base[:, None] + np.arange(-1, 3)
+    weights = _cubic_weights(centre[:, None] - taps)
+    return np.clip(taps, 0, size - 1), weights.astype(np.float32)
+
+
+def interpolate(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
+    """Bicubic interpolation to the fine grid, clipped at 0.
+
+    Keys' kernel with a = -0.75, half-pixel centres, edges replicated. A fine cell is NaN exactly
+    where one of the 4 x 4 coarse cells it is computed from is NaN.
+
+    Parameters
+    ----------
+    coarse
+        (y, x) [mm h-1].
+    factor
+        Fine cells per coarse cell along one axis.
+
+    Returns
+    -------
+    (y * factor, x * factor) [mm h-1], float32.
+    """
+    rows, row_weights = cubic_stencil(coarse.shape[0], factor)
+    columns, column_weights = cubic_stencil(coarse.shape[1], factor)
+    wide = np.zeros((coarse.shape[0], columns.shape[0]), dtype=np.float32)
+    for k in range(columns.shape[1]):
+        wide += coarse[:, columns[:, k]].astype(np.float32, copy=False) * column_weights[:, k]
+    fine = np.zeros((rows.shape[0], columns.shape[0]), dtype=np.float32)
+    for k in range(rows.shape[1]):
+        fine += wide[rows[:, k]] * row_weights[:, k, None]
+    return np.maximum(fine, 0, out=fine)  # np.maximum keeps NaN
+
+
+def block_mean(fine: Array, factor: int) -> npt.NDArray[np.float64]:
+    """Mean of the valid cells of each block; NaN where a block has none.
+
+    Parameters
+    ----------
+    fine
+        (..., y, x); trailing rows and columns that do not fill a block are left out.
+
+    Returns
+    -------
+    (..., y // factor, x // factor), float64.
+    """
+    rows, columns = fine.shape[-2] // factor, fine.shape[-1] // factor
+    blocks = fine[..., : rows * factor, : columns * factor].reshape(
+        *fine.shape[:-2], rows, factor, columns, factor
+    )
+    valid = np.isfinite(blocks)
+    count = valid.sum(axis=(-3, -1))
+    total = np.where(valid, blocks, 0).sum(axis=(-3, -1), dtype=np.float64)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

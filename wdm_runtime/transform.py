@@ -1,0 +1,81 @@
+"""Between rain rates and the space the model works in, and the standardisation of subbands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError
+
+Array = npt.NDArray[np.floating]
+
+TRANSFORMS = ("log10",)
+
+
+@dataclass(frozen=True)
+class PrecipTransform:
+    """z = log10(r + offset) + shift, r in mm h-1.
+
+    With the defaults a dry cell is 0, 1 mm/h is 1.04 and 100 mm/h is 3.0. Rates below
+    ``dry_threshold_mm_h`` become exactly 0 on the way back.
+    """
+
+    name: str = "log10"
+    offset_mm_h: float = 0.1
+    shift: float = 1.0
+    dry_threshold_mm_h: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.name not in TRANSFORMS or self.offset_mm_h <= 0 or self.dry_threshold_mm_h < 0:
+            raise InputError(
+                f"Transform '{self.name}' with offset {self.offset_mm_h} and dry threshold "
+                f"{self.dry_threshold_mm_h} is unknown; expected one of {', '.join(TRANSFORMS)} "
+                "with a positive offset. Correct the transform's settings."
+            )
+
+    def forward(self, rate_mm_h: Array) -> npt.NDArray[np.float32]:
+        """Rates [mm h-1], any shape -> z, float32. Negative rates count as 0; NaN stays NaN."""
+        z = np.maximum(rate_mm_h, 0).astype(np.float32, copy=False) + np.float32(self.offset_mm_h)
+        np.log10(z, out=z)
+        z += np.float32(self.shift)
+        return z
+
+    def inverse(self, z: Array) -> npt.NDArray[np.float32]:
+        """z, any shape -> rates [mm h-1], float32, never negative, dry cells exactly 0."""
+        rate = np.power(np.float32(10.0), z.astype(np.float32, copy=False) - np.float32(self.shift))
+        rate -= np.float32(self.offset_mm_h)
+        rate[rate < self.dry_threshold_mm_h] = 0.0
+        return rate
+
+
+@dataclass(frozen=True)
+class SubbandScale:
+    """Mean and standard deviation of one quantity for each subband, in channel order."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ok = len(self.mean) == len(self.std) and all(s > 0 for s in self.std)
+        if not ok or not np.all(np.isfinite((*self.mean, *self.std))):
+            raise InputError(
+                f"Subband scales have {len(self.mean)} means and {len(self.std)} standard "
+                "deviations; expected as many finite means as positive standard deviations. "
+                "Export the bundle again."
+            )
+
+    def standardise(self, coeffs: Array) -> npt.NDArray[np.float32]:
+        """(c, h, w) -> (coeffs - mean) / std."""
+        mean, std = self._columns()
+        return (coeffs - mean) / std
+
+    def restore(self, scaled: Array) -> npt.NDArray[np.float32]:
+        """(c, h, w) -> scaled * std + mean, the inverse of `standardise`."""
+        mean, std = self._columns()
+        return scaled * std + mean
+
+    def _columns(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        mean = np.asarray(self.mean, dtype=np.float32)[:, None, None]
+        return mean, np.asarray(self.std, dtype=np.float32)[:, None, None]
