@@ -57,9 +57,7 @@ class Checkpoint:
     def released(self) -> Checkpoint:
         """The EMA weights in fp16 alone."""
         tensors = {f"ema.{k}": v.half() for k, v in self.group("ema").items()}
-        return Checkpoint(
-            self.model, self.training, self.step, self.seconds, self.sources, tensors
-        )
+        return Checkpoint(self.model, self.training, self.step, self.seconds, self.sources, tensors)
 
     def save(self, path: Path) -> None:
         """Write atomically: the old file stays whole until the new one is complete."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wdm_export.config import NetworkConfig
 
-_TIME_SCALE = 1000.0  # t in [0, 1] spread over the range that sinusoids of period 2 pi .. 2e4 pi see
+_TIME_SCALE = 1000.0  # spreads t in [0, 1] over the periods 2 pi .. 2e4 pi of the sinusoids
 
 
 class TimeEmbedding(nn.Module):
@@ -71,11 +71,12 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        c, h, w = x.shape[1:]
+        # -1, not the batch: exported graphs then hold the target shape as a constant
+        qkv = self.qkv(self.norm(x)).reshape(-1, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(3, 4).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
+        return x + self.out(mixed.transpose(2, 3).reshape(-1, c, h, w))
 
 
 class UNet(nn.Module):
@@ -120,9 +121,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for depth in reversed(range(len(widths))):
             for _ in range(config.blocks + 1):
-                self.decoder.append(
-                    ResidualBlock(width + skips.pop(), widths[depth], emb, groups)
-                )
+                self.decoder.append(ResidualBlock(width + skips.pop(), widths[depth], emb, groups))
                 width = widths[depth]
             if depth:
                 self.up.append(nn.Conv2d(width, width, 3, padding=1))
@@ -135,9 +134,7 @@ class UNet(nn.Module):
         emb = self.time(t).to(x.dtype)
         h = self.stem(torch.cat((x, condition), dim=1))
         skips, blocks = [h], self.config.blocks
-        for i, (block, attend) in enumerate(
-            zip(self.encoder, self.encoder_attention, strict=True)
-        ):
+        for i, (block, attend) in enumerate(zip(self.encoder, self.encoder_attention, strict=True)):
             h = attend(block(h, emb))
             skips.append(h)
             if (i + 1) % blocks == 0 and i // blocks < len(self.down):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[np.float32]
 
 SCHEDULES = ("cosine",)
 PREDICTIONS = ("v",)
@@ -51,7 +51,7 @@ class VPSchedule:
         return float(np.sin(0.5 * np.pi * t))
 
     @staticmethod
-    def time_of_logsnr(logsnr: Array) -> npt.NDArray[np.float64]:
+    def time_of_logsnr(logsnr: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Inverse of log(alpha^2 / sigma^2)."""
         return np.asarray(2.0 / np.pi * np.arctan(np.exp(-0.5 * logsnr)), dtype=np.float64)
 
@@ -87,9 +87,11 @@ class VPSchedule:
 
 def denoised_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
     """Tweedie's estimate of x0: D = alpha x - sigma v."""
-    return np.float32(alpha) * x - np.float32(sigma) * v
+    denoised: Array = np.float32(alpha) * x - np.float32(sigma) * v
+    return denoised
 
 
 def noise_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
     """The estimate of eps: sigma x + alpha v."""
-    return np.float32(sigma) * x + np.float32(alpha) * v
+    noise: Array = np.float32(sigma) * x + np.float32(alpha) * v
+    return noise

@@ -16,6 +16,7 @@ from wdm_runtime.errors import InputError
 
 Array = npt.NDArray[np.floating]
 
+KM_PER_DEGREE = 6371.0 * np.pi / 180.0  # mean Earth radius
 KEYS_A = -0.75  # Keys 1981, doi 10.1109/TASSP.1981.1163711; the value common in image resizing
 
 
@@ -58,11 +59,24 @@ class Grid:
         """Whether y falls from the first row to the last."""
         return bool(self.y.size > 1 and self.y[0] > self.y[-1])
 
+    @property
+    def is_latlon(self) -> bool:
+        """Whether the coordinates are degrees rather than distances."""
+        return all("degree" in str(a.get("units", "")) for a in self.attributes)
+
+    def area_km2(self) -> float:
+        """The area the cells cover [km2], 0 if the coordinates' units are unknown."""
+        dy, dx = (abs(np.diff(v).mean()) if v.size > 1 else 0.0 for v in (self.y, self.x))
+        if self.is_latlon:
+            widths = np.cos(np.deg2rad(self.y)) * dx * self.x.size
+            return float((widths * dy).sum() * KM_PER_DEGREE**2)
+        scale = {"m": 1e-3, "metre": 1e-3, "meter": 1e-3, "km": 1.0}
+        scales = [scale.get(str(a.get("units", "")), 0.0) for a in self.attributes]
+        return float(dy * self.y.size * scales[0] * dx * self.x.size * scales[1])
+
     def refined(self, factor: int) -> Grid:
         """The grid of cells ``factor`` times finer that covers the same area."""
-        return Grid(
-            _refine(self.y, factor), _refine(self.x, factor), self.names, self.attributes
-        )
+        return Grid(_refine(self.y, factor), _refine(self.x, factor), self.names, self.attributes)
 
 
 def _refine(centres: npt.NDArray[np.float64], factor: int) -> npt.NDArray[np.float64]:
@@ -114,9 +128,7 @@ def _cubic_weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
 
 
-def cubic_stencil(
-    size: int, factor: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+def cubic_stencil(size: int, factor: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Source indices and weights of every fine cell along one axis.
 
     Returns
@@ -155,7 +167,8 @@ def interpolate(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
     fine = np.zeros((rows.shape[0], columns.shape[0]), dtype=np.float32)
     for k in range(rows.shape[1]):
         fine += wide[rows[:, k]] * row_weights[:, k, None]
-    return np.maximum(fine, 0, out=fine)  # np.maximum keeps NaN
+    np.maximum(fine, 0, out=fine)  # keeps NaN
+    return fine
 
 
 def block_mean(fine: Array, factor: int) -> npt.NDArray[np.float64]:
@@ -177,4 +190,6 @@ def block_mean(fine: Array, factor: int) -> npt.NDArray[np.float64]:
     valid = np.isfinite(blocks)
     count = valid.sum(axis=(-3, -1))
     total = np.where(valid, blocks, 0).sum(axis=(-3, -1), dtype=np.float64)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean = np.full(total.shape, np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return mean

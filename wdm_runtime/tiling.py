@@ -58,6 +58,13 @@ class Tiling:
     wanted
         Optional (height, width) mask. Tiles that touch no wanted cell are left out, and cells
         that no tile covers get 0 from `blend`.
+
+    Attributes
+    ----------
+    tiles
+        The tiles, row by row.
+    covered, complete
+        Which cells some tile covers (height, width), and whether all are.
     """
 
     def __init__(
@@ -84,9 +91,9 @@ class Tiling:
         total = np.zeros(shape, dtype=np.float64)
         for tile in self.tiles:
             total[tile.window] += window
-        self._weights = [
-            (window / total[tile.window]).astype(np.float32) for tile in self.tiles
-        ]
+        self.covered = total > 0
+        self.complete = bool(self.covered.all())
+        self._weights = [(window / total[tile.window]).astype(np.float32) for tile in self.tiles]
 
     def cut(self, field: Array, first: int, last: int) -> Array:
         """(c, height, width) -> tiles ``first .. last - 1`` as (n, c, size, size), contiguous."""

@@ -37,14 +37,16 @@ class PrecipTransform:
 
     def forward(self, rate_mm_h: Array) -> npt.NDArray[np.float32]:
         """Rates [mm h-1], any shape -> z, float32. Negative rates count as 0; NaN stays NaN."""
-        z = np.maximum(rate_mm_h, 0).astype(np.float32, copy=False) + np.float32(self.offset_mm_h)
+        z: npt.NDArray[np.float32] = np.maximum(rate_mm_h, 0).astype(np.float32)
+        z += np.float32(self.offset_mm_h)
         np.log10(z, out=z)
         z += np.float32(self.shift)
         return z
 
     def inverse(self, z: Array) -> npt.NDArray[np.float32]:
         """z, any shape -> rates [mm h-1], float32, never negative, dry cells exactly 0."""
-        rate = np.power(np.float32(10.0), z.astype(np.float32, copy=False) - np.float32(self.shift))
+        rate: npt.NDArray[np.float32] = z.astype(np.float32) - np.float32(self.shift)
+        np.power(np.float32(10.0), rate, out=rate)
         rate -= np.float32(self.offset_mm_h)
         rate[rate < self.dry_threshold_mm_h] = 0.0
         return rate
@@ -69,12 +71,12 @@ class SubbandScale:
     def standardise(self, coeffs: Array) -> npt.NDArray[np.float32]:
         """(c, h, w) -> (coeffs - mean) / std."""
         mean, std = self._columns()
-        return (coeffs - mean) / std
+        return np.asarray((coeffs - mean) / std, dtype=np.float32)
 
     def restore(self, scaled: Array) -> npt.NDArray[np.float32]:
         """(c, h, w) -> scaled * std + mean, the inverse of `standardise`."""
         mean, std = self._columns()
-        return scaled * std + mean
+        return np.asarray(scaled * std + mean, dtype=np.float32)
 
     def _columns(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         mean = np.asarray(self.mean, dtype=np.float32)[:, None, None]

@@ -1,0 +1,93 @@
+"""Interpolation, block means and transforms: constants, mass, missing cells, round trips."""
+
+import numpy as np
+import pytest
+
+from wdm_runtime.errors import InputError
+from wdm_runtime.grid import Grid, PrecipField, block_mean, interpolate
+from wdm_runtime.transform import PrecipTransform, SubbandScale
+
+RNG = np.random.default_rng(0)
+
+
+def test_interpolation_keeps_constants_and_is_never_negative():
+    np.testing.assert_allclose(interpolate(np.full((5, 7), 2.5), 10), 2.5, rtol=1e-6)
+    spiky = np.zeros((9, 9))
+    spiky[4, 4] = 50
+    assert interpolate(spiky, 10).min() == 0  # Keys' kernel undershoots; rain cannot
+
+
+def test_interpolation_reproduces_a_ramp_inside():
+    coarse = np.tile(np.arange(12.0), (6, 1))
+    fine = interpolate(coarse, 10)
+    # Keys' kernel reproduces straight lines for a = -0.5 only, and nearly for -0.75.
+    expected = (np.arange(120) + 0.5) / 10 - 0.5
+    np.testing.assert_allclose(fine[30, 20:100], expected[20:100], atol=0.06)
+
+
+def test_interpolation_mirrors_with_its_input():
+    coarse = RNG.gamma(0.5, 4, (6, 8))
+    flipped = interpolate(coarse[::-1, ::-1], 10)
+    np.testing.assert_allclose(flipped[::-1, ::-1], interpolate(coarse, 10), atol=1e-4)
+
+
+def test_missing_spreads_to_what_reads_it_and_no_further():
+    coarse = np.ones((9, 9))
+    coarse[4, 4] = np.nan
+    missing = np.isnan(interpolate(coarse, 10))
+    assert missing[40:50, 40:50].all()
+    # the outermost fine cells reading coarse cell 4 lie in cells 2 and 6
+    assert not missing[:20].any() and not missing[70:].any()
+    assert not np.isnan(interpolate(np.ones((9, 9)), 10)).any()
+
+
+def test_block_mean_counts_valid_cells_only():
+    fine = np.ones((20, 30))
+    fine[:10, :10] = np.nan
+    fine[0, 10], fine[1, 10] = np.nan, 101.0
+    mean = block_mean(fine, 10)
+    assert mean.shape == (2, 3)
+    assert np.isnan(mean[0, 0])
+    assert mean[0, 1] == pytest.approx((98 + 101) / 99)
+    assert np.all(mean[1] == 1)
+
+
+def test_refined_grid_covers_the_same_area():
+    grid = Grid(np.array([40.0, 39.9, 39.8]), np.array([-100.0, -99.9]))
+    fine = grid.refined(10)
+    assert fine.shape == (30, 20)
+    assert fine.y[0] == pytest.approx(40.045) and fine.x[-1] == pytest.approx(-99.855)
+    np.testing.assert_allclose(fine.y.reshape(3, 10).mean(1), grid.y)
+    assert grid.north_first and not Grid(grid.y[::-1], grid.x).north_first
+
+
+def test_area_of_a_degree_cell():
+    attributes = ({"units": "degrees_north"}, {"units": "degrees_east"})
+    grid = Grid(np.array([0.05, -0.05]), np.array([10.05, 10.15]), attributes=attributes)
+    assert grid.area_km2() == pytest.approx((0.2 * 111.19) ** 2, rel=1e-3)
+
+
+def test_uneven_coordinates_and_wrong_shapes_are_refused():
+    with pytest.raises(InputError, match="even spacing"):
+        Grid(np.array([0.0, 1.0, 3.0]), np.array([0.0, 1.0]))
+    with pytest.raises(InputError, match=r"\(1, 2, 2\)"):
+        PrecipField(np.zeros((2, 2), np.float32), Grid(np.arange(2.0), np.arange(2.0)), ("t",))
+
+
+def test_transform_round_trip_and_dry_floor():
+    transform = PrecipTransform()
+    rates = np.array([0, 0.05, 0.1, 0.3, 1, 20, 150, 400], dtype=np.float32)
+    back = transform.inverse(transform.forward(rates))
+    np.testing.assert_allclose(back[3:], rates[3:], rtol=1e-4)
+    assert np.all(back[:2] == 0)
+    assert transform.forward(np.zeros(1, np.float32))[0] == 0
+    assert transform.forward(np.ones(1, np.float32))[0] == pytest.approx(1.0414, abs=1e-4)
+    assert np.isnan(transform.forward(np.array([np.nan], np.float32)))[0]
+
+
+def test_standardisation_round_trip():
+    scale = SubbandScale((0.5, -1.0), (2.0, 0.1))
+    coeffs = RNG.standard_normal((2, 3, 3)).astype(np.float32)
+    np.testing.assert_allclose(scale.restore(scale.standardise(coeffs)), coeffs, atol=1e-6)
+    with pytest.raises(InputError, match="positive"):
+        SubbandScale((0.0,), (0.0,))

@@ -1,0 +1,362 @@
+"""`wdm-export`: prepare data, train, export, check, evaluate, or all of it with `build`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from wdm_runtime import console
+from wdm_runtime.errors import InputError
+from wdm_runtime.wavelets import WaveletSpec
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Files = Annotated[list[Path], typer.Argument(help="1 km rates: MRMS GRIB2 (.gz) or CF NetCDF")]
+Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
+Levels = Annotated[int, typer.Option(help="2: WDM-2, 1: WDM-1, 0: the pixel model")]
+Base = Annotated[int | None, typer.Option(help="Channels of the finest depth")]
+Depths = Annotated[str | None, typer.Option(help="Channel multipliers, for example 1,2,2")]
+Blocks = Annotated[int | None, typer.Option(help="Residual blocks a depth")]
+Attention = Annotated[bool, typer.Option(help="Self-attention at the coarsest depth")]
+Batch = Annotated[int | None, typer.Option(help="Crops a step")]
+Crop = Annotated[int | None, typer.Option(help="Edge of training crops in cells")]
+TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variation term")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+Tile = Annotated[int | None, typer.Option(help="Tile edge in fine cells")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle")]
+
+DEFAULT_BUILD_MINUTES = 90.0
+
+
+def main() -> None:
+    """Entry point."""
+    console.run(app)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks")
+    ] = 0,
+) -> None:
+    """Train wavelet diffusion models on radar data and export them as bundles."""
+    console.set_verbosity(verbose)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console.err,
+    ) as progress:
+        yield progress
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Only what the user set: defaults live in the configuration's dataclasses."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _network(
+    levels: int, base: int | None, depths: str | None, blocks: int | None, attention: bool
+) -> Any:
+    from wdm_export.config import NetworkConfig
+
+    multipliers = None
+    if depths is not None:
+        if not all(part.strip().isdigit() for part in depths.split(",")):
+            raise InputError(
+                f"--depths got '{depths}'; expected whole numbers such as 1,2,2. Correct it."
+            )
+        multipliers = tuple(int(part) for part in depths.split(","))
+    values = _given(base_channels=base, multipliers=multipliers, blocks=blocks)
+    width = values.get("base_channels", NetworkConfig.base_channels)
+    coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
+    # Narrow test networks have one head; wide ones keep the default size.
+    heads = min(NetworkConfig.head_channels, coarsest)
+    groups = min(NetworkConfig.norm_groups, width)
+    return NetworkConfig(
+        WaveletSpec(levels=levels),
+        attention=attention,
+        head_channels=heads,
+        norm_groups=groups,
+        **values,
+    )
+
+
+def _prepare(files: list[Path], store: Path, progress: Progress, size: int | None) -> Any:
+    from wdm_export import data
+
+    task = progress.add_task("Preparing", total=len(files), note="")
+
+    def on_file(path: Path, count: int) -> None:
+        progress.update(task, advance=1, note=f"{path.name}: {count} patches")
+
+    prepared = data.prepare(files, store, on_file=on_file, **_given(size=size))
+    progress.update(task, note=f"{len(prepared.fine)} patches")
+    return prepared
+
+
+def _train(trainer: Any, progress: Progress) -> Any:
+    task = progress.add_task("Training", total=1.0, note="")
+
+    def on_step(now: Any) -> None:
+        note = f"step {now.step}, loss {now.loss:.4f}, {now.samples_per_s:.1f} samples/s"
+        progress.update(task, completed=min(1.0, now.share), note=note)
+
+    return trainer.run(on_step)
+
+
+def _export(
+    checkpoint: Any, output: Path, name: str | None, tile: int | None, overwrite: bool,
+    progress: Progress,
+) -> None:  # fmt: skip
+    from wdm_export import package
+
+    task = progress.add_task("Exporting", total=None, note="")
+    _, comparisons = package.export_bundle(
+        checkpoint,
+        output,
+        name,
+        overwrite=overwrite,
+        notify=lambda line: progress.update(task, note=line),
+        **_given(tile_px=tile),
+    )
+    progress.update(task, total=1, completed=1, note="")
+    console.out.print(_comparison_table(comparisons))
+
+
+def _comparison_table(comparisons: list[Any]) -> Table:
+    table = Table("check", "difference", "limit", "")
+    for c in comparisons:
+        mark = "passed" if c.passed else "FAILED"
+        table.add_row(c.name, f"{c.difference:.1e}", f"{c.limit:.0e}", mark)
+    return table
+
+
+@app.command()
+def prepare(
+    files: Files,
+    store: Annotated[Path, typer.Option("-o", "--output", help="Store folder to write")],
+    patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
+) -> None:
+    """Cut training patches from 1 km fields."""
+    with _progress() as progress:
+        prepared = _prepare(files, store, progress, patch)
+    table = Table("storm day", "patches")
+    for day, numbers in sorted(prepared.by_day().items()):
+        table.add_row(day, str(len(numbers)))
+    console.out.print(table)
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="A store that 'prepare' wrote")],
+    run: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run")],
+    minutes: Minutes = None,
+    steps: Steps = None,
+    levels: Levels = 2,
+    base: Base = None,
+    depths: Depths = None,
+    blocks: Blocks = None,
+    attention: Attention = True,
+    batch: Batch = None,
+    crop: Crop = None,
+    learning_rate: Rate = None,
+    tv_weight: TvWeight = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
+) -> None:
+    """Train a network; writes checkpoints, a log, a loss plot and released weights."""
+    from wdm_export.checkpoint import Checkpoint
+    from wdm_export.config import TrainConfig
+    from wdm_export.data import PatchStore
+    from wdm_export.loss_plot import plot_log
+    from wdm_export.train import Trainer
+
+    patches = PatchStore.open(store)
+    if resume:
+        trainer = Trainer.resume(patches, run)
+    else:
+        settings = _given(
+            minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
+            tv_weight=tv_weight, seed=seed, threads=threads,
+        )  # fmt: skip
+        network = _network(levels, base, depths, blocks, attention)
+        initial = Checkpoint.load(weights) if weights else None
+        trainer = Trainer.start(patches, run, network, TrainConfig(**settings), initial)
+    with _progress() as progress:
+        _train(trainer, progress)
+    plot_log(run)
+    written = "weights.safetensors, checkpoint.safetensors, log.csv and loss.png"
+    console.out.print(f"Wrote {run}: {written}")
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(help="weights.safetensors or a checkpoint")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write")],
+    name: Annotated[str | None, typer.Option(help="Default: the folder's name")] = None,
+    tile: Tile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export weights to a bundle; nothing is written unless every check passes."""
+    from wdm_export.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.load(weights)
+    with _progress() as progress:
+        _export(checkpoint, output, name, tile, overwrite, progress)
+    console.out.print(f"Wrote {output}. Try: wdm-run info {output}")
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="A bundle")],
+    weights: Annotated[Path, typer.Option(help="The weights it was exported from")],
+) -> None:
+    """Compare a bundle's graphs with torch, NumPy, pytorch_wavelets and PyWavelets."""
+    from wdm_export import package, parity
+    from wdm_export.checkpoint import Checkpoint
+    from wdm_runtime.bundle import Bundle
+
+    comparisons = package.check_bundle(Bundle.open(bundle), Checkpoint.load(weights))
+    console.out.print(_comparison_table(comparisons))
+    parity.require_all(comparisons)
+
+
+@app.command()
+def build(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="1 km rates: MRMS GRIB2 (.gz) or CF NetCDF")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Training time; preparing and exporting take minutes more")
+    ] = DEFAULT_BUILD_MINUTES,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for store and run; default: <OUTPUT>-work")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Default: the folder's name")] = None,
+    levels: Levels = 2,
+    base: Base = None,
+    depths: Depths = None,
+    blocks: Blocks = None,
+    attention: Attention = True,
+    batch: Batch = None,
+    crop: Crop = None,
+    learning_rate: Rate = None,
+    tv_weight: TvWeight = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
+    tile: Tile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prepare, train, export and check in one go; run again, it continues where it stopped."""
+    from wdm_export.config import TrainConfig
+    from wdm_export.data import PatchStore
+    from wdm_export.loss_plot import plot_log
+    from wdm_export.package import check_target
+    from wdm_export.train import CHECKPOINT_NAME, Trainer
+
+    if not files:
+        raise InputError(
+            "Got no files to train on; expected precipitation rates at 1 km, as MRMS GRIB2 or CF "
+            "NetCDF, of several storm days. Name them: wdm-export build FILES... -o BUNDLE"
+        )
+    check_target(output, overwrite)
+    folder = work or output.with_name(f"{output.name}-work")
+    store, run = folder / "store", folder / "run"
+    with _progress() as progress:
+        if (store / "index.json").exists():
+            patches = PatchStore.open(store)
+        else:
+            patches = _prepare(files, store, progress, patch)
+        if (run / CHECKPOINT_NAME).exists():
+            trainer = Trainer.resume(patches, run)
+        else:
+            settings = _given(
+                minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
+                tv_weight=tv_weight, seed=seed, threads=threads,
+            )  # fmt: skip
+            network = _network(levels, base, depths, blocks, attention)
+            trainer = Trainer.start(patches, run, network, TrainConfig(**settings))
+        checkpoint = _train(trainer, progress)
+        plot_log(run)
+        _export(checkpoint, output, name, tile, overwrite, progress)
+    console.out.print(f"Wrote {output}. Try: wdm-run infer INPUT --bundle {output}")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle")],
+    files: Files,
+    members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the ensemble")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--json", help="Write as JSON")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
+    ] = False,
+) -> None:
+    """Score a bundle against bicubic interpolation on tiles of 1 km truth."""
+    from wdm_export import evaluate as evaluation
+    from wdm_export.package import write_manifest
+    from wdm_runtime.downscale import Downscaler
+    from wdm_runtime.io import read_field
+
+    with Downscaler.open(bundle) as downscaler, _progress() as progress:
+        task = progress.add_task("Evaluating", total=None, note="")
+        result = evaluation.evaluate(
+            downscaler,
+            (read_field(file) for file in files),
+            members=members,
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            on_progress=lambda line: progress.update(task, note=line),
+        )
+        manifest = downscaler.manifest
+    console.out.print(evaluation.render(result))
+    if output:
+        output.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    if keep:
+        names = " ".join(file.name for file in files)
+        command = f"wdm-export evaluate {manifest.name} {names} --members {members} --seed {seed}"
+        scores = {**result.to_dict(), "files": [f.name for f in files], "command": command}
+        write_manifest(bundle, replace(manifest, scores=scores))
+
+
+@app.command()
+def coarsen(
+    fine: Annotated[Path, typer.Argument(help="1 km rates")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Coarse NetCDF to write")],
+    truth: Annotated[Path | None, typer.Option(help="Also write the fine field it covers")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
+    ] = None,
+    factor: Annotated[int, typer.Option(help="Fine cells per coarse cell")] = 10,
+) -> None:
+    """Block-average a 1 km field to 10 km: a test input with a known answer."""
+    from wdm_export.coarsen import coarsen_file
+
+    coarsen_file(fine, output, truth, crop, factor)
+    console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""))

@@ -1,0 +1,195 @@
+"""ONNX graphs: the score network in fp32 and fp16, and the fixed-kernel wavelet transforms.
+
+Graphs are pure functions: no random numbers, schedule or normalisation inside. Opset 20, because
+JetPack 6's TensorRT 10.3 parses no later one; inputs and outputs are fp32 throughout.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from wdm_export.unet import UNet
+from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
+from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
+
+OPSET = 20
+IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
+_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
+
+
+class Fp16Body(nn.Module):
+    """The network in fp16 between fp32 inputs and outputs, its time embedding in fp32.
+
+    Group norm and softmax stay fp16 nodes: kernels accumulate their statistics in fp32, and casts
+    around them would break the fusion of norm and SiLU.
+    """
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+        self.network.time.float()
+
+    def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
+        return self.network(x.half(), condition.half(), t).float()
+
+
+def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
+    """Export v(x, condition, t) with a dynamic batch and a fixed tile.
+
+    Weights are stored in fp16 in either graph: in the fp32 graph each is followed by a cast that
+    engines fold when they load it. That is lossless for released weights, which are fp16.
+
+    Parameters
+    ----------
+    network
+        In fp32 and evaluation mode.
+    tile_px
+        Fine size of a tile; the graph takes tile_px / stride coefficients along each axis.
+    fp16
+        Whether the body computes in fp16.
+    """
+    spec = network.config.wavelet
+    size = tile_px // spec.stride
+    # Two tiles, because torch takes a batch of one for a constant, and two tensors, because it
+    # takes one tensor handed in twice for one input.
+    x, condition = torch.zeros(2, 2, spec.subbands, size, size)
+    batch = torch.export.Dim("batch")
+    module = Fp16Body(network) if fp16 else network
+    buffer = io.BytesIO()
+    # The exporter reports progress on stdout and through loggers; neither is our user's business.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            (x, condition, torch.tensor([0.5])),
+            input_names=["x", "condition", "t"],
+            output_names=["v"],
+            opset_version=OPSET,
+            dynamic_shapes=({0: batch}, {0: batch}, None),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    program.save(buffer)
+    model = onnx.load_from_string(buffer.getvalue())
+    _strip(model, f"wdm_score_{'fp16' if fp16 else 'fp32'}")
+    if not fp16:
+        _store_weights_in_fp16(model)
+    return model
+
+
+def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
+    """field (1, 1, height, width) -> coeffs (1, subbands, rows, columns): one conv a level."""
+    nodes, weights, value = [], [], "field"
+    for level in range(spec.levels):
+        groups = 4**level
+        kernel = np.tile(HAAR_KERNELS[:, None], (groups, 1, 1, 1))
+        weights.append(numpy_helper.from_array(kernel, f"analysis{level}"))
+        out = "coeffs" if level == spec.levels - 1 else f"level{level}"
+        nodes.append(
+            helper.make_node(
+                "Conv", [value, f"analysis{level}"], [out], strides=[2, 2], group=groups
+            )
+        )
+        value = out
+    nodes = nodes or [helper.make_node("Identity", ["field"], ["coeffs"])]
+    return _transform_model("wdm_dwt", spec, nodes, weights, inverse=False)
+
+
+def idwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
+    """coeffs (1, subbands, rows, columns) -> field (1, 1, height, width), one deconv a level."""
+    nodes, weights, value = [], [], "coeffs"
+    for level in reversed(range(spec.levels)):
+        groups = 4**level
+        kernel = np.tile(HAAR_KERNELS[:, None], (groups, 1, 1, 1))
+        weights.append(numpy_helper.from_array(kernel, f"synthesis{level}"))
+        out = "field" if level == 0 else f"level{level}"
+        nodes.append(
+            helper.make_node(
+                "ConvTranspose", [value, f"synthesis{level}"], [out], strides=[2, 2], group=groups
+            )
+        )
+        value = out
+    nodes = nodes or [helper.make_node("Identity", ["coeffs"], ["field"])]
+    return _transform_model("wdm_idwt", spec, nodes, weights, inverse=True)
+
+
+def _transform_model(
+    name: str,
+    spec: WaveletSpec,
+    nodes: list[onnx.NodeProto],
+    weights: list[onnx.TensorProto],
+    inverse: bool,
+) -> onnx.ModelProto:
+    field = helper.make_tensor_value_info("field", TensorProto.FLOAT, [1, 1, "height", "width"])
+    coeffs = helper.make_tensor_value_info(
+        "coeffs", TensorProto.FLOAT, [1, spec.subbands, "rows", "columns"]
+    )
+    ends = ([coeffs], [field]) if inverse else ([field], [coeffs])
+    graph = helper.make_graph(nodes, name, *ends, initializer=weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    model.producer_name = "wdm-export"
+    helper.set_model_props(model, {"wavelet": spec.name, "levels": str(spec.levels)})
+    return model
+
+
+def _strip(model: onnx.ModelProto, name: str) -> None:
+    """Drop the exporter's source traces: they hold paths of the machine and double the file."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    model.graph.name = name  # distinct names keep engine caches apart
+    model.producer_name, model.ir_version = "wdm-export", IR_VERSION
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+def _store_weights_in_fp16(model: onnx.ModelProto) -> None:
+    """Replace each fp32 weight by its fp16 form and a cast, if that loses nothing."""
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(weight)
+        half = values.astype(np.float16)
+        if values.size < 16 or not np.array_equal(half.astype(np.float32), values):
+            continue
+        full, stored = weight.name, f"{weight.name}_fp16"
+        weight.CopyFrom(numpy_helper.from_array(half, stored))
+        casts.append(helper.make_node("Cast", [stored], [full], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def tensor_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Name, dtype and shape of a graph's inputs or outputs."""
+    return tuple(
+        TensorSpec(
+            value.name,
+            _DTYPES[value.type.tensor_type.elem_type],
+            tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+def graph_entry(model: onnx.ModelProto, file: str, data: bytes) -> GraphEntry:
+    """The manifest's entry of a serialised graph."""
+    inputs, outputs = tensor_specs(model.graph.input), tensor_specs(model.graph.output)
+    return GraphEntry(file, sha256(data), len(data), inputs, outputs)

@@ -1,0 +1,272 @@
+"""From a checkpoint to a checked bundle, and the check of a bundle that exists."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import onnx
+import torch
+
+from wdm_export import graphs, parity
+from wdm_export.checkpoint import Checkpoint
+from wdm_export.config import NetworkConfig
+from wdm_export.unet import UNet, parameter_count
+from wdm_runtime.bundle import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Bundle,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    TensorSpec,
+    sha256,
+)
+from wdm_runtime.engines import open_engine
+from wdm_runtime.errors import OutputError, ParityError
+from wdm_runtime.wavelets import WaveletSpec
+
+LICENCE = "Apache-2.0"
+TILE_PX = 288
+CARD_NAME = "MODEL_CARD.md"
+_LATENCY_WEIGHT = 0.02
+
+Notify = Callable[[str], None]
+
+
+def latency_network(config: NetworkConfig, attention: bool = False) -> UNet:
+    """The same network on pixels, untrained, for timing only.
+
+    Every weight is plus or minus one value, so the graph compresses to a tenth in a wheel; the time
+    of a network does not depend on its weights.
+    """
+    pixel = replace(config, wavelet=WaveletSpec(config.wavelet.name, 0), attention=attention)
+    network = UNet(pixel)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2.0 - 1.0
+            parameter.copy_(signs * _LATENCY_WEIGHT).copy_(parameter.half().float())
+    return network.eval()
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    target: str | Path,
+    name: str | None = None,
+    tile_px: int = TILE_PX,
+    overwrite: bool = False,
+    notify: Notify = lambda _: None,
+) -> tuple[Bundle, list[parity.Comparison]]:
+    """Export, check and write a bundle.
+
+    Parameters
+    ----------
+    checkpoint
+        A training checkpoint or released weights; the EMA weights rounded to fp16 are exported.
+    target
+        The bundle's folder. It is put in place only after every check passed.
+    name
+        The bundle's name; by default the folder's.
+    tile_px
+        Fine size of the tiles the score graph takes.
+    overwrite
+        Whether a bundle that stands there may be replaced.
+    notify
+        Called with a line about what comes next.
+
+    Raises
+    ------
+    ParityError
+        A graph differs from its reference by more than the limit.
+    OutputError
+        The folder exists and is no bundle or may not be replaced, or cannot be written.
+    """
+    target = Path(target).absolute()
+    check_target(target, overwrite)
+    released = checkpoint.released()
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        _write(folder, released, name or target.name, tile_px, notify)
+        bundle = Bundle.open(folder)
+        comparisons = check_bundle(bundle, released, notify)
+        parity.require_all(comparisons)
+        _put_in_place(folder, target)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written ({error}). Choose another folder with -o."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return replace(bundle, path=target), comparisons
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that must not be replaced, before hours are spent on its contents."""
+    if target.exists() and not (overwrite and (target / MANIFEST_NAME).is_file()):
+        raise OutputError(
+            f"{target}: already exists; expected a new folder, or a bundle and --overwrite. "
+            "Choose another with -o."
+        )
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """Rename the finished folder; a folder that is replaced stays whole until the very end."""
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(folder, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: Notify) -> None:
+    """Write every file of a bundle into an empty folder."""
+    network, spec = released.network(), released.model.network.wavelet
+    entries: dict[str, GraphEntry] = {}
+
+    def add(role: str, model: onnx.ModelProto) -> None:
+        data = model.SerializeToString()
+        (folder / f"{role}.onnx").write_bytes(data)
+        entries[role] = graphs.graph_entry(model, f"{role}.onnx", data)
+
+    for precision in ("fp32", "fp16"):
+        notify(f"Exporting the score network in {precision}")
+        add(f"score_{precision}", graphs.score_graph(network, tile_px, precision == "fp16"))
+    add("dwt", graphs.dwt_graph(spec))
+    add("idwt", graphs.idwt_graph(spec))
+    pixel = latency_network(released.model.network)
+    for precision in ("fp32", "fp16"):
+        notify(f"Exporting the pixel model for the latency comparison in {precision}")
+        add(f"pixel_{precision}", graphs.score_graph(pixel, tile_px, precision == "fp16"))
+    model = released.model
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        licence=LICENCE,
+        factor=model.factor,
+        tile_px=tile_px,
+        wavelet=spec,
+        transform=model.transform,
+        schedule=model.schedule,
+        prediction="v",
+        residual_scale=model.residual_scale,
+        condition_scale=model.condition_scale,
+        graphs=entries,
+        files=(),
+        training={
+            "network": asdict(model.network),
+            "parameters": parameter_count(network),
+            "settings": asdict(released.training),
+            "steps": released.step,
+            "seconds": round(released.seconds, 1),
+            "sources": list(released.sources),
+        },
+    )
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the model card and then the manifest that hashes it."""
+    card = model_card(manifest).encode()
+    (folder / CARD_NAME).write_bytes(card)
+    manifest = replace(manifest, files=(FileEntry(CARD_NAME, sha256(card), len(card)),))
+    temporary = folder / f".{MANIFEST_NAME}.tmp"
+    temporary.write_text(manifest.to_json())
+    os.replace(temporary, folder / MANIFEST_NAME)
+
+
+def check_bundle(
+    bundle: Bundle, weights: Checkpoint, notify: Notify = lambda _: None
+) -> list[parity.Comparison]:
+    """Compare each graph of a bundle with torch, NumPy and two wavelet libraries.
+
+    Raises
+    ------
+    BundleError
+        A file is missing or altered.
+    ParityError
+        A graph is malformed. Differences are returned, for `parity.require_all` to judge.
+    """
+    manifest = bundle.manifest
+    bundle.verify()
+    spec, size = manifest.wavelet, manifest.tile_px // manifest.wavelet.stride
+    subbands = {"score": (spec.subbands, size), "pixel": (1, manifest.tile_px)}
+    for role, entry in manifest.graphs.items():
+        notify(f"Checking {entry.file}")
+        expected = entry.inputs
+        if role.partition("_")[0] in subbands:
+            channels, edge = subbands[role.partition("_")[0]]
+            tile: tuple[int | str, ...] = ("batch", channels, edge, edge)
+            expected = (
+                TensorSpec("x", "float32", tile),
+                TensorSpec("condition", "float32", tile),
+                TensorSpec("t", "float32", (1,)),
+            )
+        parity.check_form(role, onnx.load_from_string(bundle.graph(role)), expected)
+    if weights.model.network.wavelet != spec:
+        raise ParityError(
+            f"The weights are of a network on {weights.model.network.wavelet}; the bundle's is on "
+            f"{spec}. Name the weights it was exported from with --weights."
+        )
+    network = weights.released().network()
+    comparisons = []
+    for precision in ("fp32", "fp16"):
+        role = f"score_{precision}"
+        if role in manifest.graphs:
+            notify(f"Comparing {role} with torch")
+            comparisons.append(
+                parity.compare_score(
+                    network, bundle.graph(role), manifest.graphs[role], precision == "fp16"
+                )
+            )
+    dwt, idwt = (
+        open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
+        for role in ("dwt", "idwt")
+    )
+    return comparisons + parity.compare_wavelets(spec, dwt, idwt)
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card's text, from the manifest alone."""
+    training = manifest.training
+    days = sorted({source["valid_time"][:10] for source in training["sources"]})
+    settings = training["settings"]
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"Conditional diffusion model in the {manifest.wavelet.name} wavelet domain "
+        f"({manifest.wavelet.levels} levels) that refines precipitation rates by a factor of "
+        f"{manifest.factor}. Method: Yi et al., arXiv 2507.01354. "
+        f"Written by `wdm-export export`; licence {manifest.licence}.",
+        "",
+        "## Training",
+        f"- {training['parameters'] / 1e6:.2f} M parameters; {training['steps']} steps of "
+        f"{settings['batch']} crops of {settings['crop_px']} x {settings['crop_px']} cells in "
+        f"{training['seconds'] / 60:.0f} minutes; total-variation weight {settings['tv_weight']:g}"
+        f"; seed {settings['seed']}",
+        f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
+        "",
+        "## Limits",
+        "- Trained on the storm days above and on nothing else; other climates, seasons and radar "
+        "networks are extrapolation.",
+        f"- Rates below {manifest.transform.dry_threshold_mm_h} mm/h are set to 0.",
+        "- The pixel graphs are untrained: they serve the latency comparison only.",
+        "- No graph has been run on a GPU by the project.",
+        "",
+        "## Scores",
+    ]
+    if not manifest.scores:
+        return "\n".join([*lines, "Not evaluated yet: run `wdm-export evaluate`.", ""])
+    scores = manifest.scores
+    lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
+    names = list(scores["rows"][0])
+    lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in scores["rows"]:
+        cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,141 @@
+"""The gate of every export: each graph against independent implementations of the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pywt
+import torch
+
+from wdm_export.graphs import OPSET, tensor_specs
+from wdm_export.haar import WaveletPacket
+from wdm_export.unet import UNet
+from wdm_runtime import wavelets
+from wdm_runtime.bundle import GraphEntry, TensorSpec
+from wdm_runtime.engines import Engine, open_engine
+from wdm_runtime.errors import ParityError
+from wdm_runtime.wavelets import WaveletSpec
+
+FP32_LIMIT = 1e-4  # largest absolute difference, v has unit variance
+FP16_LIMIT = 2e-2  # largest difference over the largest value
+WAVELET_LIMIT = 1e-5
+_TIMES = (0.02, 0.5, 0.95)
+_BATCHES = (1, 3)
+_ENGINE = "ort-cpu"
+# JetPack 6's TensorRT 10.3 has no kernel or no parser for these.
+_FORBIDDEN_OPS = {"GroupNormalization", "Attention", "Swish", "RandomNormal", "RandomNormalLike"}
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measured difference and its limit."""
+
+    name: str
+    difference: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the limit (NaN is not)."""
+        return self.difference <= self.limit
+
+
+def require_all(comparisons: list[Comparison]) -> None:
+    """Raise a ParityError that names every failed comparison."""
+    failed = [c for c in comparisons if not c.passed]
+    if failed:
+        details = "; ".join(f"{c.name}: {c.difference:.2e} > {c.limit:.0e}" for c in failed)
+        raise ParityError(
+            f"{len(failed)} of {len(comparisons)} checks differ more than allowed ({details}). "
+            "Nothing was written over a working bundle; export again or report this."
+        )
+
+
+def check_form(role: str, model: onnx.ModelProto, expected: tuple[TensorSpec, ...]) -> None:
+    """ONNX's own checker, the opset, the ops and the declared inputs.
+
+    Raises
+    ------
+    ParityError
+        The graph is invalid or not what engines were promised.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"Graph '{role}' is not valid ONNX ({error}). Report this.") from error
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    ops = {node.op_type for node in model.graph.node} & _FORBIDDEN_OPS
+    found = tensor_specs(model.graph.input)
+    if opsets != {"": OPSET} or ops or found != expected:
+        raise ParityError(
+            f"Graph '{role}' has opsets {opsets}, forbidden ops {sorted(ops)} and inputs {found}; "
+            f"expected opset {OPSET}, none and {expected}. Install the pinned versions of the "
+            "extra 'export'."
+        )
+
+
+def compare_score(
+    network: UNet, graph: bytes, entry: GraphEntry, fp16: bool, seed: int = 0
+) -> Comparison:
+    """The score graph on ONNX Runtime against torch, at several times and batch sizes."""
+    rng = np.random.default_rng(seed)
+    size = entry.inputs[0].shape[1:]
+    worst = 0.0
+    engine = open_engine(graph, entry, _ENGINE)
+    try:
+        for t in _TIMES:
+            for batch in _BATCHES:
+                x, condition = rng.standard_normal((2, batch, *size), dtype=np.float32)
+                feeds = {"x": x, "condition": condition, "t": np.array([t], dtype=np.float32)}
+                with torch.inference_mode():
+                    expected = network(*map(torch.from_numpy, feeds.values())).numpy()
+                scale = float(np.abs(expected).max()) if fp16 else 1.0
+                difference = np.abs(engine.run(feeds) - expected).max() / scale
+                worst = max(worst, float(difference)) if np.isfinite(difference) else np.inf
+    finally:
+        engine.close()
+    name = f"score {'fp16, relative' if fp16 else 'fp32'}: ONNX Runtime against torch"
+    return Comparison(name, worst, FP16_LIMIT if fp16 else FP32_LIMIT)
+
+
+def compare_wavelets(spec: WaveletSpec, dwt: Engine, idwt: Engine) -> list[Comparison]:
+    """The transform graphs against NumPy, pytorch_wavelets and PyWavelets, and round trips."""
+    rng = np.random.default_rng(0)
+    results: dict[str, float] = {}
+
+    def note(name: str, a: Array, b: Array) -> None:
+        worst = float(np.abs(a - b).max())
+        results[name] = max(results.get(name, 0.0), worst)
+
+    packet = WaveletPacket(spec)
+    for height, width in ((spec.stride, spec.stride), (72, 40), (40, 200)):
+        field = rng.standard_normal((1, height, width), dtype=np.float32)
+        coeffs = dwt.run({"field": field[None]})[0]
+        note("DWT graph against NumPy", coeffs, wavelets.dwt(field, spec))
+        with torch.inference_mode():
+            theirs = packet(torch.from_numpy(field)[None])[0].numpy()
+        note("DWT graph against pytorch_wavelets", coeffs, theirs)
+        note("DWT graph against PyWavelets", coeffs, _pywavelets(field[0], spec))
+        back = idwt.run({"coeffs": coeffs[None]})[0]
+        note("IDWT graph against NumPy", back, wavelets.idwt(coeffs, spec))
+        with torch.inference_mode():
+            theirs = packet.inverse(torch.from_numpy(coeffs)[None])[0].numpy()
+        note("IDWT graph against pytorch_wavelets", back, theirs)
+        note("DWT and IDWT graphs, round trip", back, field)
+    return [Comparison(name, worst, WAVELET_LIMIT) for name, worst in results.items()]
+
+
+def _pywavelets(field: Array, spec: WaveletSpec) -> Array:
+    bands = [field]
+    for _ in range(spec.levels):
+        split = []
+        for band in bands:
+            low, (horizontal, vertical, diagonal) = pywt.dwt2(band, spec.name)
+            split += [low, horizontal, vertical, diagonal]
+        bands = split
+    return np.stack(bands)

@@ -1,0 +1,90 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import GraphEntry, TensorSpec
+from wdm_runtime.errors import EngineError, require
+
+_PROVIDER = "CPUExecutionProvider"
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+_ERRORS_ONLY = 3
+
+
+def _session_options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
+    options.log_severity_level = _ERRORS_ONLY
+    # Spinning threads fight the NumPy loop, and their neighbours, for the few cores of a small box.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Activations near zero would otherwise fall into slow denormal arithmetic.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    return options
+
+
+class OrtCpuEngine:
+    """A graph in ONNX Runtime's CPU provider."""
+
+    kind = "ort-cpu"
+
+    def __init__(self, graph: bytes, entry: GraphEntry, threads: int) -> None:
+        ort = require("onnxruntime", "cpu", "Engine 'ort-cpu'")
+        self.version = f"onnxruntime {ort.__version__}"
+        self.device = f"CPU, {threads} threads"
+        try:
+            self._session: Any = ort.InferenceSession(
+                graph, _session_options(ort, threads), providers=[_PROVIDER]
+            )
+        except Exception as error:  # its exceptions share no base class below Exception
+            raise EngineError(
+                f"{self.version} does not load {entry.file} ({error}). "
+                f"Export the bundle again or upgrade: {_upgrade()}"
+            ) from error
+        if self._session.get_providers() != [_PROVIDER]:
+            raise EngineError(
+                f"{entry.file} was to run on {_PROVIDER} but got {self._session.get_providers()}. "
+                "Report this with the output of 'wdm-run info'."
+            )
+        for specs, found in (
+            (entry.inputs, self._session.get_inputs()),
+            (entry.outputs, self._session.get_outputs()),
+        ):
+            _compare(entry.file, specs, found)
+        self._output = [entry.outputs[0].name]
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The graph's output for the inputs by name."""
+        try:
+            result: npt.NDArray[np.float32] = self._session.run(self._output, dict(feeds))[0]
+        except Exception as error:
+            shapes = {name: value.shape for name, value in feeds.items()}
+            raise EngineError(
+                f"{self.version} failed on inputs {shapes} ({error}). "
+                "Lower --batch, or report this with the output of 'wdm-run info'."
+            ) from error
+        return result
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _upgrade() -> str:
+    return "pip install -U onnxruntime"
+
+
+def _compare(file: str, specs: tuple[TensorSpec, ...], found: list[Any]) -> None:
+    """The loaded graph's tensors must be the manifest's, dynamic sizes wherever it says so."""
+    got = [(a.name, _DTYPES.get(a.type, a.type), tuple(a.shape)) for a in found]
+    expected = [(s.name, s.dtype, s.shape) for s in specs]
+    if got != expected:
+        raise EngineError(
+            f"{file}: the graph has tensors {got}; the manifest says {expected}. "
+            "Export the bundle again."
+        )

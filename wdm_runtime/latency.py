@@ -1,0 +1,181 @@
+"""Step times and the latency report of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.downscale import Downscaler, StepTime
+from wdm_runtime.engines import Engine, available_threads, open_engine
+
+_PROBE_CALLS = 2
+_PIXEL_ROLES = {"fp32": "pixel_fp32", "fp16": "pixel_fp16"}
+
+
+@dataclass(frozen=True)
+class StepLatency:
+    """Percentiles of a sampler step's wall time per tile evaluation [ms]."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, steps: Iterable[StepTime]) -> StepLatency | None:
+        """From steps without the warm-up; None without any."""
+        values = [1e3 * s.seconds / s.tiles for s in steps if s.tiles]
+        if not values:
+            return None
+        return cls(*(round(float(p), 3) for p in np.percentile(values, (50, 95, 99))))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``--report`` writes.
+
+    ``step_latency_ms``: wall time of a sampler step divided by its tile evaluations, the first
+    step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop - engine calls) / sampling
+    loop, without load, I/O, interpolation and probe. ``wall_s``: process start to renamed output,
+    ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the pixel model without
+    attention on one tile; ``speedup_vs_pixel`` its ratio to the step's median.
+    """
+
+    engine: str
+    device: str
+    precision: str
+    sampler: str
+    steps: int
+    members: int
+    frames: int
+    tiles_total: int
+    step_latency_ms: StepLatency | None
+    outside_engine_fraction: float | None
+    wall_s: float
+    probe_s: float
+    peak_rss_mib: float | None
+    km2_per_s: float
+    pixel_step_latency_ms: float | None
+    pixel_attention_step_latency_ms: float | None
+    speedup_vs_pixel: float | None
+    bundle: str
+    bundle_sha256: str
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def outside_engine_fraction(steps: list[StepTime]) -> float | None:
+    """Share of the sampling loop that is not spent in engine calls."""
+    total = sum(s.seconds for s in steps)
+    return round(1 - sum(s.engine_seconds for s in steps) / total, 4) if total else None
+
+
+def peak_rss_mib() -> float | None:
+    """Largest resident set of this process so far [MiB], None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def seconds_since_process_start() -> float:
+    """Wall time since the operating system started this process."""
+    try:
+        start_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - start_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()  # no /proc: the CPU time is a lower bound
+
+
+def cache_folder() -> Path:
+    """This project's folder below the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "wdm-edge"
+
+
+def machine() -> str:
+    """What makes two machines differ in speed, in words."""
+    model = platform.processor()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux: platform's word is all there is
+    return f"{platform.machine()}, {model}, {available_threads()} cores"
+
+
+def measure_pixel(
+    bundle: Bundle, engine: Engine, precision: str, threads: int | None
+) -> float | None:
+    """Time the pixel model's score network on one tile, or take the cached time [ms].
+
+    Measured once per bundle, engine, precision and machine; None if the bundle has no pixel graph
+    of this precision. The best of a few calls after a warm-up.
+    """
+    role = _PIXEL_ROLES[precision]
+    if role not in bundle.manifest.graphs:
+        return None
+    threads = threads or available_threads()
+    key = "|".join((bundle.sha256[:16], engine.version, precision, machine(), str(threads)))
+    path = cache_folder() / "pixel-probe.json"
+    try:
+        cached = json.loads(path.read_text())
+        if isinstance(cached.get(key), float):
+            return float(cached[key])
+    except (OSError, ValueError, AttributeError):
+        cached = {}  # absent or damaged: measured anew below
+    entry = bundle.manifest.graphs[role]
+    pixel = open_engine(bundle.graph(role), entry, engine.kind, threads)
+    try:
+        shape = [size if isinstance(size, int) else 1 for size in entry.inputs[0].shape]
+        x = np.zeros(shape, dtype=np.float32)
+        feeds = {"x": x, "condition": x, "t": np.array([0.5], dtype=np.float32)}
+        times = []
+        for _ in range(_PROBE_CALLS + 1):
+            began = time.perf_counter()
+            pixel.run(feeds)
+            times.append(time.perf_counter() - began)
+    finally:
+        pixel.close()
+    result = round(1e3 * min(times[1:]), 3)
+    _remember(path, cached if isinstance(cached, dict) else {}, key, result)
+    return result
+
+
+def with_pixel_probe(report: Report, downscaler: Downscaler, threads: int | None) -> Report:
+    """A report with the pixel model's time and the ratio to the step's median."""
+    began = time.perf_counter()
+    pixel = measure_pixel(downscaler.bundle, downscaler.engine, downscaler.precision, threads)
+    step = report.step_latency_ms
+    return replace(
+        report,
+        pixel_step_latency_ms=pixel,
+        speedup_vs_pixel=round(pixel / step.p50, 2) if pixel and step else None,
+        probe_s=round(time.perf_counter() - began, 3),
+    )
+
+
+def _remember(path: Path, cached: dict[str, float], key: str, value: float) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**cached, key: value}, indent=1))
+        os.replace(temporary, path)
+    except OSError:
+        return  # a cache that cannot be written costs a few seconds next time, nothing more
