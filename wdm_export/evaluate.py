@@ -265,7 +265,9 @@ class _Scoreboard:
         self.truth: list[Array] = []
 
     def add(self, place: TilePlace, truth: TruthTile, baseline: Array, members: Array) -> None:
-        forecasts = [baseline, members[0], members.mean(axis=0)]
+        # A float32 sum would push the mean of equal rates off the very threshold they stand on.
+        mean = members.mean(axis=0, dtype=np.float64).astype(np.float32)
+        forecasts = [baseline, members[0], mean]
         for scorer, forecast in zip(self.scorers, forecasts, strict=False):
             scorer.add(forecast, truth)
         if len(members) > 1:

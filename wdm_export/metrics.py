@@ -36,7 +36,7 @@ _TRANSFORM = PrecipTransform()
 
 def scaled_z(rate_mm_h: Array) -> npt.NDArray[np.float32]:
     """Rates [mm h-1] -> z / 3.176, z = log10(rate + 0.1) + 1: dry is 0, 150 mm/h is 1."""
-    return _TRANSFORM.forward(rate_mm_h) / np.float32(Z_RANGE)
+    return np.asarray(_TRANSFORM.forward(rate_mm_h) / np.float32(Z_RANGE))
 
 
 def psnr_db(forecast: Array, truth: Array, valid: Mask) -> float:
@@ -84,7 +84,7 @@ def _window_shares(events: Mask, width: int) -> Float64:
     total = np.zeros((events.shape[0] + 1, events.shape[1] + 1), dtype=np.int32)
     total[1:, 1:] = events.cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
     columns = total[:, width:] - total[:, :-width]
-    return (columns[width:] - columns[:-width]) / np.float64(width**2)
+    return np.asarray((columns[width:] - columns[:-width]) / np.float64(width**2))
 
 
 def fss_sums(

@@ -69,13 +69,13 @@ def infer(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")] = False,
 ) -> None:
     """Downscale a file and report the latency."""
-    from wdm_runtime.io.writer import EnsembleWriter, check_folder
+    from wdm_runtime.io.writer import EnsembleWriter, check_destination
 
     console.out.quiet = quiet
     field = read_field(input, variable)
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
     if report:
-        check_folder(report)
+        check_destination(report, None, overwrite=True)
     with Downscaler.open(bundle, engine, precision, _batch(batch), threads) as downscaler:
         name, calls = sampler or DEFAULT_SAMPLER, DEFAULT_STEPS if steps is None else steps
         choices = {"seed": seed, "members": members, "sampler": name, "steps": calls}

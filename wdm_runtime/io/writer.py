@@ -72,7 +72,7 @@ class EnsembleWriter:
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
-        _check_destination(self.path, field.source.get("path"), overwrite)
+        check_destination(self.path, field.source.get("path"), overwrite)
         if factor < 1 or members < 1:
             raise InputError(
                 f"Asked for {members} members at factor {factor}; expected at least one of each. "
@@ -229,7 +229,7 @@ class EnsembleWriter:
                 f"file. It was left as it is: pass --overwrite or choose another name with -o."
             ) from error
         except OSError:  # no hard links on this file system: check as late as possible
-            _check_destination(self.path, None, overwrite=False)
+            check_destination(self.path, None, overwrite=False)
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink()
@@ -250,11 +250,19 @@ class EnsembleWriter:
         except (OSError, RuntimeError) as error:  # netCDF4 reports a full disk as RuntimeError
             raise OutputError(
                 f"{self.path}: cannot be written ({error}); expected a folder with room and "
-                f"permission. Free some space, or choose another name with -o."
+                "permission. Free some space, or choose another name with -o."
             ) from error
 
 
-def _check_destination(path: Path, input_path: str | None, overwrite: bool) -> None:
+def check_destination(path: Path, input_path: str | None, overwrite: bool) -> None:
+    """Refuse a path that cannot be written to, before any work is done for it.
+
+    Raises
+    ------
+    OutputError
+        No such folder, or not writable; ``path`` is no regular file, is ``input_path``, or exists
+        without ``overwrite``.
+    """
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(

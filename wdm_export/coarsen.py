@@ -1,0 +1,106 @@
+"""Block averages of a fine field as a file: test inputs whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from wdm_export.evaluate import coarsen
+from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.io import read_field
+
+_ENCODING = {"zlib": True, "complevel": 9, "shuffle": True, "dtype": "float32"}
+
+
+def coarsen_file(
+    fine: Path, coarse: Path, truth: Path | None = None, crop: str | None = None, factor: int = 10
+) -> None:
+    """Write the block means of a fine field, and the fine field they cover.
+
+    Parameters
+    ----------
+    fine
+        Rates on the fine grid, any file `read_field` reads.
+    coarse, truth
+        CF NetCDF files to write; ``truth`` is optional.
+    crop
+        ``row,column,height,width`` in coarse cells from the first row and column, or everything.
+    factor
+        Fine cells per coarse cell along one axis.
+
+    Raises
+    ------
+    InputError
+        The crop is no four numbers or outside the field.
+    OutputError
+        A file exists or cannot be written.
+    """
+    field = read_field(fine)
+    rows, columns = (n // factor for n in field.grid.shape)
+    row, column, height, width = _parse(crop, rows, columns)
+    field = _cut(field, row * factor, column * factor, height * factor, width * factor)
+    for path, contents in ((coarse, coarsen(field, factor)), (truth, field)):
+        if path is not None:
+            _write(path, contents, f"{fine.name}, block means of {factor} x {factor} cells")
+
+
+def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, int]:
+    if crop is None:
+        return 0, 0, rows, columns
+    parts = [part.strip() for part in crop.split(",")]
+    if len(parts) == 4 and all(part.isdigit() for part in parts):
+        row, column, height, width = map(int, parts)
+        if height > 1 and width > 1 and row + height <= rows and column + width <= columns:
+            return row, column, height, width
+    raise InputError(
+        f"--crop got '{crop}'; expected row,column,height,width within {rows} x {columns} coarse "
+        "cells. Correct it."
+    )
+
+
+def _cut(field: PrecipField, row: int, column: int, height: int, width: int) -> PrecipField:
+    y, x = slice(row, row + height), slice(column, column + width)
+    grid = Grid(field.grid.y[y], field.grid.x[x], field.grid.names, field.grid.attributes)
+    return PrecipField(field.rate_mm_h[:, y, x], grid, field.valid_times, field.source)
+
+
+def _write(path: Path, field: PrecipField, origin: str) -> None:
+    if path.exists():
+        raise OutputError(f"{path}: exists already; expected a new file. Choose another name.")
+    y, x = field.grid.names
+    times: npt.NDArray[np.datetime64] = np.array(field.valid_times, dtype="datetime64[ns]")
+    attributes = {
+        "standard_name": "lwe_precipitation_rate",
+        "long_name": "precipitation rate",
+        "units": "mm h-1",
+        "cell_methods": "area: mean",
+    }
+    dataset = xr.Dataset(
+        {"precipitation_rate": (("time", y, x), field.rate_mm_h, attributes)},
+        coords={
+            "time": ("time", times, {"standard_name": "time", "axis": "T"}),
+            y: (y, field.grid.y, field.grid.attributes[0]),
+            x: (x, field.grid.x, field.grid.attributes[1]),
+        },
+        attrs={
+            "Conventions": "CF-1.11",
+            "title": "Precipitation rate",
+            "source": origin,
+            "history": "wdm-export coarsen",
+        },
+    )
+    encoding = {
+        "precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)},
+        "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
+    }
+    try:
+        dataset.to_netcdf(path, engine="netcdf4", encoding=encoding)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: cannot be written ({error}). Choose another folder."
+        ) from error

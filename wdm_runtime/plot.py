@@ -1,0 +1,386 @@
+"""A picture of one frame of an ensemble: coarse input, a member, the mean and a probability.
+
+Matplotlib's `Figure` is used directly: no pyplot, no backend switch, no global state.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import netCDF4
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError, OutputError, require
+from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.io import read_field
+from wdm_runtime.io.netcdf import LIBRARY_LOCK, rate_factor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import BoundaryNorm, Colormap
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+Array = npt.NDArray[np.float32]
+
+RATE_LEVELS_MM_H = (0.1, 0.5, 1, 2, 5, 10, 20, 50, 100)
+# One colour a level, the last for all above. Lightness falls steadily, so it survives grey print
+# and colour-blind eyes; the hue turns from blue to red where rain becomes heavy.
+_RATE_COLOURS = (
+    "#d9ecf8", "#afd6ef", "#7ab8e0", "#4f9bd3", "#4374be",
+    "#6f4fae", "#932f88", "#a30f3f", "#43050f",
+)  # fmt: skip
+_PROBABILITY_COLOURS = ("#ffffff", "#fde3b5", "#f9a953", "#dd5b26", "#99201b", "#4a0812")
+_DRY, _MISSING = "#ffffff", "#d4d4d4"
+
+_DPI = 130
+_FIGURE_INCHES2 = 11.5 * 8.5  # 1500 x 1100 px; the sides follow the domain's shape
+_SIDES_INCHES, _ENDS_INCHES = 1.0, 2.1  # room for labels and bars beside and above the panels
+_PAD_INCHES = 0.08  # around each panel
+_HEIGHT_OVER_WIDTH = (0.33, 1.6)  # of a panel's place: beyond, the domain leaves some white
+_CELLS_ACROSS = 1500  # a panel has half as many pixels, and more cells only cost memory
+_SYMBOLS = {"degrees_north": "°N", "degrees_east": "°E", "degrees": "°", "degree": "°"}
+_METRES = ("m", "metre", "meter", "metres", "meters")
+
+
+@dataclass(frozen=True)
+class EnsembleFrame:
+    """One valid time of an ensemble; arrays (y, x) in the file's row order, NaN where missing.
+
+    ``member_mm_h`` and ``mean_mm_h`` are rates [mm h-1], ``probability`` the share of the
+    ``members`` members that reach the threshold; ``provenance`` holds the ``wdm_`` attributes.
+    """
+
+    grid: Grid
+    variable: str
+    valid_time: str
+    members: int
+    member_mm_h: Array
+    mean_mm_h: Array
+    probability: Array
+    provenance: dict[str, Any]
+
+
+def plot_ensemble(
+    output: Path, figure: Path, coarse: Path | None, time: int, member: int, threshold: float
+) -> None:
+    """Draw coarse input, one member, ensemble mean and exceedance probability of one frame.
+
+    Parameters
+    ----------
+    output
+        A file that ``wdm-run infer`` wrote.
+    figure
+        The picture to write; its suffix decides the format. An older one is replaced.
+    coarse
+        The coarse input; None looks for the name the output carries, in the output's folder and
+        then in the current one.
+    time, member
+        Numbers from 0.
+    threshold
+        Rate of the probability [mm h-1].
+
+    Raises
+    ------
+    InputError
+        The output is none, has no such time or member, or its coarse input is not found or
+        another field; the threshold is not positive.
+    OutputError
+        The figure cannot be written there or in that format.
+    MissingDependencyError
+        No matplotlib.
+    """
+    require("matplotlib", "plot", "Plotting")
+    output, figure = Path(output), Path(figure)
+    _check_figure(figure)
+    frame = read_frame(output, time, member, threshold)
+    field = _read_coarse(output, coarse, frame, time)
+    picture = _draw(frame, field, time, member, threshold)
+    temporary = figure.with_name(f".{figure.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        picture.savefig(temporary, dpi=_DPI, format=figure.suffix[1:].lower())
+        os.replace(temporary, figure)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a format's own program is missing
+        raise OutputError(
+            f"{figure}: cannot be written ({error}); expected a folder with room and permission. "
+            "Choose another --figure."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_frame(output: Path, time: int, member: int, threshold: float) -> EnsembleFrame:
+    """Read one frame of an ensemble, member by member: memory does not grow with their number.
+
+    Parameters
+    ----------
+    output
+        A file that ``wdm-run infer`` wrote.
+    time, member
+        Numbers from 0.
+    threshold
+        Rate the probability is of, reached or exceeded [mm h-1].
+
+    Returns
+    -------
+    EnsembleFrame
+        Mean and probability are NaN where any member is missing.
+
+    Raises
+    ------
+    InputError
+        Not such a file, no such time or member, or a threshold that is not positive.
+    """
+    if not 0 < threshold < math.inf:
+        raise InputError(
+            f"Got a threshold of {threshold:g} mm/h; expected a positive rate. Set --threshold."
+        )
+    with LIBRARY_LOCK, _open(output) as dataset:
+        rates, factor = _ensemble(output, dataset)
+        times, members = rates.shape[:2]
+        for option, value, count in (("time", time, times), ("member", member, members)):
+            if not 0 <= value < count:
+                raise InputError(
+                    f"{output}: got {option} {value}; expected 0 to {count - 1}. Set --{option}."
+                )
+        mean = np.zeros(rates.shape[2:], dtype=np.float64)
+        reached = np.zeros(rates.shape[2:], dtype=np.int32)
+        shown = np.empty(rates.shape[2:], dtype=np.float32)
+        for index in range(members):
+            raw = rates[time, index].astype(np.float64)
+            rate = (np.ma.filled(raw, np.nan) * factor).astype(np.float32)
+            mean += rate
+            reached += rate >= threshold
+            if index == member:
+                shown = rate
+        missing = np.isnan(mean)
+        return EnsembleFrame(
+            grid=_grid(dataset, rates),
+            variable=rates.name,
+            valid_time=_valid_time(dataset, rates.dimensions[0], time),
+            members=members,
+            member_mm_h=shown,
+            mean_mm_h=(mean / members).astype(np.float32),
+            probability=np.where(missing, np.nan, reached / members).astype(np.float32),
+            provenance={
+                name: dataset.getncattr(name)
+                for name in dataset.ncattrs()
+                if name.startswith("wdm_")
+            },
+        )
+
+
+@contextmanager
+def _open(output: Path) -> Iterator[netCDF4.Dataset]:
+    try:
+        # An absolute path is never mistaken for the address of a server.
+        with netCDF4.Dataset(str(output.absolute())) as dataset:
+            yield dataset
+    except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
+        raise _not_an_output(output, str(error)) from error
+
+
+def _not_an_output(output: Path, found: str) -> InputError:
+    return InputError(
+        f"{output}: is not an output of 'wdm-run infer' ({found}); expected precipitation over "
+        "(time, realization, y, x). Hand in the file that 'wdm-run infer' wrote."
+    )
+
+
+def _ensemble(output: Path, dataset: netCDF4.Dataset) -> tuple[netCDF4.Variable[Any], float]:
+    """The ensemble's variable and what makes its values mm h-1."""
+    if "wdm_input" not in dataset.ncattrs():
+        raise _not_an_output(output, "no global attribute 'wdm_input'")
+    for variable in dataset.variables.values():
+        factor = rate_factor(str(getattr(variable, "units", "")))
+        if variable.ndim == 4 and variable.dimensions[1] == "realization" and factor is not None:
+            return variable, factor
+    raise _not_an_output(output, "no such variable")
+
+
+def _grid(dataset: netCDF4.Dataset, rates: netCDF4.Variable[Any]) -> Grid:
+    y, x = (dataset.variables[name] for name in rates.dimensions[2:])
+    values = [np.ma.filled(v[:].astype(np.float64), np.nan) for v in (y, x)]
+    attributes = tuple({name: v.getncattr(name) for name in v.ncattrs()} for v in (y, x))
+    return Grid(values[0], values[1], (y.name, x.name), (attributes[0], attributes[1]))
+
+
+def _valid_time(dataset: netCDF4.Dataset, name: str, index: int) -> str:
+    """As `PrecipField.valid_times` has it."""
+    if name not in dataset.variables:
+        return f"none-{index}"
+    coordinate = dataset.variables[name]
+    date: Any = netCDF4.num2date(coordinate[index], coordinate.units, coordinate.calendar)
+    return str((date + timedelta(milliseconds=500)).isoformat(timespec="seconds"))
+
+
+def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: int) -> PrecipField:
+    """The coarse input, checked to be the one the output was made from."""
+    if coarse is None:
+        name = Path(str(frame.provenance["wdm_input"])).name
+        candidates = [folder / name for folder in (output.parent, Path.cwd())]
+        coarse = next((path for path in candidates if path.is_file()), None)
+        if coarse is None:
+            raise InputError(
+                f"{output}: its coarse input '{name}' is neither beside it nor in {Path.cwd()}; "
+                "expected to draw it too. Name it with --input."
+            )
+    field = read_field(coarse, frame.variable)
+    found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
+    if not _same_area(field.grid, frame.grid) or found != frame.valid_time:
+        raise InputError(
+            f"{coarse}: has {' x '.join(map(str, field.grid.shape))} cells and, at time {time}, "
+            f"'{found}'; expected the field that became {output.name}'s "
+            f"{' x '.join(map(str, frame.grid.shape))} cells at '{frame.valid_time}'. "
+            "Name the coarse input with --input."
+        )
+    return field
+
+
+def _same_area(coarse: Grid, fine: Grid) -> bool:
+    """Whether cutting coarse cells evenly gives the fine ones."""
+    factor = fine.shape[0] // coarse.shape[0]
+    if factor < 1 or fine.shape != (coarse.shape[0] * factor, coarse.shape[1] * factor):
+        return False
+    refined = coarse.refined(factor)
+    return all(
+        np.allclose(a, b, rtol=0, atol=0.5 * abs(b[1] - b[0]))
+        for a, b in ((refined.y, fine.y), (refined.x, fine.x))
+    )
+
+
+def _check_figure(figure: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not figure.parent.is_dir():
+        raise OutputError(
+            f"{figure}: folder '{figure.parent}' does not exist; expected one to write into. "
+            "Create it or choose another --figure."
+        )
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if figure.suffix[1:].lower() not in formats:
+        raise OutputError(
+            f"{figure}: suffix is '{figure.suffix}'; expected one of "
+            f"{', '.join('.' + name for name in sorted(formats))}. Choose another --figure."
+        )
+
+
+def rate_scale() -> tuple[Colormap, BoundaryNorm]:
+    """The colours of all rate panels: white below the first level, grey where missing."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    colours = ListedColormap(_RATE_COLOURS[:-1], name="rain").with_extremes(
+        under=_DRY, over=_RATE_COLOURS[-1], bad=_MISSING
+    )
+    return colours, BoundaryNorm(RATE_LEVELS_MM_H, colours.N)
+
+
+def _probability_scale() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("probability", list(_PROBABILITY_COLOURS))
+    return colours.with_extremes(bad=_MISSING)
+
+
+def _draw(
+    frame: EnsembleFrame, field: PrecipField, time: int, member: int, threshold: float
+) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    aspect = 1.0
+    if frame.grid.is_latlon:
+        aspect = 1 / max(0.1, math.cos(math.radians(float(frame.grid.y.mean()))))
+    # Compressed, narrow panels would move together until their titles overlap.
+    compress = _height_over_width(frame.grid, aspect) <= _HEIGHT_OVER_WIDTH[1]
+    layout = ConstrainedLayoutEngine(compress=compress, w_pad=_PAD_INCHES, h_pad=_PAD_INCHES)
+    figure = Figure(figsize=_figure_size(frame.grid, aspect), layout=layout)
+    (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2, sharex=True, sharey=True)
+    colours, norm = rate_scale()
+    members = "1 member" if frame.members == 1 else f"{frame.members} members"
+    for axes, title, grid, rates in (
+        (top_left, "Coarse input", field.grid, field.rate_mm_h[time]),
+        (top_right, f"Member {member}", frame.grid, frame.member_mm_h),
+        (low_left, f"Mean of {members}", frame.grid, frame.mean_mm_h),
+    ):
+        rain = _show(axes, title, grid, rates, aspect)
+        rain.set(cmap=colours, norm=norm)
+    title = f"Probability of at least {threshold:g} mm/h"
+    chance = _show(low_right, title, frame.grid, frame.probability, aspect)
+    chance.set(cmap=_probability_scale(), clim=(0, 1))
+    bars: dict[str, Any] = {"location": "bottom", "shrink": 0.92, "aspect": 28, "pad": 0.03}
+    bar = figure.colorbar(rain, ax=low_left, extend="max", ticks=RATE_LEVELS_MM_H, **bars)
+    grey = ", grey: missing" if np.isnan(frame.mean_mm_h).any() else ""
+    bar.set_label(f"precipitation rate [mm/h]{grey}")
+    bar.ax.set_xticklabels([f"{level:g}" for level in RATE_LEVELS_MM_H])
+    bar = figure.colorbar(chance, ax=low_right, format="%.1f", **bars)
+    bar.set_label(f"share of {members}")
+    for axes in (low_left, low_right):
+        _label(axes.xaxis, frame.grid.names[1], frame.grid.attributes[1])
+    for axes in (top_left, low_left):
+        _label(axes.yaxis, frame.grid.names[0], frame.grid.attributes[0])
+    figure.suptitle(_heading(frame, time), fontsize="large", fontweight="bold")
+    return figure
+
+
+def _figure_size(grid: Grid, aspect: float) -> tuple[float, float]:
+    """Width and height [in]: the same area for any domain, little of it white."""
+    least, most = _HEIGHT_OVER_WIDTH
+    ratio = min(max(_height_over_width(grid, aspect), least), most)
+    # (2 w + sides) (2 ratio w + ends) = area, for the panel's width w
+    a, b = 4 * ratio, 2 * (_ENDS_INCHES + ratio * _SIDES_INCHES)
+    c = _SIDES_INCHES * _ENDS_INCHES - _FIGURE_INCHES2
+    panel = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
+    return 2 * panel + _SIDES_INCHES, 2 * ratio * panel + _ENDS_INCHES
+
+
+def _height_over_width(grid: Grid, aspect: float) -> float:
+    left, right, bottom, top = _extent(grid)
+    return aspect * (top - bottom) / (right - left)
+
+
+def _extent(grid: Grid) -> tuple[float, float, float, float]:
+    """Outer edges of the cells: left, right, bottom, top."""
+    edges = []
+    for values in (grid.x, grid.y):
+        half = abs(values[-1] - values[0]) / (values.size - 1) / 2
+        edges += [float(values.min() - half), float(values.max() + half)]
+    return edges[0], edges[1], edges[2], edges[3]
+
+
+def _show(axes: Axes, title: str, grid: Grid, values: Array, aspect: float) -> AxesImage:
+    """Values (y, x) with the largest y on top and x rising to the right, whatever their order."""
+    rows = slice(None) if grid.north_first else slice(None, None, -1)
+    columns = slice(None) if grid.x[0] < grid.x[-1] else slice(None, None, -1)
+    stride = max(1, max(values.shape) // _CELLS_ACROSS)
+    shown = np.ma.masked_invalid(values[rows, columns][::stride, ::stride])
+    axes.set_title(title)
+    return axes.imshow(shown, extent=_extent(grid), aspect=aspect)
+
+
+def _label(axis: Any, name: str, attributes: dict[str, Any]) -> None:
+    words = str(attributes.get("standard_name") or attributes.get("long_name") or name)
+    units = str(attributes.get("units", ""))
+    if units in _METRES:
+        units = "km"
+        axis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
+    units = _SYMBOLS.get(units, units)
+    axis.set_label_text(words.replace("_", " ") + (f" [{units}]" if units else ""))
+
+
+def _heading(frame: EnsembleFrame, time: int) -> str:
+    when = f"Frame {time}"
+    if not frame.valid_time.startswith("none-"):
+        when = frame.valid_time.replace("T", " ").removesuffix(":00") + " UTC"
+    named = (("wdm_bundle", ""), ("wdm_seed", "seed "))
+    facts = [f"{word}{frame.provenance[key]}" for key, word in named if key in frame.provenance]
+    return ", ".join([when, *facts])
