@@ -101,6 +101,4 @@ def _write(path: Path, field: PrecipField, origin: str) -> None:
         dataset.to_netcdf(path, engine="netcdf4", encoding=encoding)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written ({error}). Choose another folder."
-        ) from error
+        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder.") from error

@@ -1,1 +1,37 @@
-"""Downscale precipitation from 10 km to 1 km with a wavelet diffusion model, without torch."""
+"""Downscale precipitation from 10 km to 1 km with a wavelet diffusion model, without torch.
+
+`Downscaler` turns a `PrecipField` into an ensemble; `read_field` reads one from a file. Importing
+this package needs NumPy alone: engines and file formats are imported when they are first used.
+"""
+
+from wdm_runtime.bundle import Bundle, Manifest
+from wdm_runtime.downscale import Downscaler, Sample, StepTime
+from wdm_runtime.errors import (
+    BundleError,
+    EngineError,
+    InputError,
+    MissingDependencyError,
+    OutputError,
+    WdmError,
+)
+from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.io import read_field
+from wdm_runtime.version import version
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Downscaler",
+    "EngineError",
+    "Grid",
+    "InputError",
+    "Manifest",
+    "MissingDependencyError",
+    "OutputError",
+    "PrecipField",
+    "Sample",
+    "StepTime",
+    "WdmError",
+    "read_field",
+    "version",
+]

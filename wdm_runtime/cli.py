@@ -22,7 +22,7 @@ from wdm_runtime.grid import PrecipField
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import Report, StepLatency
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
-from wdm_runtime.version import __version__
+from wdm_runtime.version import version
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5")
@@ -143,7 +143,7 @@ def _provenance(downscaler: Downscaler, values: dict[str, Any]) -> dict[str, Any
         "engine_version": downscaler.engine.version,
         "device": downscaler.engine.device,
         "precision": downscaler.precision,
-        "version": __version__,
+        "version": version(),
     }
     return {f"wdm_{key}": value for key, value in facts.items()}
 
@@ -180,7 +180,7 @@ def _report(
         bundle=downscaler.manifest.name,
         bundle_sha256=downscaler.bundle.sha256,
         versions={
-            "wdm-edge": __version__,
+            "wdm-edge": version(),
             "engine": downscaler.engine.version,
             "numpy": np.__version__,
         },

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 from wdm_runtime.errors import DISTRIBUTION
 
 
-def _version() -> str:
+def version() -> str:
+    """This distribution's version, ``0+unknown`` where it is not installed."""
+    import importlib.metadata  # 20 ms, which an import of the package should not cost
+
     try:
         return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
+    except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
-
-
-__version__ = _version()

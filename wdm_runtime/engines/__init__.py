@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Mapping
 from typing import Protocol
@@ -101,6 +100,8 @@ def open_engine(graph: bytes, entry: GraphEntry, kind: str, threads: int | None 
 
 
 def _check_onnxruntime() -> None:
+    import importlib.metadata  # 20 ms, which an import of the package should not cost
+
     installed = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:

@@ -70,9 +70,7 @@ def _field(path: Path, eccodes: Any, handle: Any) -> PrecipField:
     def get(key: str) -> Any:
         return eccodes.codes_get(handle, key)
 
-    identity = tuple(
-        get(key) for key in ("discipline", "parameterCategory", "parameterNumber")
-    )
+    identity = tuple(get(key) for key in ("discipline", "parameterCategory", "parameterNumber"))
     name, hours = MRMS_PRODUCTS.get(identity[2], ("", 0))
     if identity[:2] != (MRMS_DISCIPLINE, MRMS_PRECIP_CATEGORY) or not name:
         raise InputError(
@@ -93,9 +91,9 @@ def _field(path: Path, eccodes: Any, handle: Any) -> PrecipField:
     south_first = bool(get("jScansPositively"))
     step = get("jDirectionIncrementInDegrees") * (1 if south_first else -1)
     y = get("latitudeOfFirstGridPointInDegrees") + step * np.arange(rows)
-    x = get("longitudeOfFirstGridPointInDegrees") + get(
-        "iDirectionIncrementInDegrees"
-    ) * np.arange(columns)
+    x = get("longitudeOfFirstGridPointInDegrees") + get("iDirectionIncrementInDegrees") * np.arange(
+        columns
+    )
     date, clock = get("validityDate"), get("validityTime")
     valid = datetime.strptime(f"{date:08d}{clock:04d}", "%Y%m%d%H%M")
     attributes = (
@@ -106,5 +104,5 @@ def _field(path: Path, eccodes: Any, handle: Any) -> PrecipField:
         rate_mm_h=values[None].astype(np.float32),
         grid=Grid(y.astype(np.float64), x.astype(np.float64), ("lat", "lon"), attributes),
         valid_times=(valid.isoformat(),),
-        source={"variable": name, "units": "mm h-1"},
+        source={"path": str(path), "variable": name, "units": "mm h-1"},
     )

@@ -1,0 +1,66 @@
+"""Bundles and fields that many tests share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wdm_runtime.bundle import MANIFEST_NAME, Bundle, sha256
+from wdm_runtime.grid import Grid, PrecipField
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+SAMPLE = MODELS / "sample" / "mrms_10km.nc"
+TRUTH = MODELS / "sample" / "mrms_1km_truth.nc"
+
+
+@pytest.fixture
+def tiny() -> Path:
+    """The small bundle in the repository: 64-cell tiles."""
+    return MODELS / "tiny"
+
+
+@pytest.fixture
+def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def field() -> PrecipField:
+    """Two frames of 13 x 17 coarse cells with rain, dry ground and nothing missing."""
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(0.4, 6.0, (2, 13, 17)).astype(np.float32)
+    rate[rate < 0.5] = 0
+    grid = Grid(
+        40.05 - 0.1 * np.arange(13),
+        -99.95 + 0.1 * np.arange(17),
+        attributes=({"units": "degrees_north"}, {"units": "degrees_east"}),
+    )
+    return PrecipField(rate, grid, ("2022-08-09T15:00:00", "2022-08-09T15:02:00"))
+
+
+def edit_manifest(bundle: Path, **changes: object) -> None:
+    """Change top-level keys of a manifest; ``None`` removes a key."""
+    path = bundle / MANIFEST_NAME
+    values = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is None:
+            values.pop(key)
+        else:
+            values[key] = value
+    path.write_text(json.dumps(values))
+
+
+def rewrite_graph(bundle: Path, role: str, data: bytes) -> None:
+    """Replace a graph's file and make the manifest agree with its hash."""
+    opened = Bundle.open(bundle)
+    entry = opened.manifest.graphs[role]
+    (bundle / entry.file).write_bytes(data)
+    entry = replace(entry, sha256=sha256(data), bytes=len(data))
+    manifest = replace(opened.manifest, graphs={**opened.manifest.graphs, role: entry})
+    (bundle / MANIFEST_NAME).write_text(manifest.to_json())

@@ -1,0 +1,146 @@
+"""`Downscaler` on the real CPU engine: reproducibility, missing cells, any size, orientation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.errors import InputError
+from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.samplers import SAMPLERS
+
+STEPS = 3
+
+
+def ensemble(bundle, field, batch=None, **options):
+    with Downscaler.open(bundle, batch=batch) as downscaler:
+        options = {"members": 2, "steps": STEPS, **options}
+        return {
+            (s.time_index, s.member): s.rate_mm_h for s in downscaler.downscale(field, **options)
+        }
+
+
+def only_frame(field, index):
+    return PrecipField(
+        field.rate_mm_h[index : index + 1], field.grid, (field.valid_times[index],), field.source
+    )
+
+
+@pytest.fixture
+def reference(tiny, field):
+    return ensemble(tiny, field)
+
+
+def test_shape_units_and_dry_floor(tiny, field, reference):
+    assert set(reference) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for rate in reference.values():
+        assert rate.shape == (130, 170) and rate.dtype == np.float32
+        assert np.all(np.isfinite(rate))
+        wet = rate[rate > 0]
+        assert wet.size and wet.min() >= np.float32(0.1) and rate.min() == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 64])
+def test_same_bytes_for_any_tile_batch(tiny, field, reference, batch):
+    for key, rate in ensemble(tiny, field, batch).items():
+        np.testing.assert_array_equal(rate, reference[key])
+
+
+def test_growing_the_ensemble_keeps_the_first_members(tiny, field, reference):
+    grown = ensemble(tiny, field, members=3)
+    for key, rate in reference.items():
+        np.testing.assert_array_equal(grown[key], rate)
+    assert not np.array_equal(grown[0, 2], grown[0, 0])
+
+
+def test_a_frame_alone_equals_the_frame_in_a_file(tiny, field, reference):
+    alone = ensemble(tiny, only_frame(field, 1))
+    for member in (0, 1):
+        np.testing.assert_array_equal(alone[0, member], reference[1, member])
+
+
+def test_frames_do_not_share_noise(tiny, field):
+    twice = replace(field, rate_mm_h=np.repeat(field.rate_mm_h[:1], 2, axis=0))
+    drawn = ensemble(tiny, twice, members=1)
+    assert not np.array_equal(drawn[0, 0], drawn[1, 0])
+
+
+def test_seeds_differ_and_repeat(tiny, field, reference):
+    other = ensemble(tiny, field, seed=1, members=1)
+    assert not np.array_equal(other[0, 0], reference[0, 0])
+    again = ensemble(tiny, field, seed=1, members=1)
+    np.testing.assert_array_equal(other[0, 0], again[0, 0])
+
+
+def test_row_order_of_the_input_is_given_back(tiny, field, reference):
+    grid = Grid(field.grid.y[::-1], field.grid.x, field.grid.names, field.grid.attributes)
+    flipped = PrecipField(field.rate_mm_h[:, ::-1], grid, field.valid_times)
+    for key, rate in ensemble(tiny, flipped).items():
+        np.testing.assert_array_equal(rate[::-1], reference[key])
+
+
+def test_missing_never_becomes_dry_nor_spreads_far(tiny, field):
+    rate = field.rate_mm_h.copy()
+    rate[:, 6, 8] = np.nan
+    drawn = ensemble(tiny, replace(field, rate_mm_h=rate), members=1)[0, 0]
+    assert np.isnan(drawn[60:70, 80:90]).all()
+    missing = np.isnan(drawn)
+    missing[40:90, 60:110] = False
+    assert not missing.any()
+
+
+def test_a_field_without_any_value_is_refused(tiny, field):
+    nothing = replace(field, rate_mm_h=np.full_like(field.rate_mm_h, np.nan))
+    with pytest.raises(InputError, match="missing"):
+        ensemble(tiny, nothing)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 31), (7, 6), (13, 17)])
+def test_any_domain_size(tiny, shape):
+    rate = np.full((1, *shape), 4.0, np.float32)
+    grid = Grid(np.arange(shape[0]) * -0.1, np.arange(shape[1]) * 0.1)
+    drawn = ensemble(tiny, PrecipField(rate, grid, ("none-0",)), members=1)[0, 0]
+    assert drawn.shape == (10 * shape[0], 10 * shape[1]) and np.all(np.isfinite(drawn))
+
+
+def test_wanted_leaves_out_tiles_and_changes_nothing_where_it_computes_all(tiny, field, reference):
+    everything = np.ones((130, 170), bool)
+    same = ensemble(tiny, field, wanted=everything)
+    np.testing.assert_array_equal(same[0, 0], reference[0, 0])
+    corner = np.zeros((130, 170), bool)
+    corner[:8, :8] = True
+    part = ensemble(tiny, field, wanted=corner, members=1)[0, 0]
+    assert np.isfinite(part[:8, :8]).all() and np.isnan(part[100:, 100:]).all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_runs_and_counts_its_steps(tiny, field, name):
+    seen = []
+    with Downscaler.open(tiny) as downscaler:
+        frame = only_frame(field, 0)
+        (sample,) = downscaler.downscale(frame, steps=4, sampler=name, on_step=seen.append)
+        assert len(seen) == len(sample.steps) == 4
+        assert all(s.tiles == downscaler.tiles(frame) for s in sample.steps)
+        assert all(0 < s.engine_seconds <= s.seconds for s in sample.steps)
+
+
+def test_fp16_graph_is_close_to_fp32(tiny, field, reference):
+    with Downscaler.open(tiny, precision="fp16") as downscaler:
+        (sample,) = downscaler.downscale(only_frame(field, 0), steps=STEPS)
+    # A wet cell may fall to the other side of the dry floor: compare the mean, not each cell.
+    assert np.abs(sample.rate_mm_h - reference[0, 0]).mean() < 0.02 * reference[0, 0].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"members": 0}, "0 members"), ({"steps": 1}, "1 sampling steps"), ({"sampler": "x"}, "'x'")],
+)
+def test_bad_options_are_input_errors(tiny, field, options, message):
+    with pytest.raises(InputError, match=message):
+        ensemble(tiny, field, **options)
+
+
+def test_bad_batch_is_an_input_error(tiny):
+    with pytest.raises(InputError, match="batch of 0"):
+        Downscaler.open(tiny, batch=0)

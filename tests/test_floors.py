@@ -1,0 +1,69 @@
+"""Imports go down only: each module imports nothing of its own floor or above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# From the ground up; a module may import from every floor below its own.
+RUNTIME_FLOORS = [
+    {"errors"},
+    {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"},
+    {"bundle", "samplers", "io.grib2", "io.netcdf"},
+    {"io.writer", "engines.ort"},
+    {"io", "engines"},
+    {"downscale", "plot"},
+    {"latency"},
+    {"cli"},
+]
+
+
+def modules(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT / package).with_suffix("").parts
+        yield ".".join(p for p in parts if p != "__init__"), path
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor(module):
+    for level, names in enumerate(RUNTIME_FLOORS):
+        if module in names:
+            return level
+    return None
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules("wdm_runtime")))
+def test_runtime_imports_go_down(module, path):
+    if module == "":
+        return
+    assert floor(module) is not None, f"{module} has no floor: give it one"
+    for name in imports(path):
+        if name.startswith("wdm_runtime."):
+            other = floor(name.removeprefix("wdm_runtime."))
+            lower = other is None or other < floor(module)  # None: a name inside a module
+            assert lower, f"{module} imports {name} from its own floor or above"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules("wdm_runtime")))
+def test_runtime_never_imports_the_export_side(module, path):
+    heavy = {"wdm_export", "torch", "onnx", "pytorch_wavelets", "scipy", "xarray", "pandas"}
+    assert not heavy & {name.partition(".")[0] for name in imports(path)}
+
+
+def test_no_pickles_anywhere():
+    for package in ("wdm_runtime", "wdm_export", "benches"):
+        for _, path in modules(package):
+            names = set(imports(path))
+            assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve"}, path
+            text = path.read_text()
+            assert "torch.load(" not in text and "allow_pickle=True" not in text, path
