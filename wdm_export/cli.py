@@ -192,13 +192,21 @@ def train(
     from wdm_export.train import Trainer
 
     patches = PatchStore.open(store)
+    settings = _given(
+        minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
+        tv_weight=tv_weight, seed=seed, threads=threads,
+    )  # fmt: skip
     if resume:
-        trainer = Trainer.resume(patches, run)
+        kept = _given(base=base, depths=depths, blocks=blocks, weights=weights) | {
+            name: value for name, value in settings.items() if name not in ("minutes", "steps")
+        }
+        if kept or levels != 2 or not attention:
+            raise InputError(
+                f"--resume got {', '.join(kept) or 'a network'} besides; expected a new total with "
+                "--minutes or --steps at most: the run keeps its settings. Leave them out."
+            )
+        trainer = Trainer.resume(patches, run, minutes, steps)
     else:
-        settings = _given(
-            minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
-            tv_weight=tv_weight, seed=seed, threads=threads,
-        )  # fmt: skip
         network = _network(levels, base, depths, blocks, attention)
         initial = Checkpoint.load(weights) if weights else None
         trainer = Trainer.start(patches, run, network, TrainConfig(**settings), initial)
@@ -320,8 +328,10 @@ def evaluate(
     """Score a bundle against bicubic interpolation on tiles of 1 km truth."""
     from wdm_export import evaluate as evaluation
     from wdm_export.package import write_manifest
+    from wdm_export.score_table import render
     from wdm_runtime.downscale import Downscaler
     from wdm_runtime.io import read_field
+    from wdm_runtime.io.atomic import write_text
 
     with Downscaler.open(bundle) as downscaler, _progress() as progress:
         task = progress.add_task("Evaluating", total=None, note="")
@@ -335,9 +345,9 @@ def evaluate(
             on_progress=lambda line: progress.update(task, note=line),
         )
         manifest = downscaler.manifest
-    console.out.print(evaluation.render(result))
+    console.out.print(render(result))
     if output:
-        output.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+        write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:
         names = " ".join(file.name for file in files)
         command = f"wdm-export evaluate {manifest.name} {names} --members {members} --seed {seed}"

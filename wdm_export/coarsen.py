@@ -1,19 +1,54 @@
-"""Block averages of a fine field as a file: test inputs whose answer is known."""
+"""Block averages of a fine field, also as a file: test inputs whose answer is known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
-from wdm_export.evaluate import coarsen
 from wdm_runtime.errors import InputError, OutputError
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.grid import Grid, PrecipField, block_mean
 from wdm_runtime.io import read_field
 
 _ENCODING = {"zlib": True, "complevel": 9, "shuffle": True, "dtype": "float32"}
+
+
+def coarsen(fine: PrecipField, factor: int) -> PrecipField:
+    """Average a fine field over blocks of factor x factor cells.
+
+    Parameters
+    ----------
+    fine
+        (time, y, x) [mm h-1]. Rows and columns at the end that fill no block are left out.
+    factor
+        Fine cells per coarse cell along one axis.
+
+    Returns
+    -------
+    (time, y // factor, x // factor) [mm h-1] at the blocks' centres: the mean of a block's valid
+    cells, NaN where it has none.
+
+    Raises
+    ------
+    InputError
+        The field is less than one block wide.
+    """
+    if min(fine.grid.shape) < factor:
+        raise InputError(
+            f"The fine field has {fine.grid.shape} cells; expected at least {factor} along each "
+            "axis. Hand in a larger field."
+        )
+    y, x = (
+        values[: values.size // factor * factor].reshape(-1, factor).mean(axis=1)
+        for values in (fine.grid.y, fine.grid.x)
+    )
+    return replace(
+        fine,
+        rate_mm_h=block_mean(fine.rate_mm_h, factor).astype(np.float32),
+        grid=replace(fine.grid, y=y, x=x),
+    )
 
 
 def coarsen_file(
@@ -69,6 +104,8 @@ def _cut(field: PrecipField, row: int, column: int, height: int, width: int) -> 
 
 
 def _write(path: Path, field: PrecipField, origin: str) -> None:
+    import xarray as xr  # slow to import, and who only averages does without
+
     if path.exists():
         raise OutputError(f"{path}: exists already; expected a new file. Choose another name.")
     y, x = field.grid.names

@@ -9,43 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
-from wdm_export import metrics
+from wdm_export import metrics, scores
+from wdm_export.coarsen import coarsen
 from wdm_export.data import MAX_MISSING_SHARE, MIN_WET_SHARE, PATCH_SIZE_PX, WET_MM_H
-from wdm_export.metrics import EnsembleMetrics, EnsembleTileScores, Metrics, TileScores, TruthTile
+from wdm_export.metrics import TruthTile
+from wdm_export.score_table import Evaluation, ForecastRow, TilePlace
+from wdm_export.scores import EnsembleTileScores, TileScores
 from wdm_runtime.errors import EngineError, InputError
-from wdm_runtime.grid import Grid, PrecipField, block_mean, interpolate
+from wdm_runtime.grid import Grid, PrecipField, interpolate
 
 Array = npt.NDArray[np.floating]
-
-FSS_SHOWN_MM_H = "5"
-HEADLINE = (
-    *("PSNR [dB]", "SSIM", "CSI 0.1 mm/h", "CSI 1 mm/h", "CSI 5 mm/h", "CSI 20 mm/h"),
-    *("MAE [mm/h]", "CRPS [mm/h]", "CRPS / bicubic MAE", "spread/skill"),
-    *(f"RAPSD {low}-{high} km [dB]" for low, high in metrics.BANDS_KM),
-    "consistency, mean [mm/h]",
-)
-DEFINITIONS = (
-    f"PSNR: 10 log10(1 / MSE) of z / {metrics.Z_RANGE}, z = log10(rate + 0.1) + 1; a mean of tiles",
-    "SSIM: Wang 2004 on the same, Gaussian sigma 1.5 in 11 x 11, data range 1; a mean of tiles",
-    "MAE, RMSE: of all cells of all tiles; one member is one draw, not a best guess",
-    "CRPS: fair, mean|x - y| - sum|xi - xj| / (2 M (M - 1)); of a single field it is the MAE",
-    "spread/skill: sqrt((M + 1) / M x mean variance) / RMSE of the mean; 1 is reliable",
-    "CSI: hits / (hits + misses + false alarms) of rate >= threshold, pooled; 1 is perfect",
-    "bias: cells >= threshold, forecast over truth, pooled; 1 is perfect",
-    f"FSS: fractions skill score at {FSS_SHOWN_MM_H} mm/h, windows inside the tile, pooled",
-    "RAPSD: radially averaged spectrum of z, log ratio to the truth; 0 dB is perfect",
-    "p95 .. p99.9, wet fraction: forecast minus truth, dry cells included; wet is >= 0.1 mm/h",
-    "consistency: |block mean of the forecast - coarse input|",
-)
 
 
 class SampleLike(Protocol):
@@ -78,124 +57,6 @@ class DownscalerLike(Protocol):
         wanted: npt.NDArray[np.bool_] | None,
     ) -> Iterator[SampleLike]:
         """Draw an ensemble; only the ``wanted`` fine cells need a result."""
-
-
-@dataclass(frozen=True)
-class TilePlace:
-    """Where and when a tile was cut: its first cell in the fine field, north first."""
-
-    valid_time: str
-    row: int
-    column: int
-
-
-@dataclass(frozen=True)
-class ForecastRow:
-    """All scores of one forecast, and what each tile added to them.
-
-    ``tiles`` and ``ensemble_tiles`` have the tiles of `Evaluation.places` as leading axis:
-    `metrics.take` and `metrics.pool` make a bootstrap of them. ``ensemble`` is set for the row of
-    the ensemble alone.
-    """
-
-    name: str
-    metrics: Metrics
-    tiles: TileScores
-    crps_over_bicubic_mae: float
-    ensemble: EnsembleMetrics | None = None
-    ensemble_tiles: EnsembleTileScores | None = None
-
-    def labelled(self) -> dict[str, float | None]:
-        """The scores that tables show, by label; None where one does not apply."""
-        m, e = self.metrics, self.ensemble
-        return {
-            "PSNR [dB]": m.psnr_db,
-            "SSIM": m.ssim,
-            "MAE [mm/h]": m.mae_mm_h,
-            "RMSE [mm/h]": m.rmse_mm_h,
-            "CRPS [mm/h]": e.fair_crps_mm_h if e else m.mae_mm_h,
-            "CRPS / bicubic MAE": self.crps_over_bicubic_mae,
-            "spread/skill": e.spread_skill if e else None,
-            **{f"CSI {key} mm/h": value for key, value in m.csi.items()},
-            **{f"bias {key} mm/h": value for key, value in m.bias.items()},
-            **{f"FSS in {key} km": value for key, value in m.fss[FSS_SHOWN_MM_H].items()},
-            **{f"RAPSD {key} km [dB]": value for key, value in m.spectrum_db.items()},
-            **{f"p{key} [mm/h]": value for key, value in m.percentile_error_mm_h.items()},
-            "wet fraction": m.wet_fraction_error,
-            "consistency, mean [mm/h]": m.consistency_mean_mm_h,
-            "consistency, max [mm/h]": m.consistency_max_mm_h,
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of bicubic interpolation, one member and the members' mean, on the same tiles."""
-
-    rows: tuple[ForecastRow, ...]
-    places: tuple[TilePlace, ...]
-    cells: int
-    settings: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: tile count, settings, main scores as flat ``rows``, and all in ``metrics``.
-
-        Scores that are undefined or infinite are None.
-        """
-        rows = [
-            {"forecast": row.name, **{key: row.labelled()[key] for key in HEADLINE}}
-            for row in self.rows
-        ]
-        full = {
-            row.name: {**asdict(row.metrics), **(asdict(row.ensemble) if row.ensemble else {})}
-            for row in self.rows
-        }
-        content = {**self.settings, "rows": rows, "metrics": full}
-        return {"tiles": len(self.places), "cells": self.cells, **_plain(content)}
-
-
-def _plain(value: Any) -> Any:
-    """Nested values as strict JSON has them: no NaN, no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def coarsen(fine: PrecipField, factor: int) -> PrecipField:
-    """Average a fine field over blocks of factor x factor cells.
-
-    Parameters
-    ----------
-    fine
-        (time, y, x) [mm h-1]. Rows and columns at the end that fill no block are left out.
-    factor
-        Fine cells per coarse cell along one axis.
-
-    Returns
-    -------
-    (time, y // factor, x // factor) [mm h-1] at the blocks' centres: the mean of a block's valid
-    cells, NaN where it has none.
-
-    Raises
-    ------
-    InputError
-        The field is less than one block wide.
-    """
-    if min(fine.grid.shape) < factor:
-        raise InputError(
-            f"The fine field has {fine.grid.shape} cells; expected at least {factor} along each "
-            "axis. Hand in a larger field."
-        )
-    y, x = (
-        values[: values.size // factor * factor].reshape(-1, factor).mean(axis=1)
-        for values in (fine.grid.y, fine.grid.x)
-    )
-    return replace(
-        fine,
-        rate_mm_h=block_mean(fine.rate_mm_h, factor).astype(np.float32),
-        grid=replace(fine.grid, y=y, x=x),
-    )
 
 
 def find_tiles(fine: Array, size: int = PATCH_SIZE_PX) -> list[tuple[int, int]]:
@@ -242,13 +103,13 @@ class _Scorer:
     values: list[Array] = field(default_factory=list)
 
     def add(self, forecast: Array, truth: TruthTile) -> None:
-        self.tiles.append(metrics.score_tile(forecast, truth))
+        self.tiles.append(scores.score_tile(forecast, truth))
         self.values.append(forecast[truth.valid])
 
     def row(self, truth_percentiles: Array, bicubic_mae_mm_h: float | None) -> ForecastRow:
-        tiles = metrics.stack(self.tiles)
+        tiles = scores.stack(self.tiles)
         error = metrics.percentiles(np.concatenate(self.values)) - truth_percentiles
-        pooled = metrics.pool(tiles, error)
+        pooled = scores.pool(tiles, error)
         relative = _quotient(pooled.mae_mm_h, bicubic_mae_mm_h or pooled.mae_mm_h)
         return ForecastRow(self.name, pooled, tiles, relative)
 
@@ -273,7 +134,7 @@ class _Scoreboard:
         if len(members) > 1:
             # Addressed by the tile's number, so that ties in ranks fall alike in every run.
             rng = np.random.default_rng([abs(self.seed), len(self.places)])
-            self.ensemble.append(metrics.score_ensemble_tile(members, truth, rng))
+            self.ensemble.append(scores.score_ensemble_tile(members, truth, rng))
         self.places.append(place)
         self.truth.append(truth.rate_mm_h[truth.valid])
 
@@ -283,8 +144,8 @@ class _Scoreboard:
         mae = first.metrics.mae_mm_h
         rows = [first, *(scorer.row(percentiles, mae) for scorer in self.scorers[1:])]
         if self.ensemble:
-            tiles = metrics.stack(self.ensemble)
-            pooled = metrics.pool_ensemble(tiles)
+            tiles = scores.stack(self.ensemble)
+            pooled = scores.pool_ensemble(tiles)
             rows[-1] = replace(
                 rows[-1],
                 ensemble=pooled,
@@ -441,18 +302,3 @@ def truth_tile(
     )
     valid = np.isfinite(rate_mm_h) & covered
     return TruthTile(rate_mm_h, valid, coarse_mm_h[window], (top, left), factor)
-
-
-def render(evaluation: Evaluation) -> Group:
-    """A table with a line for each score and a column for each forecast, and the definitions."""
-    table = Table(title=f"{len(evaluation.places)} tiles, {evaluation.cells} cells")
-    table.add_column("score")
-    for row in evaluation.rows:
-        table.add_column(row.name, justify="right")
-    columns = [row.labelled() for row in evaluation.rows]
-    for label in columns[0]:
-        values = [column[label] for column in columns]
-        table.add_row(
-            Text(label), *("-" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)
-        )
-    return Group(table, *(Text(line, style="dim") for line in DEFINITIONS))

@@ -23,6 +23,7 @@ from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
 
 OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
+ROLE_PROPERTY = "wdm_role"
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
 
 
@@ -82,7 +83,7 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
         )
     program.save(buffer)
     model = onnx.load_from_string(buffer.getvalue())
-    _strip(model, f"wdm_score_{'fp16' if fp16 else 'fp32'}")
+    _strip(model)
     if not fp16:
         _store_weights_in_fp16(model)
     return model
@@ -103,7 +104,7 @@ def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
         )
         value = out
     nodes = nodes or [helper.make_node("Identity", ["field"], ["coeffs"])]
-    return _transform_model("wdm_dwt", spec, nodes, weights, inverse=False)
+    return _transform_model("dwt", spec, nodes, weights, inverse=False)
 
 
 def idwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
@@ -121,7 +122,7 @@ def idwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
         )
         value = out
     nodes = nodes or [helper.make_node("Identity", ["coeffs"], ["field"])]
-    return _transform_model("wdm_idwt", spec, nodes, weights, inverse=True)
+    return _transform_model("idwt", spec, nodes, weights, inverse=True)
 
 
 def _transform_model(
@@ -138,19 +139,21 @@ def _transform_model(
     ends = ([coeffs], [field]) if inverse else ([field], [coeffs])
     graph = helper.make_graph(nodes, name, *ends, initializer=weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = IR_VERSION
-    model.producer_name = "wdm-export"
-    helper.set_model_props(model, {"wavelet": spec.name, "levels": str(spec.levels)})
     return model
 
 
-def _strip(model: onnx.ModelProto, name: str) -> None:
+def label(model: onnx.ModelProto, role: str) -> None:
+    """Name a graph after its role: engine caches that key on the name must not mix graphs up."""
+    model.graph.name = f"wdm_{role}"
+    model.producer_name, model.ir_version = "wdm-export", IR_VERSION
+    helper.set_model_props(model, {ROLE_PROPERTY: role})
+
+
+def _strip(model: onnx.ModelProto) -> None:
     """Drop the exporter's source traces: they hold paths of the machine and double the file."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
-    model.graph.name = name  # distinct names keep engine caches apart
-    model.producer_name, model.ir_version = "wdm-export", IR_VERSION
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

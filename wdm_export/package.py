@@ -130,6 +130,7 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     entries: dict[str, GraphEntry] = {}
 
     def add(role: str, model: onnx.ModelProto) -> None:
+        graphs.label(model, role)
         data = model.SerializeToString()
         (folder / f"{role}.onnx").write_bytes(data)
         entries[role] = graphs.graph_entry(model, f"{role}.onnx", data)
@@ -267,6 +268,12 @@ def model_card(manifest: Manifest) -> str:
     names = list(scores["rows"][0])
     lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in scores["rows"]:
-        cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(map(_cell, row.values())) + " |")
     return "\n".join([*lines, ""])
+
+
+def _cell(value: object) -> str:
+    """A score as the table shows it; one that is undefined or does not apply is a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

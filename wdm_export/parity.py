@@ -10,7 +10,7 @@ import onnx
 import pywt
 import torch
 
-from wdm_export.graphs import OPSET, tensor_specs
+from wdm_export.graphs import OPSET, ROLE_PROPERTY, tensor_specs
 from wdm_export.haar import WaveletPacket
 from wdm_export.unet import UNet
 from wdm_runtime import wavelets
@@ -71,6 +71,12 @@ def check_form(role: str, model: onnx.ModelProto, expected: tuple[TensorSpec, ..
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     ops = {node.op_type for node in model.graph.node} & _FORBIDDEN_OPS
     found = tensor_specs(model.graph.input)
+    labels = {entry.key: entry.value for entry in model.metadata_props}
+    if labels.get(ROLE_PROPERTY) != role:
+        raise ParityError(
+            f"Graph '{role}' says it is '{labels.get(ROLE_PROPERTY)}'; expected its role in its "
+            "metadata. Export the bundle again."
+        )
     if opsets != {"": OPSET} or ops or found != expected:
         raise ParityError(
             f"Graph '{role}' has opsets {opsets}, forbidden ops {sorted(ops)} and inputs {found}; "

@@ -204,9 +204,21 @@ class Trainer:
         return cls(store, folder, state)
 
     @classmethod
-    def resume(cls, store: PatchStore, folder: str | Path) -> Trainer:
-        """Continue the run of a folder from its last checkpoint."""
-        return cls(store, Path(folder), Checkpoint.load(Path(folder) / CHECKPOINT_NAME))
+    def resume(
+        cls,
+        store: PatchStore,
+        folder: str | Path,
+        minutes: float | None = None,
+        steps: int | None = None,
+    ) -> Trainer:
+        """Continue the run of a folder from its last checkpoint.
+
+        ``minutes`` or ``steps`` set a new total, to which the learning rate's schedule is fitted.
+        """
+        state = Checkpoint.load(Path(folder) / CHECKPOINT_NAME)
+        if minutes is not None or steps is not None:
+            state = replace(state, training=replace(state.training, minutes=minutes, steps=steps))
+        return cls(store, Path(folder), state)
 
     def share(self) -> float:
         """How much of the run is done, 0 to 1."""

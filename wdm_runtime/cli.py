@@ -17,9 +17,10 @@ from wdm_runtime import console, latency
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler, StepTime
 from wdm_runtime.engines import ENGINES, PRECISIONS
-from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.errors import InputError
 from wdm_runtime.grid import PrecipField
 from wdm_runtime.io import read_field
+from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.latency import Report, StepLatency
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from wdm_runtime.version import version
@@ -69,11 +70,12 @@ def infer(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")] = False,
 ) -> None:
     """Downscale a file and report the latency."""
-    from wdm_runtime.io.writer import EnsembleWriter, check_destination
+    from wdm_runtime.io.writer import EnsembleWriter
 
     console.out.quiet = quiet
     field = read_field(input, variable)
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
+    check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
     with Downscaler.open(bundle, engine, precision, _batch(batch), threads) as downscaler:
@@ -81,27 +83,24 @@ def infer(
         choices = {"seed": seed, "members": members, "sampler": name, "steps": calls}
         attributes = _provenance(downscaler, {"input": input.name, **choices})
         times: list[StepTime] = []
-        warm: list[StepTime] = []
-        with (
-            EnsembleWriter(
-                target, field, downscaler.factor, members, attributes, overwrite
-            ) as writer,
-            _progress(quiet) as progress,
-        ):
+        with _progress(quiet) as progress:
             total = members * len(field.valid_times) * calls
-            task = progress.add_task(f"{members} x {len(field.valid_times)} samples", total=total)
-            for sample in downscaler.downscale(
+            task = progress.add_task(f"{len(field.valid_times)} x {members} samples", total=total)
+            samples = downscaler.downscale(
                 field, members, seed, calls, name, lambda _: progress.advance(task)
-            ):
-                writer.write(sample.time_index, sample.member, sample.rate_mm_h)
-                warm += sample.steps[1:] if not times else sample.steps
-                times += sample.steps
+            )
+            with EnsembleWriter(
+                target, field, downscaler.factor, members, attributes, overwrite
+            ) as writer:
+                for sample in samples:
+                    writer.write(sample.time_index, sample.member, sample.rate_mm_h)
+                    times += sample.steps
         wall_s, peak = latency.seconds_since_process_start(), latency.peak_rss_mib()
-        result = _report(downscaler, field, members, (name, calls), times, warm, wall_s, peak)
+        result = _report(downscaler, field, members, (name, calls), times, wall_s, peak)
         if not no_pixel_probe:
             result = latency.with_pixel_probe(result, downscaler, threads)
     if report:
-        _write_text(report, result.to_json())
+        write_text(report, result.to_json())
     console.out.print(_panel(result, target))
 
 
@@ -128,7 +127,7 @@ def _progress(quiet: bool) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console.err,
-        disable=quiet,
+        disable=quiet or not console.err.is_terminal,
         transient=True,
     )
 
@@ -154,7 +153,6 @@ def _report(
     members: int,
     choice: tuple[str, int],
     times: list[StepTime],
-    warm: list[StepTime],
     wall_s: float,
     peak: float | None,
 ) -> Report:
@@ -168,8 +166,8 @@ def _report(
         members=members,
         frames=frames,
         tiles_total=sum(t.tiles for t in times),
-        step_latency_ms=StepLatency.of(warm),
-        outside_engine_fraction=latency.outside_engine_fraction(warm),
+        step_latency_ms=StepLatency.of(times[1:]),
+        outside_engine_fraction=latency.outside_engine_fraction(times),
         wall_s=round(wall_s, 3),
         probe_s=0.0,
         peak_rss_mib=peak,
@@ -189,6 +187,8 @@ def _report(
 
 def _panel(report: Report, target: Path) -> Panel:
     rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column(overflow="fold")
     rows.add_row("engine", f"{report.engine}, {report.precision}, {report.device}")
     rows.add_row(
         "work",
@@ -210,20 +210,8 @@ def _panel(report: Report, target: Path) -> Panel:
         )
     memory = f", peak memory {report.peak_rss_mib:.0f} MiB" if report.peak_rss_mib else ""
     rows.add_row("total", f"{report.wall_s:.1f} s, {report.km2_per_s:,.0f} km2/s{memory}")
-    rows.add_row("output", str(target))
+    rows.add_row("output", os.path.relpath(target))
     return Panel(rows, title=f"wdm-run {report.bundle}", expand=False)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}). Choose another --report."
-        ) from error
 
 
 @app.command()

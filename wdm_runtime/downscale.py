@@ -21,7 +21,7 @@ from wdm_runtime.engines import Engine, choose, open_engine
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import PrecipField, interpolate
 from wdm_runtime.noise import INITIAL_STEP, NoiseSource
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
+from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, Sampler, get_sampler
 from wdm_runtime.tiling import Tiling
 
 Array = npt.NDArray[np.float32]
@@ -173,9 +173,10 @@ class Downscaler:
             Optional fine mask (y * factor, x * factor) in the field's row order: tiles touching
             none of it are skipped, and cells outside all tiles come back as NaN.
 
-        Yields
-        ------
-        `Sample`, times outermost; same bytes for any batch size or order.
+        Returns
+        -------
+        Iterator of `Sample`, times outermost; same bytes for any batch size or order. Arguments
+        are checked at once, samples computed as they are asked for.
 
         Raises
         ------
@@ -185,8 +186,7 @@ class Downscaler:
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         integrate = get_sampler(sampler or DEFAULT_SAMPLER)
-        schedule = self.manifest.schedule
-        times = schedule.times(DEFAULT_STEPS if steps is None else steps)
+        times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
         if not np.isfinite(field.rate_mm_h).any():
             raise InputError(
                 f"All {field.rate_mm_h.size} cells of the field are missing; expected some rates. "
@@ -195,17 +195,38 @@ class Downscaler:
         flip = slice(None) if field.grid.north_first else slice(None, None, -1)
         if wanted is not None:
             wanted = wanted[flip]
-        for index, valid_time in enumerate(field.valid_times):
-            frame = self._prepare(field.rate_mm_h[index, flip], wanted)
-            for member in range(members):
-                clock = _StepClock(self.engine, self.batch, frame, on_step)
-                draw = _noise(NoiseSource(seed, valid_time, member), frame.condition.shape)
-                clock.start()
-                residual = integrate(
-                    clock.network, draw(INITIAL_STEP), times, schedule, draw, clock.step
-                )
-                rate = self._finish(frame, residual, field.grid.shape)
-                yield Sample(index, member, rate[flip], tuple(clock.times))
+
+        def draw_all() -> Iterator[Sample]:
+            for index, valid_time in enumerate(field.valid_times):
+                frame = self._prepare(field.rate_mm_h[index, flip], wanted)
+                for member in range(members):
+                    source = NoiseSource(seed, valid_time, member)
+                    residual, steps = self._integrate(frame, source, integrate, times, on_step)
+                    rate = self._finish(frame, residual, field.grid.shape)
+                    yield Sample(index, member, rate[flip], steps)
+
+        return draw_all()
+
+    def _integrate(
+        self,
+        frame: _Frame,
+        source: NoiseSource,
+        integrate: Sampler,
+        times: npt.NDArray[np.float64],
+        on_step: Callable[[StepTime], None] | None,
+    ) -> tuple[Array, tuple[StepTime, ...]]:
+        """One member's standardised residual coefficients and the time its steps took."""
+        subbands, height, width = frame.condition.shape
+
+        def noise(step: int) -> Array:
+            return source.draw(step, subbands, (0, height), (0, width))
+
+        clock = _StepClock(self.engine, self.batch, frame, on_step)
+        start = noise(INITIAL_STEP)
+        clock.start()
+        schedule = self.manifest.schedule
+        residual = integrate(clock.network, start, times, schedule, noise, clock.step)
+        return residual, tuple(clock.times)
 
     def _tiling(
         self, coarse_shape: tuple[int, int], wanted: npt.NDArray[np.bool_] | None
@@ -249,11 +270,6 @@ class Downscaler:
             covered = frame.tiling.covered.repeat(stride, 0).repeat(stride, 1)
             rate[~covered[:height, :width]] = np.nan
         return rate
-
-
-def _noise(source: NoiseSource, shape: tuple[int, ...]) -> Callable[[int], Array]:
-    subbands, height, width = shape
-    return lambda step: source.draw(step, subbands, (0, height), (0, width))
 
 
 def _any_in_blocks(

@@ -24,8 +24,8 @@ KEYS_A = -0.75  # Keys 1981, doi 10.1109/TASSP.1981.1163711; the value common in
 class Grid:
     """Cell-centre coordinates along y and x, as read, with their CF attributes.
 
-    ``y`` and ``x`` are 1-D and evenly spaced; ``attributes`` keeps what the file said of each
-    (units, standard_name, axis), and ``names`` their variable names.
+    ``y`` and ``x`` are 1-D and evenly spaced, at distinct places; ``attributes`` keeps what the
+    file said of each (units, standard_name, axis), and ``names`` their variable names.
     """
 
     y: npt.NDArray[np.float64]
@@ -39,6 +39,11 @@ class Grid:
                 raise InputError(
                     f"Coordinate '{name}' has shape {values.shape}; expected one dimension of "
                     "finite values. Choose a variable on a regular grid with --variable."
+                )
+            if values.size > 1 and values.min() == values.max():
+                raise InputError(
+                    f"Coordinate '{name}' has {values.size} cells, all at {values[0]:g}; expected "
+                    "an even spacing. Correct the coordinate first."
                 )
             if values.size < 3:
                 continue

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import numpy as np
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler, StepTime
 from wdm_runtime.engines import Engine, available_threads, open_engine
+from wdm_runtime.errors import OutputError
+from wdm_runtime.io.atomic import write_text
 
 _PROBE_CALLS = 2
 _PIXEL_ROLES = {"fp32": "pixel_fp32", "fp16": "pixel_fp16"}
@@ -172,10 +175,7 @@ def with_pixel_probe(report: Report, downscaler: Downscaler, threads: int | None
 
 
 def _remember(path: Path, cached: dict[str, float], key: str, value: float) -> None:
-    try:
+    # A cache that cannot be written costs a few seconds next time, nothing more.
+    with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**cached, key: value}, indent=1))
-        os.replace(temporary, path)
-    except OSError:
-        return  # a cache that cannot be written costs a few seconds next time, nothing more
+        write_text(path, json.dumps({**cached, key: value}, indent=1))

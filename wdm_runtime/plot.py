@@ -22,7 +22,8 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, OutputError, require
 from wdm_runtime.grid import Grid, PrecipField
 from wdm_runtime.io import read_field
-from wdm_runtime.io.netcdf import LIBRARY_LOCK, rate_factor
+from wdm_runtime.io.netcdf import LIBRARY_LOCK
+from wdm_runtime.io.units import rate_factor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

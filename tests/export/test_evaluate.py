@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 from rich.console import Console
 
-from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate, find_tiles, render
+from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate, find_tiles
+from wdm_export.score_table import render
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.grid import Grid, PrecipField
 

@@ -10,7 +10,7 @@ from scores.probability import crps_for_ensemble
 from scores.spatial import fss_2d
 from skimage.metrics import peak_signal_noise_ratio
 
-from wdm_export import metrics
+from wdm_export import metrics, scores
 from wdm_export.metrics import TruthTile
 
 SIZE, FACTOR = 96, 10
@@ -36,9 +36,9 @@ def truth_of(
     return TruthTile(rate, valid, coarse, (0, 0), FACTOR)
 
 
-def pooled(forecasts: list[npt.NDArray[np.float32]], truths: list[TruthTile]) -> metrics.Metrics:
-    tiles = [metrics.score_tile(f, t) for f, t in zip(forecasts, truths, strict=True)]
-    return metrics.pool(metrics.stack(tiles), np.zeros(3))
+def pooled(forecasts: list[npt.NDArray[np.float32]], truths: list[TruthTile]) -> scores.Metrics:
+    tiles = [scores.score_tile(f, t) for f, t in zip(forecasts, truths, strict=True)]
+    return scores.pool(scores.stack(tiles), np.zeros(3))
 
 
 def test_a_perfect_forecast_is_perfect() -> None:
@@ -164,8 +164,8 @@ def test_a_reliable_ensemble_has_spread_skill_one_and_flat_ranks(count: int) -> 
     for _ in range(12):
         members = signal + rng.standard_normal((count, SIZE, SIZE))
         truth = truth_of((signal + rng.standard_normal((SIZE, SIZE))).astype(np.float32))
-        tiles.append(metrics.score_ensemble_tile(members, truth, rng))
-    m = metrics.pool_ensemble(metrics.stack(tiles))
+        tiles.append(scores.score_ensemble_tile(members, truth, rng))
+    m = scores.pool_ensemble(scores.stack(tiles))
     assert m.spread_skill == pytest.approx(1, rel=0.015)
     assert m.fair_crps_mm_h == pytest.approx(np.pi**-0.5, rel=0.01)
     shares = np.array(m.rank_histogram) / sum(m.rank_histogram)
@@ -176,7 +176,7 @@ def test_a_narrow_ensemble_shows() -> None:
     rng = np.random.default_rng(3)
     truth = truth_of(rng.standard_normal((SIZE, SIZE)).astype(np.float32))
     members = 0.5 * rng.standard_normal((8, SIZE, SIZE))
-    m = metrics.pool_ensemble(metrics.stack([metrics.score_ensemble_tile(members, truth, rng)]))
+    m = scores.pool_ensemble(scores.stack([scores.score_ensemble_tile(members, truth, rng)]))
     assert m.spread_skill == pytest.approx(0.5 * np.sqrt((9 / 8) / (1 + 0.25 / 8)), rel=0.05)
 
 
@@ -241,13 +241,13 @@ def test_cells_that_do_not_count_change_nothing() -> None:
         assert repr(pooled([other], [spoiled])) == repr(pooled([forecast], [clean]))
         others = np.where(valid, members, garbage)
         scored = [
-            metrics.score_ensemble_tile(m, t, np.random.default_rng(0))
+            scores.score_ensemble_tile(m, t, np.random.default_rng(0))
             for m, t in ((members, clean), (others, spoiled))
         ]
-        assert metrics.pool_ensemble(metrics.stack(scored[:1])) == metrics.pool_ensemble(
-            metrics.stack(scored[1:])
+        assert scores.pool_ensemble(scores.stack(scored[:1])) == scores.pool_ensemble(
+            scores.stack(scored[1:])
         )
-    tile = metrics.score_tile(forecast, clean)
+    tile = scores.score_tile(forecast, clean)
     assert tile.cells == valid.sum()
     assert tile.absolute_error == pytest.approx(np.abs(forecast - rate)[valid].sum(dtype=float))
 
@@ -272,7 +272,7 @@ def test_percentiles_of_a_ramp() -> None:
 
 def test_a_bootstrap_draw_takes_tiles_again() -> None:
     truths = [truth_of(rain(seed)) for seed in range(3)]
-    tiles = metrics.stack([metrics.score_tile(rain(9), truth) for truth in truths])
-    draw = metrics.pool(metrics.take(tiles, np.array([2, 2, 0])), np.zeros(3))
+    tiles = scores.stack([scores.score_tile(rain(9), truth) for truth in truths])
+    draw = scores.pool(scores.take(tiles, np.array([2, 2, 0])), np.zeros(3))
     again = pooled([rain(9)] * 3, [truths[2], truths[2], truths[0]])
     assert repr(draw) == repr(again)  # == would fail on scores that are NaN

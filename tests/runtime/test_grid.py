@@ -74,6 +74,13 @@ def test_uneven_coordinates_and_wrong_shapes_are_refused():
         PrecipField(np.zeros((2, 2), np.float32), Grid(np.arange(2.0), np.arange(2.0)), ("t",))
 
 
+@pytest.mark.parametrize("cells", [2, 3, 50])
+def test_cells_that_all_lie_at_one_place_are_refused(cells):
+    with pytest.raises(InputError, match=rf"'x' has {cells} cells, all at 5; expected"):
+        Grid(np.arange(2.0), np.full(cells, 5.0), ("y", "x"))
+    assert Grid(np.arange(2.0), np.full(1, 5.0)).shape == (2, 1)
+
+
 def test_transform_round_trip_and_dry_floor():
     transform = PrecipTransform()
     rates = np.array([0, 0.05, 0.1, 0.3, 1, 20, 150, 400], dtype=np.float32)

@@ -23,8 +23,6 @@ def _session_options(ort: Any, threads: int) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads fight the NumPy loop, and their neighbours, for the few cores of a small box.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Activations near zero would otherwise fall into slow denormal arithmetic.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return options
 
 

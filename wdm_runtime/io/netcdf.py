@@ -7,16 +7,14 @@ netCDF4, here and in the writer, holds ``LIBRARY_LOCK``.
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import netCDF4
 import numpy as np
@@ -24,6 +22,8 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.io.classic import check_classic_length
+from wdm_runtime.io.units import rate_factor
 
 LIBRARY_LOCK = threading.RLock()
 
@@ -45,20 +45,6 @@ _STORAGE_ATTRIBUTES = re.compile(
 )
 _CODE_FROM = 9999.0  # in the file's units
 _CODE_BELOW_MM_H = -1e-3  # packing and resampling leave smaller negatives, which are dry
-
-_MM = {(("mm", 1),): 1.0, (("cm", 1),): 10.0, (("m", 1),): 1e3, (("kg", 1), ("m", -2)): 1.0}
-_PER_HOUR = {"s": 3600.0, "min": 60.0, "h": 1.0, "d": 1 / 24}
-_UNIT_NAMES = {
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "s"),
-    **dict.fromkeys(("min", "minute", "minutes"), "min"),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), "h"),
-    **dict.fromkeys(("d", "day", "days"), "d"),
-    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), "mm"),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), "m"),
-    "cm": "cm",
-    "kg": "kg",
-}
-_UNIT_TERM = re.compile(r"\s*(/?)\s*([a-z]+)([+-]?\d+)?[\s.*]*")
 
 _STANDARD_AXES = {
     "time": "t",
@@ -90,30 +76,6 @@ class _Axis:
         return _text(self.coordinate, "standard_name") == "time", self.size
 
 
-def rate_factor(units: str) -> float | None:
-    """What to multiply values in ``units`` by to get mm h-1; None if they are not a rate.
-
-    Understands depths (mm, cm, m, or kg m-2 of water) per second, minute, hour or day, in UDUNITS
-    or slash notation and any case: ``mm/hr``, ``kg m-2 s-1``, ``kg m**-2 s**-1``, ``m/s``.
-    """
-    text = units.strip().casefold().translate(str.maketrans("⁻¹²·", "-12."))
-    text = text.replace("**", "").replace("^", "").replace(" per ", "/")
-    powers: dict[str, int] = {}
-    position = 0
-    while position < len(text):
-        term = _UNIT_TERM.match(text, position)
-        if term is None or term[2] not in _UNIT_NAMES:
-            return None
-        name = _UNIT_NAMES[term[2]]
-        powers[name] = powers.get(name, 0) + int(term[3] or 1) * (-1 if term[1] else 1)
-        position = term.end()
-    times = [name for name in powers if name in _PER_HOUR]
-    if len(times) != 1 or powers.pop(times[0]) != -1:
-        return None
-    depth = _MM.get(tuple(sorted(powers.items())))
-    return None if depth is None else depth * _PER_HOUR[times[0]]
-
-
 def read_netcdf(path: Path, variable: str | None = None) -> PrecipField:
     """Read one precipitation variable of a NetCDF file as rates [mm h-1].
 
@@ -139,7 +101,7 @@ def read_netcdf(path: Path, variable: str | None = None) -> PrecipField:
         rate; the grid is not regular; the times cannot be decoded; every cell is missing.
     """
     with LIBRARY_LOCK, _library_errors(path):
-        _check_classic_length(path)
+        check_classic_length(path)
         # An absolute path is never mistaken for the address of a server.
         with netCDF4.Dataset(str(path.absolute())) as dataset:
             return _read(path, dataset, variable)
@@ -411,67 +373,3 @@ def _scalar_time(variable: netCDF4.Variable[Any]) -> netCDF4.Variable[Any] | Non
         if not _text(scalar, "standard_name") and _NAMED_AXES.get(scalar.name.casefold()) == "t":
             return scalar
     return None
-
-
-def _check_classic_length(path: Path) -> None:
-    """Refuse a truncated NetCDF-3 file, of which the library reads the lost part as zeros: dry."""
-    with path.open("rb") as file:
-        if file.read(3) != b"CDF":
-            return
-        try:
-            expected_bytes = _classic_length(file)
-        except (struct.error, KeyError, IndexError) as error:
-            raise ValueError("the header is incomplete") from error
-    size_bytes = path.stat().st_size
-    if size_bytes < expected_bytes:
-        raise ValueError(f"{size_bytes} bytes of {expected_bytes}, it is truncated")
-
-
-def _classic_length(file: BinaryIO) -> int:
-    """Bytes up to the end of the last value, as the header has it (NUG, classic format)."""
-    count, offset = {1: (">I", ">I"), 2: (">I", ">Q"), 5: (">Q", ">Q")}[file.read(1)[0]]
-    item_bytes = dict(enumerate((1, 1, 2, 4, 4, 8, 1, 2, 4, 8, 8), start=1))
-
-    def number(form: str = count) -> int:
-        return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
-
-    def skip(size_bytes: int) -> None:
-        file.seek(_padded(size_bytes), 1)
-
-    def skip_attributes() -> None:
-        number(">I")
-        for _ in range(number()):
-            skip(number())
-            skip(item_bytes[number(">I")] * number())
-
-    records = number()
-    if records == 2 ** (8 * struct.calcsize(count)) - 1:  # a stream that was never closed
-        records = 0
-    lengths, ends, per_record = [], [0], []
-    number(">I")
-    for _ in range(number()):
-        skip(number())
-        lengths.append(number())
-    skip_attributes()
-    number(">I")
-    for _ in range(number()):
-        skip(number())
-        shape = [lengths[number()] for _ in range(number())]
-        skip_attributes()
-        item = item_bytes[number(">I")]
-        number()
-        begin = number(offset)
-        if shape and shape[0] == 0:
-            per_record.append((begin, item * math.prod(shape[1:])))
-        else:
-            ends.append(begin + item * math.prod(shape))
-    # Records interleave; a single record variable goes without padding.
-    stride = sum(_padded(b) for _, b in per_record) if len(per_record) > 1 else 0
-    stride = stride or sum(b for _, b in per_record)
-    if records:
-        ends += [begin + (records - 1) * stride + length for begin, length in per_record]
-    return max(ends)
-
-
-def _padded(size_bytes: int) -> int:
-    return -(-size_bytes // 4) * 4

@@ -1,15 +1,8 @@
-"""Writes an ensemble to CF NetCDF, one (time, member) at a time, whole or not at all.
-
-The file grows under a hidden temporary name beside its final one and is renamed when every frame
-is in it and on disk, so neither a crash nor a full disk leaves something that looks complete.
-"""
+"""Writes an ensemble to CF NetCDF, one (time, member) at a time, whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +14,15 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.grid import Grid, PrecipField
-from wdm_runtime.io.netcdf import LIBRARY_LOCK, rate_factor
+from wdm_runtime.io.atomic import (
+    check_destination,
+    discard,
+    output_errors,
+    publish,
+    temporary_name,
+)
+from wdm_runtime.io.netcdf import LIBRARY_LOCK
+from wdm_runtime.io.units import rate_factor
 
 CONVENTIONS = "CF-1.11, ACDD-1.3"
 FILL_VALUE = np.float32(-9999.0)  # not NaN, which several tools cannot compare with
@@ -86,13 +87,12 @@ class EnsembleWriter:
         self._factor_mm_h = factor_mm_h
         self._attributes = dict(attributes)
         self._written = np.zeros((len(field.valid_times), members), dtype=bool)
-        # Random, so two processes writing one output never share it.
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
+        self._temporary = temporary_name(self.path)
         self._dataset: netCDF4.Dataset | None = None
 
     def __enter__(self) -> EnsembleWriter:
         try:
-            with LIBRARY_LOCK, self._output_errors():
+            with LIBRARY_LOCK, output_errors(self.path):
                 # The library creates it with mode 0666 less the umask; clobber=False is O_EXCL.
                 self._dataset = netCDF4.Dataset(
                     str(self._temporary.absolute()), "w", format="NETCDF4", clobber=False
@@ -155,7 +155,7 @@ class EnsembleWriter:
             )
         values = np.asarray(rate_mm_h, dtype=np.float64) / self._factor_mm_h
         frame = np.where(np.isnan(values), FILL_VALUE, values.astype(np.float32))
-        with LIBRARY_LOCK, self._output_errors():
+        with LIBRARY_LOCK, output_errors(self.path):
             self._rates[time_index, member] = frame
         self._written[time_index, member] = True
 
@@ -206,33 +206,12 @@ class EnsembleWriter:
                 "fault of the program; nothing was kept."
             )
         assert self._dataset is not None  # frames were written into it
-        with self._output_errors():
+        with output_errors(self.path):
             with LIBRARY_LOCK:
                 self._dataset.setncatts(_global_attributes(self._attributes))
                 self._dataset.close()
                 self._dataset = None
-            _sync(self._temporary)
-            self._publish()
-            # The folder's entry too; some file systems cannot, and the file is already in place.
-            with suppress(OSError):
-                _sync(self.path.parent)
-
-    def _publish(self) -> None:
-        if self.overwrite:
-            os.replace(self._temporary, self.path)
-            return
-        try:
-            os.link(self._temporary, self.path)  # unlike a rename, refuses to replace
-        except FileExistsError as error:
-            raise OutputError(
-                f"{self.path}: appeared while this output was being written; expected no such "
-                f"file. It was left as it is: pass --overwrite or choose another name with -o."
-            ) from error
-        except OSError:  # no hard links on this file system: check as late as possible
-            check_destination(self.path, None, overwrite=False)
-            os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
+            publish(self._temporary, self.path, self.overwrite)
 
     def _abandon(self) -> None:
         """Close and remove what there is; a second failure must not hide the first."""
@@ -240,59 +219,7 @@ class EnsembleWriter:
         with LIBRARY_LOCK, suppress(OSError, RuntimeError):
             if dataset is not None and dataset.isopen():
                 dataset.close()
-        with suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
-
-    @contextmanager
-    def _output_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:  # netCDF4 reports a full disk as RuntimeError
-            raise OutputError(
-                f"{self.path}: cannot be written ({error}); expected a folder with room and "
-                "permission. Free some space, or choose another name with -o."
-            ) from error
-
-
-def check_destination(path: Path, input_path: str | None, overwrite: bool) -> None:
-    """Refuse a path that cannot be written to, before any work is done for it.
-
-    Raises
-    ------
-    OutputError
-        No such folder, or not writable; ``path`` is no regular file, is ``input_path``, or exists
-        without ``overwrite``.
-    """
-    folder = path.parent
-    if not folder.is_dir():
-        raise OutputError(
-            f"{path}: folder '{folder}' does not exist; expected one to write into. Create it or "
-            "choose another name with -o."
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{path}: folder '{folder}' is not writable; expected permission to create files. "
-            "Change its mode or choose another name with -o."
-        )
-    if not os.path.lexists(path):
-        return
-    if path.exists() and not path.is_file():
-        raise OutputError(
-            f"{path}: is not a regular file; expected one, or nothing. Choose another name with -o."
-        )
-    if input_path is not None and _same_file(path, Path(input_path)):
-        raise OutputError(
-            f"{path}: is the input itself; expected another file. Choose another name with -o."
-        )
-    if not overwrite:
-        raise OutputError(
-            f"{path}: exists already; expected no such file. Pass --overwrite or choose another "
-            "name with -o."
-        )
-
-
-def _same_file(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
+        discard(self._temporary)
 
 
 def _units(field: PrecipField) -> str:
@@ -372,11 +299,3 @@ def _attribute(value: Any) -> str | int | float:
         return float(value)
     # A file name that is no UTF-8 must not fail an otherwise finished output.
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Scores that do not apply, as JSON and in the model card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wdm_export.metrics import TruthTile
+from wdm_export.score_table import HEADLINE, Evaluation, ForecastRow, TilePlace
+from wdm_export.scores import pool, score_tile, stack
+from wdm_runtime.bundle import Bundle
+
+
+def perfect() -> Evaluation:
+    """One forecast that is the truth: an infinite PSNR, no ensemble, no rain over 5 mm/h."""
+    rate = np.full((20, 20), 2, np.float32)
+    truth = TruthTile(rate, np.ones(rate.shape, bool), np.full((2, 2), 2.0), (0, 0), 10)
+    tiles = stack([score_tile(rate, truth)])
+    row = ForecastRow("one member", pool(tiles, np.zeros(3)), tiles, 0.0)
+    return Evaluation((row,), (TilePlace("2022-08-09T15:00:00", 0, 0),), 400, {})
+
+
+def test_undefined_scores_are_none() -> None:
+    (row,) = perfect().to_dict()["rows"]
+    assert set(row) == {"forecast", *HEADLINE}
+    for label in ("PSNR [dB]", "spread/skill", "CSI 5 mm/h"):
+        assert row[label] is None
+    assert row["SSIM"] == pytest.approx(1) and row["CSI 1 mm/h"] == 1
+
+
+@pytest.mark.torch
+def test_the_card_shows_a_dash_for_none(tiny: Path) -> None:
+    from wdm_export.package import model_card
+
+    scores = {**perfect().to_dict(), "files": ["truth.nc"], "command": "wdm-export evaluate"}
+    card = model_card(replace(Bundle.open(tiny).manifest, scores=scores))
+    row = card.splitlines()[-1]
+    assert row.startswith("| one member | - | 1.000 |") and "None" not in card

@@ -1,0 +1,233 @@
+"""`wdm-run` as a user meets it: the answer, the report, and errors that lose nothing."""
+
+import json
+import os
+import sys
+
+import netCDF4
+import numpy as np
+import pytest
+from conftest import SAMPLE, edit_manifest
+
+from wdm_runtime import cli, latency
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.io import read_field
+
+REPORT_KEYS = {
+    *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
+    *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
+    *("km2_per_s", "pixel_step_latency_ms", "pixel_attention_step_latency_ms"),
+    *("speedup_vs_pixel", "bundle", "bundle_sha256", "versions"),
+}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Call wdm-run in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wdm-run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def infer(run, tiny):
+    """`wdm-run infer` on the sample with the tiny bundle and three steps."""
+
+    def call(*arguments, source=SAMPLE):
+        options = () if "--bundle" in arguments else ("--bundle", tiny)
+        return run("infer", source, "--steps", 3, *options, *arguments)
+
+    return call
+
+
+def rates(path):
+    with netCDF4.Dataset(path) as data:
+        return data["precipitation_rate"][:].filled(np.nan), data.__dict__
+
+
+def test_infer_writes_an_ensemble_with_coordinates_and_provenance(infer, tmp_path, tiny):
+    code, out, _ = infer("--members", 2, "--no-pixel-probe")
+    assert code == 0 and "step latency" in out and "mrms_10km_1km.nc" in out
+    values, attributes = rates(tmp_path / "mrms_10km_1km.nc")
+    assert values.shape == (1, 2, 520, 760) and np.all(np.isfinite(values))
+    assert attributes["wdm_bundle_sha256"] == Bundle.open(tiny).sha256
+    assert attributes["wdm_seed"] == 0 and attributes["wdm_steps"] == 3
+    coarse = read_field(SAMPLE)
+    with netCDF4.Dataset(tmp_path / "mrms_10km_1km.nc") as data:
+        np.testing.assert_allclose(data["lat"][:].reshape(52, 10).mean(1), coarse.grid.y)
+        np.testing.assert_array_equal(data["realization"][:], [0, 1])
+
+
+def test_same_seed_same_file_whatever_the_batch(infer, tmp_path):
+    assert infer("-o", "a.nc", "--members", 2, "--batch", 1, "--no-pixel-probe")[0] == 0
+    assert infer("-o", "b.nc", "--batch", 7, "--no-pixel-probe")[0] == 0
+    assert infer("-o", "c.nc", "--seed", 1, "--no-pixel-probe")[0] == 0
+    a, b, c = (rates(tmp_path / name)[0] for name in ("a.nc", "b.nc", "c.nc"))
+    np.testing.assert_array_equal(a[:, :1], b)
+    assert not np.array_equal(b, c)
+
+
+def test_report_and_probe(infer, tmp_path):
+    code, out, _ = infer("--report", "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0 and set(report) == REPORT_KEYS
+    step = report["step_latency_ms"]
+    assert 0 < step["p50"] <= step["p95"] <= step["p99"]
+    assert 0 <= report["outside_engine_fraction"] < 1
+    assert report["tiles_total"] % 3 == 0 and report["tiles_total"] > 0
+    assert report["pixel_step_latency_ms"] > 0 and report["probe_s"] > 0
+    expected = report["pixel_step_latency_ms"] / step["p50"]
+    assert report["speedup_vs_pixel"] == pytest.approx(expected, abs=0.01)
+    assert "x faster" in out or "pixel model" in out
+
+
+def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_path):
+    infer("-o", "a.nc", "--report", "a.json")
+    infer("-o", "b.nc", "--report", "b.json")
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert a["pixel_step_latency_ms"] == b["pixel_step_latency_ms"]
+    cache = latency.cache_folder() / "pixel-probe.json"
+    for damage in ("{", "[]", '{"x": "y"}'):
+        cache.write_text(damage)
+        assert infer("-o", "c.nc", "--overwrite", "--report", "c.json")[0] == 0
+        assert json.loads((tmp_path / "c.json").read_text())["pixel_step_latency_ms"] > 0
+
+
+def test_without_the_probe_its_keys_are_null(infer, tmp_path):
+    infer("--no-pixel-probe", "--report", "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["pixel_step_latency_ms"] is None and report["speedup_vs_pixel"] is None
+    assert report["probe_s"] == 0
+
+
+def test_quiet_prints_nothing(infer):
+    code, out, err = infer("--quiet", "--no-pixel-probe")
+    assert (code, out, err) == (0, "", "")
+
+
+def write(path, values, units="mm h-1", name="precipitation_rate"):
+    with netCDF4.Dataset(path, "w") as data:
+        for dim, size in zip(("lat", "lon"), values.shape, strict=True):
+            data.createDimension(dim, size)
+            axis = data.createVariable(dim, "f8", (dim,))
+            axis.units = {"lat": "degrees_north", "lon": "degrees_east"}[dim]
+            axis[:] = 0.1 * np.arange(size)
+        for one in name.split():
+            rain = data.createVariable(one, "f4", ("lat", "lon"), fill_value=-9999.0)
+            rain.units, rain.standard_name = units, "lwe_precipitation_rate"
+            rain[:] = values
+    return path
+
+
+def test_a_domain_smaller_than_a_tile_works(infer, tmp_path):
+    source = write(tmp_path / "small.nc", np.full((3, 4), 2.0))
+    assert infer("-o", "out.nc", "--no-pixel-probe", source=source)[0] == 0
+    assert rates(tmp_path / "out.nc")[0].shape == (1, 1, 30, 40)
+
+
+BAD_INPUTS = {
+    "missing": (lambda p: p / "nowhere.nc", (), 2, "no such file"),
+    "text": (lambda p: _text(p), (), 2, "cannot be read"),
+    "no rain": (lambda p: write(p / "t.nc", np.ones((3, 4)), "K"), (), 2, "units 'K'"),
+    "several": (
+        lambda p: write(p / "s.nc", np.ones((3, 4)), name="rain snow"),
+        (),
+        2,
+        "--variable",
+    ),
+    "all missing": (lambda p: write(p / "n.nc", np.full((3, 4), np.nan)), (), 2, "no valid value"),
+    "variable": (lambda p: SAMPLE, ("--variable", "tp"), 2, "has no field 'tp'"),
+    "engine": (lambda p: SAMPLE, ("--engine", "npu"), 4, "ort-cpu"),
+    "precision": (lambda p: SAMPLE, ("--precision", "int4"), 4, "fp16"),
+    "sampler": (lambda p: SAMPLE, ("--sampler", "ddim"), 2, "second-order"),
+    "members": (lambda p: SAMPLE, ("--members", "0"), 2, "0 members"),
+    "batch": (lambda p: SAMPLE, ("--batch", "many"), 2, "'many'"),
+    "bundle": (lambda p: SAMPLE, ("--bundle", "nowhere"), 3, "manifest.json"),
+    "no folder": (lambda p: SAMPLE, ("-o", "no/out.nc"), 2, "does not exist"),
+    "report folder": (lambda p: SAMPLE, ("--report", "no/r.json"), 2, "does not exist"),
+}
+
+
+def _text(folder):
+    path = folder / "notes.nc"
+    path.write_text("not a NetCDF file")
+    return path
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_a_clear_error_and_leaves_nothing(infer, tmp_path, case):
+    make, options, expected, message = BAD_INPUTS[case]
+    source = make(tmp_path)
+    before = set(tmp_path.iterdir())
+    code, out, err = infer(*options, "--no-pixel-probe", source=source)
+    assert code == expected
+    assert message in err and err.startswith("error: ") and "Traceback" not in err + out
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_corrupt_bundle_is_refused(infer, tiny_copy, tmp_path):
+    edit_manifest(tiny_copy, factor=None)
+    code, _, err = infer("--bundle", tiny_copy)
+    assert code == 3 and "factor" in err
+    code, _, err = infer("--bundle", tiny_copy.parent)
+    assert code == 3
+
+
+def test_a_wrong_hash_is_refused(infer, tiny_copy):
+    path = tiny_copy / "score_fp32.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    code, _, err = infer("--bundle", tiny_copy)
+    assert code == 3 and "SHA-256" in err
+
+
+def test_an_existing_output_is_kept_without_overwrite(infer, tmp_path):
+    old = tmp_path / "out.nc"
+    old.write_text("precious")
+    code, _, err = infer("-o", "out.nc", "--no-pixel-probe")
+    assert code == 2 and "--overwrite" in err and old.read_text() == "precious"
+    assert infer("-o", "out.nc", "--overwrite", "--no-pixel-probe")[0] == 0
+    assert rates(old)[0].shape[-1] == 760
+
+
+def test_an_interrupted_run_keeps_the_old_output(infer, tmp_path, monkeypatch):
+    old = tmp_path / "out.nc"
+    old.write_text("precious")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Downscaler, "_finish", stop)
+    code, _, _ = infer("-o", "out.nc", "--overwrite", "--no-pixel-probe")
+    assert code != 0 and old.read_text() == "precious"
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(infer, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    code, _, err = infer("-o", locked / "out.nc", "--no-pixel-probe")
+    assert code == 2 and "not writable" in err
+
+
+def test_info_shows_and_checks_a_bundle(run, tiny, tiny_copy):
+    code, out, _ = run("info", tiny)
+    assert code == 0 and "haar" in out and "score_fp32" in out
+    code, out, _ = run("info", tiny, "--json")
+    assert code == 0 and json.loads(out)["sha256"] == Bundle.open(tiny).sha256
+    (tiny_copy / "MODEL_CARD.md").write_text("another card")
+    code, _, err = run("info", tiny_copy)
+    assert code == 3 and "MODEL_CARD.md" in err
+
+
+def test_vv_shows_the_traceback(run):
+    code, _, err = run("-vv", "infer", "nowhere.nc")
+    assert code == 2 and "InputError" in err

@@ -1,0 +1,103 @@
+"""Times of NetCDF files: decoded, and written again as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import pytest
+from netcdf_files import HOURS, LAT, LON, RAIN, RATE, add, field, write_all
+
+from wdm_runtime.errors import InputError
+from wdm_runtime.grid import PrecipField
+from wdm_runtime.io.netcdf import read_netcdf
+
+
+class TestTimes:
+    def read(self, path: Path, values: Any, dtype: str = "f8", **attributes: str) -> PrecipField:
+        with netCDF4.Dataset(path, "w") as dataset:
+            dataset.createDimension("valid", len(values))
+            add(dataset, "valid", values, ("valid",), dtype, standard_name="time", **attributes)
+            for name, coordinate in (("lat", LAT), ("lon", LON)):
+                dataset.createDimension(name, len(coordinate))
+                add(dataset, name, coordinate, (name,), "f8")
+            add(dataset, "rain", RAIN[: len(values)], ("valid", "lat", "lon"), **RATE)
+        return read_netcdf(path)
+
+    @pytest.mark.parametrize(
+        ("values", "dtype", "units", "calendar", "expected"),
+        [
+            ([0, 90], "i4", "minutes since 2022-08-09 14:00", "standard", "2022-08-09T15:30:00"),
+            ([0, 44780.1], "f8", "days since 1900-01-01", "gregorian", "2022-08-09T02:24:00"),
+            ([0, 1 / 3], "f8", "days since 2022-08-09", "", "2022-08-09T08:00:00"),
+            ([0, 59], "i8", "days since 2024-01-01", "noleap", "2024-03-01T00:00:00"),
+            ([0, 59], "i8", "days since 2024-01-01", "360_day", "2024-02-30T00:00:00"),
+            ([0, 1], "f4", "hours since 2022-08-09 15:00 +02:00", "", "2022-08-09T14:00:00"),
+        ],
+    )
+    def test_decoded_and_written_again(
+        self,
+        tmp_path: Path,
+        values: list[float],
+        dtype: str,
+        units: str,
+        calendar: str,
+        expected: str,
+    ) -> None:
+        named = {"calendar": calendar} if calendar else {}
+        found = self.read(tmp_path / "in.nc", values, dtype, units=units, **named)
+        assert found.valid_times[1] == expected
+        write_all(tmp_path / "out.nc", found)
+        again = read_netcdf(tmp_path / "out.nc")
+        assert again.valid_times == found.valid_times
+        with netCDF4.Dataset(tmp_path / "out.nc") as dataset:
+            time = dataset["valid"]
+            assert time.dtype == np.dtype(dtype) and time.units == units
+            assert time.calendar == (calendar or "standard")
+            np.testing.assert_array_equal(time[:], np.array(values, dtype))
+
+    @pytest.mark.parametrize(
+        ("values", "attributes"),
+        [
+            ([0, 1], {"units": "days since yesterday"}),
+            ([0, 1], {"units": "days"}),
+            ([0, 1], {}),
+            ([0, 1], {"units": HOURS, "calendar": "mayan"}),
+            ([0, 1e300], {"units": HOURS}),
+            ([0, np.nan], {"units": HOURS}),
+        ],
+    )
+    def test_undecodable_times(
+        self, tmp_path: Path, values: list[float], attributes: dict[str, str]
+    ) -> None:
+        with pytest.raises(InputError, match="coordinate 'valid' has units"):
+            self.read(tmp_path / "in.nc", values, **attributes)
+
+    @pytest.mark.parametrize("scalar", [True, False])
+    def test_two_dimensions(self, tmp_path: Path, scalar: bool) -> None:
+        with netCDF4.Dataset(tmp_path / "in.nc", "w") as dataset:
+            for name, coordinate in (("lat", LAT), ("lon", LON)):
+                dataset.createDimension(name, len(coordinate))
+                add(dataset, name, coordinate, (name,), "f8")
+            if scalar:
+                add(dataset, "time", 2.0, (), "f8", units=HOURS)
+            add(dataset, "rain", RAIN[0], ("lat", "lon"), **RATE)
+        found = read_netcdf(tmp_path / "in.nc")
+        assert found.rate_mm_h.shape == (1, 4, 5)
+        assert found.valid_times == (("2022-08-09T17:00:00",) if scalar else ("none-0",))
+        write_all(tmp_path / "out.nc", found)
+        assert read_netcdf(tmp_path / "out.nc").valid_times == found.valid_times
+
+    def test_time_dimension_without_coordinate(self, tmp_path: Path) -> None:
+        write_all(tmp_path / "out.nc", field())
+        with netCDF4.Dataset(tmp_path / "out.nc") as dataset:
+            assert dataset.dimensions["time"].size == 2 and "time" not in dataset.variables
+        assert read_netcdf(tmp_path / "out.nc").valid_times == ("none-0", "none-1")
+
+    def test_times_of_a_source_without_time_coordinate_are_not_lost(self, tmp_path: Path) -> None:
+        coarse = field()
+        valid = ("2022-08-09T15:00:05", "2022-08-09T15:02:05")
+        write_all(tmp_path / "out.nc", PrecipField(coarse.rate_mm_h, coarse.grid, valid))
+        assert read_netcdf(tmp_path / "out.nc").valid_times == valid
