@@ -11,8 +11,9 @@ RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"io.atomic", "io.classic", "io.units"},
-    {"bundle", "samplers", "io.grib2", "io.netcdf"},
-    {"io.writer", "engines.ort"},
+    {"bundle", "samplers", "io.grib2", "io.coordinates"},
+    {"io.netcdf"},
+    {"io.writer", "io.ensemble", "engines.ort"},
     {"io", "engines"},
     {"downscale", "plot"},
     {"latency"},

@@ -34,7 +34,7 @@ Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 Tile = Annotated[int | None, typer.Option(help="Tile edge in fine cells")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
 
 DEFAULT_BUILD_MINUTES = 90.0
 
@@ -364,9 +364,10 @@ def coarsen(
         str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
     ] = None,
     factor: Annotated[int, typer.Option(help="Fine cells per coarse cell")] = 10,
+    overwrite: Overwrite = False,
 ) -> None:
     """Block-average a 1 km field to 10 km: a test input with a known answer."""
     from wdm_export.coarsen import coarsen_file
 
-    coarsen_file(fine, output, truth, crop, factor)
+    coarsen_file(fine, output, truth, crop, factor, overwrite)
     console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""))

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid, PrecipField, block_mean
 from wdm_runtime.io import read_field
+from wdm_runtime.io.atomic import check_destination, whole_file
 
 _ENCODING = {"zlib": True, "complevel": 9, "shuffle": True, "dtype": "float32"}
 
@@ -52,7 +53,12 @@ def coarsen(fine: PrecipField, factor: int) -> PrecipField:
 
 
 def coarsen_file(
-    fine: Path, coarse: Path, truth: Path | None = None, crop: str | None = None, factor: int = 10
+    fine: Path,
+    coarse: Path,
+    truth: Path | None = None,
+    crop: str | None = None,
+    factor: int = 10,
+    overwrite: bool = False,
 ) -> None:
     """Write the block means of a fine field, and the fine field they cover.
 
@@ -74,13 +80,16 @@ def coarsen_file(
     OutputError
         A file exists or cannot be written.
     """
+    for path in filter(None, (coarse, truth)):
+        check_destination(path, str(fine), overwrite)
     field = read_field(fine)
     rows, columns = (n // factor for n in field.grid.shape)
     row, column, height, width = _parse(crop, rows, columns)
     field = _cut(field, row * factor, column * factor, height * factor, width * factor)
     for path, contents in ((coarse, coarsen(field, factor)), (truth, field)):
         if path is not None:
-            _write(path, contents, f"{fine.name}, block means of {factor} x {factor} cells")
+            origin = f"{fine.name}, block means of {factor} x {factor} cells"
+            _write(path, contents, origin, overwrite)
 
 
 def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, int]:
@@ -103,11 +112,9 @@ def _cut(field: PrecipField, row: int, column: int, height: int, width: int) -> 
     return PrecipField(field.rate_mm_h[:, y, x], grid, field.valid_times, field.source)
 
 
-def _write(path: Path, field: PrecipField, origin: str) -> None:
+def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None:
     import xarray as xr  # slow to import, and who only averages does without
 
-    if path.exists():
-        raise OutputError(f"{path}: exists already; expected a new file. Choose another name.")
     y, x = field.grid.names
     times: npt.NDArray[np.datetime64] = np.array(field.valid_times, dtype="datetime64[ns]")
     attributes = {
@@ -134,8 +141,5 @@ def _write(path: Path, field: PrecipField, origin: str) -> None:
         "precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)},
         "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
     }
-    try:
-        dataset.to_netcdf(path, engine="netcdf4", encoding=encoding)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder.") from error
+    with whole_file(path, overwrite) as temporary:
+        dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)

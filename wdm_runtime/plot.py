@@ -6,24 +6,17 @@ Matplotlib's `Figure` is used directly: no pyplot, no backend switch, no global 
 from __future__ import annotations
 
 import math
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, OutputError, require
 from wdm_runtime.grid import Grid, PrecipField
 from wdm_runtime.io import read_field
-from wdm_runtime.io.netcdf import LIBRARY_LOCK
-from wdm_runtime.io.units import rate_factor
+from wdm_runtime.io.atomic import check_destination, whole_file
+from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,24 +44,6 @@ _HEIGHT_OVER_WIDTH = (0.33, 1.6)  # of a panel's place: beyond, the domain leave
 _CELLS_ACROSS = 1500  # a panel has half as many pixels, and more cells only cost memory
 _SYMBOLS = {"degrees_north": "°N", "degrees_east": "°E", "degrees": "°", "degree": "°"}
 _METRES = ("m", "metre", "meter", "metres", "meters")
-
-
-@dataclass(frozen=True)
-class EnsembleFrame:
-    """One valid time of an ensemble; arrays (y, x) in the file's row order, NaN where missing.
-
-    ``member_mm_h`` and ``mean_mm_h`` are rates [mm h-1], ``probability`` the share of the
-    ``members`` members that reach the threshold; ``provenance`` holds the ``wdm_`` attributes.
-    """
-
-    grid: Grid
-    variable: str
-    valid_time: str
-    members: int
-    member_mm_h: Array
-    mean_mm_h: Array
-    probability: Array
-    provenance: dict[str, Any]
 
 
 def plot_ensemble(
@@ -106,122 +81,8 @@ def plot_ensemble(
     frame = read_frame(output, time, member, threshold)
     field = _read_coarse(output, coarse, frame, time)
     picture = _draw(frame, field, time, member, threshold)
-    temporary = figure.with_name(f".{figure.name}.{secrets.token_hex(6)}.tmp")
-    try:
+    with whole_file(figure) as temporary:
         picture.savefig(temporary, dpi=_DPI, format=figure.suffix[1:].lower())
-        os.replace(temporary, figure)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a format's own program is missing
-        raise OutputError(
-            f"{figure}: cannot be written ({error}); expected a folder with room and permission. "
-            "Choose another --figure."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_frame(output: Path, time: int, member: int, threshold: float) -> EnsembleFrame:
-    """Read one frame of an ensemble, member by member: memory does not grow with their number.
-
-    Parameters
-    ----------
-    output
-        A file that ``wdm-run infer`` wrote.
-    time, member
-        Numbers from 0.
-    threshold
-        Rate the probability is of, reached or exceeded [mm h-1].
-
-    Returns
-    -------
-    EnsembleFrame
-        Mean and probability are NaN where any member is missing.
-
-    Raises
-    ------
-    InputError
-        Not such a file, no such time or member, or a threshold that is not positive.
-    """
-    if not 0 < threshold < math.inf:
-        raise InputError(
-            f"Got a threshold of {threshold:g} mm/h; expected a positive rate. Set --threshold."
-        )
-    with LIBRARY_LOCK, _open(output) as dataset:
-        rates, factor = _ensemble(output, dataset)
-        times, members = rates.shape[:2]
-        for option, value, count in (("time", time, times), ("member", member, members)):
-            if not 0 <= value < count:
-                raise InputError(
-                    f"{output}: got {option} {value}; expected 0 to {count - 1}. Set --{option}."
-                )
-        mean = np.zeros(rates.shape[2:], dtype=np.float64)
-        reached = np.zeros(rates.shape[2:], dtype=np.int32)
-        shown = np.empty(rates.shape[2:], dtype=np.float32)
-        for index in range(members):
-            raw = rates[time, index].astype(np.float64)
-            rate = (np.ma.filled(raw, np.nan) * factor).astype(np.float32)
-            mean += rate
-            reached += rate >= threshold
-            if index == member:
-                shown = rate
-        missing = np.isnan(mean)
-        return EnsembleFrame(
-            grid=_grid(dataset, rates),
-            variable=rates.name,
-            valid_time=_valid_time(dataset, rates.dimensions[0], time),
-            members=members,
-            member_mm_h=shown,
-            mean_mm_h=(mean / members).astype(np.float32),
-            probability=np.where(missing, np.nan, reached / members).astype(np.float32),
-            provenance={
-                name: dataset.getncattr(name)
-                for name in dataset.ncattrs()
-                if name.startswith("wdm_")
-            },
-        )
-
-
-@contextmanager
-def _open(output: Path) -> Iterator[netCDF4.Dataset]:
-    try:
-        # An absolute path is never mistaken for the address of a server.
-        with netCDF4.Dataset(str(output.absolute())) as dataset:
-            yield dataset
-    except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
-        raise _not_an_output(output, str(error)) from error
-
-
-def _not_an_output(output: Path, found: str) -> InputError:
-    return InputError(
-        f"{output}: is not an output of 'wdm-run infer' ({found}); expected precipitation over "
-        "(time, realization, y, x). Hand in the file that 'wdm-run infer' wrote."
-    )
-
-
-def _ensemble(output: Path, dataset: netCDF4.Dataset) -> tuple[netCDF4.Variable[Any], float]:
-    """The ensemble's variable and what makes its values mm h-1."""
-    if "wdm_input" not in dataset.ncattrs():
-        raise _not_an_output(output, "no global attribute 'wdm_input'")
-    for variable in dataset.variables.values():
-        factor = rate_factor(str(getattr(variable, "units", "")))
-        if variable.ndim == 4 and variable.dimensions[1] == "realization" and factor is not None:
-            return variable, factor
-    raise _not_an_output(output, "no such variable")
-
-
-def _grid(dataset: netCDF4.Dataset, rates: netCDF4.Variable[Any]) -> Grid:
-    y, x = (dataset.variables[name] for name in rates.dimensions[2:])
-    values = [np.ma.filled(v[:].astype(np.float64), np.nan) for v in (y, x)]
-    attributes = tuple({name: v.getncattr(name) for name in v.ncattrs()} for v in (y, x))
-    return Grid(values[0], values[1], (y.name, x.name), (attributes[0], attributes[1]))
-
-
-def _valid_time(dataset: netCDF4.Dataset, name: str, index: int) -> str:
-    """As `PrecipField.valid_times` has it."""
-    if name not in dataset.variables:
-        return f"none-{index}"
-    coordinate = dataset.variables[name]
-    date: Any = netCDF4.num2date(coordinate[index], coordinate.units, coordinate.calendar)
-    return str((date + timedelta(milliseconds=500)).isoformat(timespec="seconds"))
 
 
 def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: int) -> PrecipField:
@@ -262,11 +123,7 @@ def _same_area(coarse: Grid, fine: Grid) -> bool:
 def _check_figure(figure: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    if not figure.parent.is_dir():
-        raise OutputError(
-            f"{figure}: folder '{figure.parent}' does not exist; expected one to write into. "
-            "Create it or choose another --figure."
-        )
+    check_destination(figure, None, overwrite=True)
     formats = FigureCanvasBase.get_supported_filetypes()
     if figure.suffix[1:].lower() not in formats:
         raise OutputError(

@@ -48,9 +48,7 @@ def test_shipped_widths_are_multiples_of_64(shipped):
     ends = {2 * subbands, subbands}
     norms = [m.num_channels for m in shipped.modules() if isinstance(m, torch.nn.GroupNorm)]
     convs = [
-        (m.in_channels, m.out_channels)
-        for m in shipped.modules()
-        if isinstance(m, torch.nn.Conv2d)
+        (m.in_channels, m.out_channels) for m in shipped.modules() if isinstance(m, torch.nn.Conv2d)
     ]
     assert norms and all(channels % WIDTH == 0 for channels in norms)
     odd = [pair for pair in convs if any(width % WIDTH for width in pair)]

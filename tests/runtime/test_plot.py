@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
-from wdm_runtime.plot import plot_ensemble, rate_scale, read_frame
+from wdm_runtime.io.ensemble import read_frame
+from wdm_runtime.plot import plot_ensemble, rate_scale
 
 pytest.importorskip("matplotlib")
 
@@ -195,7 +196,7 @@ def test_figures_that_cannot_be_written(tmp_path):
         with pytest.raises(OutputError, match=message):
             plot_ensemble(output, tmp_path / name, None, 0, 0, 5.0)
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="not a regular file"):
         plot_ensemble(output, tmp_path / "folder.png", None, 0, 0, 5.0)
     assert not list(tmp_path.glob(".*.tmp"))
 

@@ -122,19 +122,26 @@ def discard(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all; an older one is replaced.
+@contextmanager
+def whole_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary name to write to, which becomes ``path`` if the block ends well.
 
     Raises
     ------
     OutputError
-        The folder is missing, full or not writable. An older file stays as it was.
+        The folder is missing, full or not writable, or without ``overwrite`` the file exists. An
+        older file stays as it was.
     """
     temporary = temporary_name(path)
     try:
         with output_errors(path):
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-            publish(temporary, path, overwrite=True)
+            yield temporary
+            publish(temporary, path, overwrite)
     finally:
         discard(temporary)  # nothing is left of it after success
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; an older one is replaced."""
+    with whole_file(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        file.write(text)

@@ -11,8 +11,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.grid import PrecipField
 from wdm_runtime.io.classic import check_classic_length
+from wdm_runtime.io.coordinates import (
+    find_axes,
+    grid_mapping_of,
+    grid_of,
+    text_of,
+    valid_times_of,
+)
 from wdm_runtime.io.units import rate_factor
 
 LIBRARY_LOCK = threading.RLock()
@@ -38,42 +43,8 @@ _KNOWN_NAMES = re.compile(
     re.IGNORECASE,
 )
 _REFERRING = ("ancillary_variables", "bounds", "cell_measures", "climatology", "coordinates")
-# What describes the stored numbers and not their meaning: untrue of the finer grid.
-_STORAGE_ATTRIBUTES = re.compile(
-    "_.*|missing_value|scale_factor|add_offset|valid_(range|min|max)|actual_range|bounds|CLASS|NAME"
-    "|(DIMENSION|REFERENCE)_LIST|DimensionNames"
-)
 _CODE_FROM = 9999.0  # in the file's units
 _CODE_BELOW_MM_H = -1e-3  # packing and resampling leave smaller negatives, which are dry
-
-_STANDARD_AXES = {
-    "time": "t",
-    **dict.fromkeys(("latitude", "projection_y_coordinate", "grid_latitude"), "y"),
-    **dict.fromkeys(("longitude", "projection_x_coordinate", "grid_longitude"), "x"),
-}
-_NAMED_AXES = {
-    **dict.fromkeys(("time", "t", "times", "valid_time", "datetime"), "t"),
-    **dict.fromkeys(
-        ("y", "yc", "lat", "lats", "latitude", "nlat", "rlat", "north", "northing"), "y"
-    ),
-    **dict.fromkeys(
-        ("x", "xc", "lon", "lons", "longitude", "nlon", "rlon", "east", "easting"), "x"
-    ),
-}
-_DEGREES = re.compile(r"degrees?_?(n|e)(orth|ast)?")
-
-
-@dataclass(frozen=True)
-class _Axis:
-    kind: str
-    dimension: str
-    size: int
-    coordinate: netCDF4.Variable[Any] | None
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Valid time before reference time, then the longer one."""
-        return _text(self.coordinate, "standard_name") == "time", self.size
 
 
 def read_netcdf(path: Path, variable: str | None = None) -> PrecipField:
@@ -122,12 +93,12 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 def _read(path: Path, dataset: netCDF4.Dataset, requested: str | None) -> PrecipField:
     name, variable = _choose(path, dataset, requested)
-    factor = rate_factor(_text(variable, "units"))
+    factor = rate_factor(text_of(variable, "units"))
     if factor is None:
         raise _not_a_rate(path, name, variable)
-    axes = _axes(path, name, variable)
+    axes = find_axes(path, name, variable)
     times = axes.get("t")
-    valid_times, time = _times(path, variable, times)
+    valid_times, time = valid_times_of(path, variable, times)
     kept = [axis.dimension for axis in axes.values()]
     raw = variable[tuple(slice(None) if d in kept else 0 for d in variable.dimensions)]
     order = [d for d in variable.dimensions if d in kept]
@@ -139,15 +110,15 @@ def _read(path: Path, dataset: netCDF4.Dataset, requested: str | None) -> Precip
             "least one. Choose another with --variable, or another file."
         )
     try:
-        grid = _grid(axes)
+        grid = grid_of(axes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     source = {
         "path": str(path),
         "variable": variable.name,
-        **{key: _text(variable, key) for key in ("units", "standard_name", "long_name")},
+        **{key: text_of(variable, key) for key in ("units", "standard_name", "long_name")},
         "time": time,
-        "grid_mapping": _grid_mapping(variable),
+        "grid_mapping": grid_mapping_of(variable),
     }
     return PrecipField(rates, grid, valid_times, source)
 
@@ -172,7 +143,7 @@ def _choose(
         word.rstrip(":").rpartition("/")[2]
         for variable in everything.values()
         for attribute in _REFERRING
-        for word in _text(variable, attribute).split()
+        for word in text_of(variable, attribute).split()
     }
     fields = {
         name: variable
@@ -183,7 +154,7 @@ def _choose(
         and variable.name not in supporting
     }
     rain = {name: variable for name, variable in fields.items() if _is_precipitation(variable)}
-    rates = [name for name, var in rain.items() if rate_factor(_text(var, "units")) is not None]
+    rates = [name for name, var in rain.items() if rate_factor(text_of(var, "units")) is not None]
     if requested is not None:
         wanted = requested.strip("/")
         rates = [wanted] if wanted in fields else [n for n in fields if fields[n].name == wanted]
@@ -217,14 +188,14 @@ def _variables(group: netCDF4.Dataset) -> Iterator[tuple[str, netCDF4.Variable[A
 
 
 def _is_precipitation(variable: netCDF4.Variable[Any]) -> bool:
-    standard_name = _text(variable, "standard_name")
+    standard_name = text_of(variable, "standard_name")
     if " " in standard_name:  # a modifier: standard_error, status_flag, ...
         return False
     return standard_name in RATE_STANDARD_NAMES or bool(_KNOWN_NAMES.fullmatch(variable.name))
 
 
 def _not_a_rate(path: Path, name: str, variable: netCDF4.Variable[Any]) -> InputError:
-    units = _text(variable, "units")
+    units = text_of(variable, "units")
     has = f"units '{units}'" if units else "no units"
     return InputError(
         f"{path}: variable '{name}' has {has}, expected a rate convertible to 'mm h-1'. "
@@ -233,143 +204,6 @@ def _not_a_rate(path: Path, name: str, variable: netCDF4.Variable[Any]) -> Input
 
 
 def _listed(variables: dict[str, netCDF4.Variable[Any]]) -> str:
-    texts = [f"'{name}' [{_text(v, 'units') or 'no units'}]" for name, v in variables.items()]
+    texts = [f"'{name}' [{text_of(v, 'units') or 'no units'}]" for name, v in variables.items()]
     more = [f"{len(texts) - 20} more"] if len(texts) > 20 else []
     return ", ".join(texts[:20] + more) or "variables of fewer than two dimensions"
-
-
-def _text(variable: netCDF4.Variable[Any] | None, attribute: str) -> str:
-    return str(getattr(variable, attribute, "")).strip()
-
-
-def _scope(variable: netCDF4.Variable[Any]) -> Iterator[netCDF4.Dataset]:
-    """The variable's group and its parents, where CF looks names up."""
-    group: netCDF4.Dataset | None = variable.group()
-    while group is not None:
-        yield group
-        group = group.parent
-
-
-def _axes(path: Path, name: str, variable: netCDF4.Variable[Any]) -> dict[str, _Axis]:
-    axes = [_axis(variable, d, n) for d, n in zip(variable.dimensions, variable.shape, strict=True)]
-    found: dict[str, _Axis] = {}
-    for kind in "tyx":
-        of_kind = [axis for axis in axes if axis.kind == kind]
-        if of_kind:
-            found[kind] = max(of_kind, key=lambda axis: axis.rank)
-    for kind in "yx":
-        if kind not in found or found[kind].coordinate is None:
-            raise InputError(
-                f"{path}: variable '{name}' has dimensions ({', '.join(variable.dimensions)}) "
-                f"without a one-dimensional coordinate along {kind}; expected a regular grid with "
-                "coordinates. Regrid it first, or choose another with --variable."
-            )
-    for axis in axes:
-        if axis.size != 1 and axis not in found.values():
-            raise InputError(
-                f"{path}: variable '{name}' has {axis.size} entries along '{axis.dimension}'; "
-                "expected one besides (time, y, x). Extract one of them first."
-            )
-        if axis.size == 0:
-            raise InputError(
-                f"{path}: variable '{name}' has no entry along '{axis.dimension}'; expected at "
-                "least one. Hand in another file."
-            )
-    return found
-
-
-def _axis(variable: netCDF4.Variable[Any], dimension: str, size: int) -> _Axis:
-    along = [
-        candidate
-        for group in _scope(variable)
-        for candidate in group.variables.values()
-        if candidate.dimensions == (dimension,)
-        and candidate.size == size
-        and (candidate.name == dimension or _kind(candidate))
-    ]
-    if not along:
-        return _Axis(_NAMED_AXES.get(dimension.casefold(), ""), dimension, size, None)
-    best = max(along, key=lambda c: (_text(c, "standard_name") == "time", c.name == dimension))
-    return _Axis(_kind(best), dimension, size, best)
-
-
-def _kind(coordinate: netCDF4.Variable[Any]) -> str:
-    axis = _text(coordinate, "axis").casefold()
-    if axis in ("t", "y", "x", "z"):
-        return axis
-    standard_name = _text(coordinate, "standard_name")
-    if standard_name in _STANDARD_AXES:
-        return _STANDARD_AXES[standard_name]
-    units = _text(coordinate, "units").casefold()
-    degrees = _DEGREES.fullmatch(units)
-    if degrees:
-        return {"n": "y", "e": "x"}[degrees[1]]
-    return "t" if " since " in units else _NAMED_AXES.get(coordinate.name.casefold(), "")
-
-
-def _grid(axes: dict[str, _Axis]) -> Grid:
-    values, names, attributes = [], [], []
-    for kind in "yx":
-        coordinate = axes[kind].coordinate
-        assert coordinate is not None  # _axes saw to it
-        values.append(np.ma.filled(coordinate[:].astype(np.float64), np.nan))
-        names.append(coordinate.name)
-        attributes.append(_meaning(coordinate))
-    return Grid(values[0], values[1], (names[0], names[1]), (attributes[0], attributes[1]))
-
-
-def _meaning(variable: netCDF4.Variable[Any]) -> dict[str, Any]:
-    names = [name for name in variable.ncattrs() if not _STORAGE_ATTRIBUTES.fullmatch(name)]
-    return {name: variable.getncattr(name) for name in names}
-
-
-def _grid_mapping(variable: netCDF4.Variable[Any]) -> dict[str, Any] | None:
-    words = _text(variable, "grid_mapping").split()
-    if not words:
-        return None
-    name = words[0].rstrip(":").rpartition("/")[2]  # "crs", "/crs" or "crs: x y"
-    for group in _scope(variable):
-        if name in group.variables:
-            return {"name": name, "attributes": _meaning(group.variables[name])}
-    return None
-
-
-def _times(
-    path: Path, variable: netCDF4.Variable[Any], axis: _Axis | None
-) -> tuple[tuple[str, ...], dict[str, Any] | None]:
-    coordinate = axis.coordinate if axis else _scalar_time(variable)
-    if coordinate is None:
-        return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
-    name, units = coordinate.name, _text(coordinate, "units")
-    calendar = _text(coordinate, "calendar").casefold() or "standard"
-    values = np.ma.atleast_1d(coordinate[...])
-    try:
-        if np.ma.is_masked(values) or not np.isfinite(values).all():
-            raise ValueError("some times are missing")
-        dates: Any = netCDF4.num2date(np.ma.getdata(values), units, calendar)
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: coordinate '{name}' has units '{units}' in calendar '{calendar}', which "
-            f"cannot be decoded ({error}); expected '<unit> since <date>'. Correct its attributes."
-        ) from error
-    # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
-    half = timedelta(milliseconds=500)
-    texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
-    encoded = {
-        "name": name,
-        "units": units,
-        "calendar": calendar,
-        "values": np.ma.getdata(values).copy(),
-    }
-    return texts, encoded
-
-
-def _scalar_time(variable: netCDF4.Variable[Any]) -> netCDF4.Variable[Any] | None:
-    scalars = [v for g in _scope(variable) for v in g.variables.values() if v.size == 1]
-    for scalar in scalars:
-        if _text(scalar, "standard_name") == "time":
-            return scalar
-    for scalar in scalars:
-        if not _text(scalar, "standard_name") and _NAMED_AXES.get(scalar.name.casefold()) == "t":
-            return scalar
-    return None
