@@ -79,7 +79,7 @@ def _network(
 
     multipliers = None
     if depths is not None:
-        if not all(part.strip().isdigit() for part in depths.split(",")):
+        if not all(part.strip().isdecimal() for part in depths.split(",")):
             raise InputError(
                 f"--depths got '{depths}'; expected whole numbers such as 1,2,2. Correct it."
             )
@@ -89,7 +89,8 @@ def _network(
     coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
     # Narrow test networks have one head; wide ones keep the default size.
     heads = min(NetworkConfig.head_channels, coarsest)
-    groups = min(NetworkConfig.norm_groups, width)
+    # A norm group of one channel would subtract the time's contribution to it again.
+    groups = min(NetworkConfig.norm_groups, width // 2)
     return NetworkConfig(
         WaveletSpec(levels=levels),
         attention=attention,
@@ -281,7 +282,7 @@ def build(
     from wdm_export.config import TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
-    from wdm_export.package import check_target
+    from wdm_export.package import TILE_PX, check_target
     from wdm_export.train import CHECKPOINT_NAME, Trainer
 
     if not files:
@@ -290,6 +291,13 @@ def build(
             "NetCDF, of several storm days. Name them: wdm-export build FILES... -o BUNDLE"
         )
     check_target(output, overwrite)
+    settings = _given(
+        minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
+        tv_weight=tv_weight, seed=seed, threads=threads,
+    )  # fmt: skip
+    network, training = _network(levels, base, depths, blocks, attention), TrainConfig(**settings)
+    network.check_edge(training.crop_px, "--crop")
+    network.check_edge(TILE_PX if tile is None else tile, "--tile")
     folder = work or output.with_name(f"{output.name}-work")
     store, run = folder / "store", folder / "run"
     with _progress() as progress:
@@ -300,12 +308,7 @@ def build(
         if (run / CHECKPOINT_NAME).exists():
             trainer = Trainer.resume(patches, run)
         else:
-            settings = _given(
-                minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
-                tv_weight=tv_weight, seed=seed, threads=threads,
-            )  # fmt: skip
-            network = _network(levels, base, depths, blocks, attention)
-            trainer = Trainer.start(patches, run, network, TrainConfig(**settings))
+            trainer = Trainer.start(patches, run, network, training)
         checkpoint = _train(trainer, progress)
         plot_log(run)
         _export(checkpoint, output, name, tile, overwrite, progress)

@@ -10,6 +10,8 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
+_LEAST_CHANNELS = 4  # two sinusoids of the time
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -28,17 +30,34 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        if self.base_channels % self.norm_groups or not self.multipliers or self.blocks < 1:
+        least = min((self.norm_groups, self.head_channels, self.blocks, *self.multipliers))
+        channels_fit = (
+            self.base_channels >= _LEAST_CHANNELS
+            and self.base_channels % 2 == 0  # the sinusoids of the time come in pairs
+            and self.base_channels % max(self.norm_groups, 1) == 0
+        )
+        if not channels_fit or not self.multipliers or least < 1:
             raise InputError(
                 f"The network has {self.base_channels} base channels, multipliers "
-                f"{self.multipliers} and {self.blocks} blocks; expected channels in multiples of "
-                f"{self.norm_groups}, a multiplier for each depth and a block at least. "
+                f"{self.multipliers}, {self.blocks} blocks and heads of {self.head_channels}; "
+                f"expected at least {_LEAST_CHANNELS} channels in multiples of 2 and of the "
+                f"{self.norm_groups} norm groups, and 1 or more of the others. "
                 "Correct the network's settings."
             )
         if self.attention and self.base_channels * self.multipliers[-1] % self.head_channels:
             raise InputError(
                 f"Attention over {self.base_channels * self.multipliers[-1]} channels cannot have "
                 f"heads of {self.head_channels}; expected a divisor. Set the head channels."
+            )
+
+    def check_edge(self, edge_px: int, option: str) -> None:
+        """Refuse crops and tiles that cannot be halved once for each level and each depth."""
+        multiple = self.wavelet.stride * 2 ** (len(self.multipliers) - 1)
+        if edge_px < 1 or edge_px % multiple:
+            raise InputError(
+                f"{option} got {edge_px} cells; expected a multiple of {multiple}, which "
+                f"{self.wavelet.levels} wavelet levels and {len(self.multipliers)} depths halve "
+                f"evenly. Correct {option}."
             )
 
 
@@ -66,6 +85,15 @@ class TrainConfig:
                 f"Training got minutes={self.minutes} and steps={self.steps}; expected exactly "
                 "one of them. Give --minutes or --steps."
             )
+        positive = ("minutes", "steps", "batch", "threads", "learning_rate", "warmup_steps")
+        for name in (*positive, "tv_weight", "seed"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 if name in positive else value >= 0):
+                raise InputError(
+                    f"Training got {name}={value}; expected a "
+                    f"{'positive number' if name in positive else 'number not below 0'}. "
+                    f"Correct --{name.replace('_', '-')}."
+                )
 
 
 @dataclass(frozen=True)

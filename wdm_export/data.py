@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.grid import block_mean, interpolate
 from wdm_runtime.io import read_field
 
@@ -76,12 +76,18 @@ class PatchStore:
                 )
             sources = tuple(Source(**entry) for entry in index["sources"])
             arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in ("fine", "coarse")]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            factor, size = index["factor"], index["patch_px"]
+            shape = (sum(source.count for source in sources), size, size)
+            if any(array.shape != shape for array in arrays):
+                raise ValueError(
+                    f"arrays of {[array.shape for array in arrays]}, not the index's {shape}"
+                )
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: is no store of training patches ({error}); expected a folder written "
                 "by 'wdm-export prepare'. Prepare the files first."
             ) from error
-        return cls(path, index["factor"], sources, *arrays)
+        return cls(path, factor, sources, *arrays)
 
     def by_day(self) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly."""
@@ -89,7 +95,8 @@ class PatchStore:
         for source in self.sources:
             numbers = np.arange(source.first, source.first + source.count)
             days.setdefault(source.storm_day, []).append(numbers)
-        return {day: np.concatenate(parts) for day, parts in days.items() if parts[0].size}
+        joined = {day: np.concatenate(parts) for day, parts in days.items()}
+        return {day: numbers for day, numbers in joined.items() if numbers.size}
 
 
 def cut_patches(
@@ -148,13 +155,25 @@ def prepare(
     ------
     InputError
         No file given, an unreadable file, a field smaller than a patch, or no patch found.
+    OutputError
+        The store's folder cannot be made.
     """
     store = Path(store)
+    if size < 2:
+        raise InputError(
+            f"Got patches of {size} cells; expected at least 2, {PATCH_SIZE_PX} for training. "
+            "Correct --patch."
+        )
     if (store / _INDEX).exists():
         raise InputError(
             f"{store}: already holds a store; expected a new folder. Choose another with -o."
         )
-    store.mkdir(parents=True, exist_ok=True)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{store}: cannot be made ({error.strerror}). Choose another folder with -o."
+        ) from error
     sources: list[Source] = []
     total = 0
     with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:

@@ -37,7 +37,8 @@ class Fp16Body(nn.Module):
     def __init__(self, network: UNet) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half()
-        self.network.time.float()
+        # Not .float(): the frequencies are no fp16 numbers, and 1000 t multiplies their error.
+        self.network.time = copy.deepcopy(network.time)
 
     def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         return self.network(x.half(), condition.half(), t).float()

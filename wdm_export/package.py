@@ -81,6 +81,8 @@ def export_bundle(
 
     Raises
     ------
+    InputError
+        The network cannot halve such tiles.
     ParityError
         A graph differs from its reference by more than the limit.
     OutputError
@@ -88,6 +90,7 @@ def export_bundle(
     """
     target = Path(target).absolute()
     check_target(target, overwrite)
+    checkpoint.model.network.check_edge(tile_px, "--tile")
     released = checkpoint.released()
     folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

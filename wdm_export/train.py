@@ -25,7 +25,7 @@ from wdm_export.haar import WaveletPacket
 from wdm_export.losses import amplitudes, training_loss
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -63,7 +63,7 @@ class CropSampler:
         self.days = list(store.by_day().values())
         self.crop = crop_px
         self.stride = stride
-        if crop_px > store.fine.shape[1] or crop_px % stride:
+        if not 0 < crop_px <= store.fine.shape[1] or crop_px % stride:
             raise InputError(
                 f"Training crops are {crop_px} cells wide; expected at most the patch size "
                 f"{store.fine.shape[1]} and a multiple of {stride}. Set --crop."
@@ -179,7 +179,10 @@ class Trainer:
         Raises
         ------
         InputError
-            The folder already holds a run, or the weights are of another network.
+            The folder already holds a run, the crops do not fit the network or the patches, or
+            the weights are of another network.
+        OutputError
+            The folder cannot be made.
         """
         folder = Path(folder)
         if (folder / CHECKPOINT_NAME).exists():
@@ -187,7 +190,13 @@ class Trainer:
                 f"{folder}: already holds a run; expected a new folder. Continue it with --resume "
                 "or choose another folder with -o."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        network.check_edge(config.crop_px, "--crop")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be made ({error.strerror}). Choose another folder with -o."
+            ) from error
         if weights is None:
             transform = PrecipTransform()
             sampler = CropSampler(store, config.crop_px, network.wavelet.stride)
@@ -229,6 +238,7 @@ class Trainer:
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Checkpoint:
         """Train to the end; write checkpoints, log and released weights; return the last state."""
         last_save = self.seconds
+        self._cut_log()
         with open(self.folder / LOG_NAME, "a", newline="") as log:
             writer = self._log_writer(log)
             losses: list[tuple[float, float]] = []
@@ -298,6 +308,16 @@ class Trainer:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         averages = [self.ema[name] for name in self.names]
         torch._foreach_lerp_(averages, list(self.network.parameters()), 1 - decay)
+
+    def _cut_log(self) -> None:
+        """Drop what a stopped run logged after its last checkpoint: those steps come again."""
+        path = self.folder / LOG_NAME
+        if not path.exists():
+            return
+        header, *rows = path.read_bytes().splitlines(keepends=True) or [b""]
+        steps = [row.partition(b",")[0] for row in rows]
+        kept = [r for r, s in zip(rows, steps, strict=True) if s.isdigit() and int(s) <= self.step]
+        path.write_bytes(b"".join([header, *kept]))
 
     def _log_writer(self, log: IO[str]) -> Any:
         writer = csv.writer(log)

@@ -173,6 +173,26 @@ def test_bad_input_is_a_clear_error_and_leaves_nothing(infer, tmp_path, case):
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (("infer", "rain.grib2"), "eccodes", "grib"),
+        (("plot", "rain.nc", "-o", "rain.png"), "matplotlib", "plot"),
+        (("infer", SAMPLE), "onnxruntime", "cpu"),
+    ],
+)
+def test_a_missing_extra_names_its_install_line(
+    run, tmp_path, monkeypatch, tiny, arguments, module, extra
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in ("rain.grib2", "rain.nc"):
+        (tmp_path / name).write_bytes(b"GRIB")
+    options = ("--bundle", tiny) if "infer" in arguments else ()
+    code, _, err = run(*arguments, *options)
+    assert code == 4 and f"pip install 'wdm-edge[{extra}]'" in err and "Traceback" not in err
+    assert not list(tmp_path.glob("*_1km.nc"))
+
+
 def test_a_corrupt_bundle_is_refused(infer, tiny_copy, tmp_path):
     edit_manifest(tiny_copy, factor=None)
     code, _, err = infer("--bundle", tiny_copy)

@@ -1,0 +1,397 @@
+"""Training: reproducible, resumable, on the runtime's own terms, and without pickles."""
+
+import csv
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from conftest import TRUTH  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from small_training import SMALL, random_checkpoint, sample_store, small  # noqa: E402
+
+from wdm_export.checkpoint import Checkpoint  # noqa: E402
+from wdm_export.config import ModelConfig, TrainConfig  # noqa: E402
+from wdm_export.data import prepare  # noqa: E402
+from wdm_export.train import (  # noqa: E402
+    CHECKPOINT_NAME,
+    LOG_NAME,
+    WEIGHTS_NAME,
+    Coefficients,
+    CropSampler,
+    Trainer,
+    measure_scales,
+)
+from wdm_runtime import wavelets  # noqa: E402
+from wdm_runtime.errors import InputError  # noqa: E402
+from wdm_runtime.transform import PrecipTransform  # noqa: E402
+
+CROP = 32
+
+
+class Interrupted(Exception):
+    pass
+
+
+def settings(steps=12, **changes):
+    values = {"batch": 4, "crop_px": CROP, "learning_rate": 2e-3, "warmup_steps": 5, "threads": 1}
+    return TrainConfig(steps=steps, **values | changes)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Training sets torch's threads for the process: put them back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return sample_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    """A finished run of 12 steps: its folder, last state, and what on_step was told."""
+    folder, seen = tmp_path_factory.mktemp("run") / "a", []
+    trainer = Trainer.start(store, folder, SMALL, settings())
+    return folder, trainer.run(seen.append), seen
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], rtol=0, atol=1e-6, msg=name)
+
+
+def log_rows(folder):
+    with open(folder / LOG_NAME, newline="") as log:
+        return list(csv.DictReader(log))
+
+
+# --- what the network is shown -------------------------------------------------------------------
+
+
+def test_inputs_are_standardised_as_the_runtime_does_it(store):
+    sampler, transform = CropSampler(store, CROP, 4), PrecipTransform()
+    coefficients = Coefficients(SMALL, transform)
+    residual_scale, condition_scale = measure_scales(sampler, coefficients, seed=0)
+    fine, coarse = sampler.draw(np.random.default_rng(1), 300)
+    residual, condition = coefficients(fine, coarse)
+    scaled = []
+    for i in range(len(fine)):
+        ours, theirs = (
+            wavelets.dwt(transform.forward(f[i].numpy()), SMALL.wavelet) for f in (coarse, fine)
+        )
+        np.testing.assert_allclose(condition[i], ours, atol=1e-5)
+        np.testing.assert_allclose(residual[i], theirs - ours, atol=1e-5)
+        scaled.append(
+            (condition_scale.standardise(ours), residual_scale.standardise(theirs - ours))
+        )
+    for values in np.moveaxis(np.array(scaled), 1, 0):
+        # other crops than those measured: the same within sampling error
+        mean, std = values.mean(axis=(0, 2, 3)), values.std(axis=(0, 2, 3))
+        assert np.abs(mean).max() < 0.2 and std.min() > 0.75 and std.max() < 1.3
+
+
+def test_truth_can_be_restored_from_residual_and_condition(store):
+    transform = PrecipTransform()
+    fine, coarse = CropSampler(store, CROP, 4).draw(np.random.default_rng(1), 1)
+    residual, condition = Coefficients(SMALL, transform)(fine, coarse)
+    z = wavelets.idwt((residual + condition)[0].numpy(), SMALL.wavelet)
+    truth = fine[0].numpy()
+    np.testing.assert_allclose(transform.inverse(z), np.where(truth < 0.1, 0, truth), rtol=1e-3)
+
+
+def test_every_step_sees_other_crops_noise_and_times(store, tmp_path):
+    trainer = Trainer.start(store, tmp_path, SMALL, settings(steps=6, batch=8))
+    seen = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    trainer.run()
+    states, conditions, times = (torch.stack(values) for values in zip(*seen, strict=True))
+    assert states.shape == (6, 8, 16, 8, 8)
+    for values in (states, conditions, times):
+        assert all(not torch.equal(a, b) for a, b in itertools.combinations(values, 2))
+    # one time in each eighth of [0, 1): no batch misses the hard middle
+    assert torch.equal((8 * times).floor(), torch.arange(8.0).expand(6, 8))
+    # late times are noise of unit variance, whatever the rain
+    assert states[:, -1].std() == pytest.approx(1.0, abs=0.1)
+
+
+# --- reproducible and resumable ------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(store, run, tmp_path):
+    _, final, _ = run
+    again = Trainer.start(store, tmp_path / "b", SMALL, settings()).run()
+    assert final.step == again.step == 12
+    assert_same(final.tensors, again.tensors)
+    other = Trainer.start(store, tmp_path / "c", SMALL, settings(seed=1)).run()
+    stem = "model.stem.weight"
+    assert (other.tensors[stem] - final.tensors[stem]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stop_at", [1, 7])
+def test_a_run_stopped_and_resumed_ends_as_one_in_one_go(store, run, tmp_path, stop_at):
+    _, whole, _ = run
+
+    def stop(progress):
+        if progress.step == stop_at + 2:  # two steps after the last checkpoint are lost
+            raise Interrupted
+        if progress.step == stop_at:
+            trainer.checkpoint().save(tmp_path / CHECKPOINT_NAME)
+
+    trainer = Trainer.start(store, tmp_path, SMALL, settings())
+    with pytest.raises(Interrupted):
+        trainer.run(stop)
+    assert not (tmp_path / WEIGHTS_NAME).exists()
+    resumed = Trainer.resume(store, tmp_path)
+    assert resumed.step == stop_at and resumed.seconds > 0
+    final = resumed.run()
+    assert final.step == 12
+    assert_same(whole.tensors, final.tensors)
+
+
+def test_the_loop_saves_what_a_stopped_run_goes_on_from(store, run, tmp_path):
+    _, whole, _ = run
+
+    def stop(progress):
+        if progress.step == 5:
+            raise Interrupted
+
+    trainer = Trainer.start(store, tmp_path, SMALL, settings(checkpoint_minutes=0.0))
+    with pytest.raises(Interrupted):
+        trainer.run(stop)
+    assert not list(tmp_path.glob(".*")), "a temporary file was left"
+    resumed = Trainer.resume(store, tmp_path)
+    assert resumed.step == 5
+    assert_same(whole.tensors, resumed.run().tensors)
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(store, tmp_path):
+    def stop(progress):
+        if progress.step == 12:
+            trainer.checkpoint().save(tmp_path / CHECKPOINT_NAME)
+        if progress.step == 22:
+            raise Interrupted
+
+    trainer = Trainer.start(store, tmp_path, SMALL, settings(steps=30))
+    with pytest.raises(Interrupted):
+        trainer.run(stop)
+    assert [int(row["step"]) for row in log_rows(tmp_path)] == [10, 20]
+    Trainer.resume(store, tmp_path).run()
+    assert [int(row["step"]) for row in log_rows(tmp_path)] == [10, 20, 30]
+
+
+def test_resuming_a_finished_run_changes_nothing(store, run, tmp_path):
+    _, final, _ = run
+    final.save(tmp_path / CHECKPOINT_NAME)
+    again = Trainer.resume(store, tmp_path).run()
+    assert again.step == 12
+    assert_same(final.tensors, again.tensors)
+
+
+def test_a_time_limit_ends_the_run_and_is_not_started_anew(store, tmp_path):
+    config = settings(steps=None, minutes=0.01)
+    final = Trainer.start(store, tmp_path, SMALL, config).run()
+    assert final.step > 1 and 0.6 <= final.seconds < 10
+    again = Trainer.resume(store, tmp_path).run()
+    assert (again.step, again.seconds) == (final.step, final.seconds)
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+def test_training_reduces_the_loss(store, tmp_path):
+    losses = []
+    config = settings(steps=150, batch=8, learning_rate=5e-3)
+    Trainer.start(store, tmp_path, SMALL, config).run(lambda p: losses.append(p.loss))
+    # v = alpha eps - sigma x0 has unit variance, which is the loss of a network that says 0
+    assert np.mean(losses[:3]) == pytest.approx(1.0, abs=0.25)
+    assert np.mean(losses[-30:]) < 0.9 * np.mean(losses[:3])
+    rows = log_rows(tmp_path)
+    assert float(rows[-1]["matching"]) < float(rows[0]["matching"])
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert max(rates) <= 5e-3 and rates[-1] < 0.02 * max(rates)
+
+
+def test_the_average_lags_behind_the_weights(store, tmp_path):
+    trainer = Trainer.start(store, tmp_path, SMALL, settings())
+    path = [{k: v.detach().clone() for k, v in trainer.network.named_parameters()}]
+    trainer.run(
+        lambda _: path.append(
+            {k: v.detach().clone() for k, v in trainer.network.named_parameters()}
+        )
+    )
+    final = Checkpoint.load(tmp_path / CHECKPOINT_NAME)
+    raw, ema = final.group("model"), final.group("ema")
+    assert raw.keys() == ema.keys()
+    for ends in (path[-1], path[0]):  # behind the last weights, away from the first
+        assert max(float((ema[k] - ends[k]).abs().max()) for k in ema) > 1e-4
+    for name in raw:
+        torch.testing.assert_close(raw[name], path[-1][name])
+        steps = torch.stack([weights[name] for weights in path])
+        # an average never leaves the range of what it averages
+        assert (ema[name] >= steps.amin(0) - 1e-6).all()
+        assert (ema[name] <= steps.amax(0) + 1e-6).all()
+    exported = final.network().state_dict()
+    assert_same(exported, ema)
+
+
+def test_a_constant_field_trains_without_nan(tmp_path):
+    xr = pytest.importorskip("xarray")
+    with xr.open_dataset(TRUTH) as truth:
+        flat = xr.full_like(truth.load(), 2.0)
+    flat.to_netcdf(tmp_path / "flat.nc")
+    store = prepare([tmp_path / "flat.nc"], tmp_path / "store", size=64)
+    final = Trainer.start(store, tmp_path / "run", SMALL, settings(steps=3)).run()
+    assert all(torch.isfinite(v).all() for v in final.tensors.values())
+
+
+@pytest.mark.parametrize("levels", [0, 1])
+def test_the_other_models_train_too(store, tmp_path, levels):
+    final = Trainer.start(store, tmp_path, small(levels), settings(steps=2, tv_weight=1e-3)).run()
+    assert len(final.model.residual_scale.std) == 4**levels
+    assert all(torch.isfinite(v).all() for v in final.tensors.values())
+
+
+# --- progress and files --------------------------------------------------------------------------
+
+
+def test_progress_is_told_after_each_step(run):
+    _, final, seen = run
+    assert [p.step for p in seen] == list(range(1, 13))
+    assert [p.share for p in seen] == pytest.approx([k / 12 for k in range(1, 13)])
+    assert all(np.isfinite(p.loss) and p.samples_per_s > 0 for p in seen)
+    assert seen[-1].seconds == final.seconds and seen[-1].seconds_left == 0
+    assert seen[5].seconds_left == pytest.approx(seen[5].seconds, rel=1e-6)
+
+
+def test_the_log_has_rows_with_finite_losses(run):
+    (row,) = log_rows(run[0])
+    assert int(row["step"]) == 10
+    assert 0.3 < float(row["matching"]) <= float(row["loss"]) < 3
+    assert float(row["seconds"]) >= 0 and float(row["learning_rate"]) > 0
+
+
+def test_released_weights_are_fp16_and_know_their_model(run, store):
+    folder, final, _ = run
+    released = Checkpoint.load(folder / WEIGHTS_NAME)
+    assert released.tensors and all(v.dtype == torch.float16 for v in released.tensors.values())
+    assert all(name.startswith("ema.") for name in released.tensors)
+    assert not released.resumable and Checkpoint.load(folder / CHECKPOINT_NAME).resumable
+    for name, value in final.group("ema").items():
+        assert torch.equal(released.group("ema")[name], value.half())
+    assert released.model == final.model and released.model.network == SMALL
+    assert released.training == settings() and released.step == 12
+    assert [s["sha256"] for s in released.sources] == [s.sha256 for s in store.sources]
+    assert released.sources[0]["valid_time"].startswith("2022-08-09")
+
+
+def test_files_are_tensors_and_json_to_the_last_byte(run):
+    folder, _, _ = run
+    for name in (WEIGHTS_NAME, CHECKPOINT_NAME):
+        data = (folder / name).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__")
+        assert json.loads(metadata["wdm"])["format"] == 1
+        spans = sorted(entry["data_offsets"] for entry in header.values())
+        assert spans[0][0] == 0 and 8 + length + spans[-1][1] == len(data)
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
+        with safe_open(folder / name, "np") as file:
+            assert set(file.keys()) == set(header)
+
+
+def test_configuration_survives_json(run):
+    model = run[1].model
+    assert ModelConfig.from_dict(json.loads(json.dumps(model.to_dict()))) == model
+    with pytest.raises((TypeError, KeyError)):
+        ModelConfig.from_dict({**model.to_dict(), "surprise": 1})
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_checkpoint_is_an_input_error(run, tmp_path):
+    from safetensors.torch import save_file
+
+    folder, final, _ = run
+    whole = (folder / WEIGHTS_NAME).read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for data in (b"", b"garbage", b"\x80\x04]q\x00.", whole[:100], whole[:-10], bytes(1000)):
+        bad.write_bytes(data)
+        with pytest.raises(InputError, match=r"bad\.safetensors"):
+            Checkpoint.load(bad)
+    for metadata in (None, {"wdm": "{"}, {"wdm": "{}"}, {"wdm": "[]"}, {"wdm": '{"format": 2}'}):
+        save_file({"ema.a": torch.zeros(2)}, bad, metadata=metadata)
+        with pytest.raises(InputError, match=r"bad\.safetensors"):
+            Checkpoint.load(bad)
+    for path in (tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(InputError, match="is no checkpoint"):
+            Checkpoint.load(path)
+    newer = dataclasses.replace(final, training=settings(), tensors=final.released().tensors)
+    newer.save(bad)
+    assert Checkpoint.load(bad).step == 12  # the same way of writing, undamaged, loads
+
+
+def test_a_folder_that_holds_a_run_is_refused(store, run):
+    with pytest.raises(InputError, match="already holds a run"):
+        Trainer.start(store, run[0], SMALL, settings())
+    assert Checkpoint.load(run[0] / CHECKPOINT_NAME).step == 12
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(store, tmp_path):
+    with pytest.raises(InputError, match="is no checkpoint"):
+        Trainer.resume(store, tmp_path)
+
+
+def test_training_goes_on_from_released_weights_of_the_same_network_only(store, run, tmp_path):
+    released = Checkpoint.load(run[0] / WEIGHTS_NAME)
+    trainer = Trainer.start(store, tmp_path / "a", SMALL, settings(seed=3), released)
+    begin = trainer.checkpoint()
+    assert begin.step == 0 and begin.training.seed == 3
+    assert begin.model == released.model  # scales belong to the weights
+    for name, value in released.group("ema").items():
+        assert torch.equal(begin.group("model")[name], value.float())
+        assert torch.equal(begin.group("ema")[name], value.float())
+    trainer.run()
+    for other in (small(1), small(blocks=2), small(multipliers=(1, 2)), small(attention=False)):
+        with pytest.raises(InputError, match="initial weights"):
+            Trainer.start(store, tmp_path / "b", SMALL, settings(), random_checkpoint(other))
+    assert not (tmp_path / "b" / CHECKPOINT_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"minutes": 1.0, "steps": 1},
+        {"steps": 0},
+        {"steps": -1},
+        {"minutes": 0.0},
+        {"minutes": -1.0},
+        {"minutes": float("nan")},
+        {"steps": 1, "batch": 0},
+        {"steps": 1, "threads": 0},
+        {"steps": 1, "learning_rate": 0.0},
+        {"steps": 1, "learning_rate": -1e-3},
+        {"steps": 1, "tv_weight": -1.0},
+        {"steps": 1, "seed": -1},
+    ],
+)
+def test_a_run_needs_one_limit_and_sensible_settings(values):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**values)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("crop", [0, 30, 36, 128])
+def test_crops_the_network_cannot_halve_are_refused(store, tmp_path, crop):
+    with pytest.raises(InputError, match="--crop"):
+        Trainer.start(store, tmp_path, SMALL, settings(crop_px=crop)).run()
