@@ -71,7 +71,7 @@ class Row:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=int, default=64, help="channels of the finest depth")
-    parser.add_argument("--calls", type=int, default=20, help="rounds")
+    parser.add_argument("--calls", type=int, default=10, help="rounds")
     parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--skip-attention", action="store_true", help="no pixel attention")
     parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
@@ -164,16 +164,17 @@ def candidates(
 
 
 def measure(everyone: list[Candidate], rounds: int, console: Console) -> None:
-    """Round robin, after a warm-up call each."""
+    """Round robin; each timed call follows an untimed one of the same network, as in a loop.
+
+    Without that a small network pays for the caches that a large one has just emptied.
+    """
     with console.status("") as status:
-        for candidate in everyone:
-            status.update(f"Warming up {candidate.network} on {candidate.engine}")
-            candidate.call()
         for i in range(rounds):
             for candidate in everyone:
                 if i % candidate.every:
                     continue
                 status.update(f"Round {i + 1} of {rounds}: {candidate.network}, {candidate.engine}")
+                candidate.call()
                 began = time.perf_counter()
                 candidate.call()
                 candidate.ms[i] = 1e3 * (time.perf_counter() - began)
