@@ -10,6 +10,7 @@ import copy
 import io
 import logging
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -92,55 +93,35 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
 
 def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
     """field (1, 1, height, width) -> coeffs (1, subbands, rows, columns): one conv a level."""
-    nodes, weights, value = [], [], "field"
-    for level in range(spec.levels):
-        groups = 4**level
-        kernel = np.tile(HAAR_KERNELS[:, None], (groups, 1, 1, 1))
-        weights.append(numpy_helper.from_array(kernel, f"analysis{level}"))
-        out = "coeffs" if level == spec.levels - 1 else f"level{level}"
-        nodes.append(
-            helper.make_node(
-                "Conv", [value, f"analysis{level}"], [out], strides=[2, 2], group=groups
-            )
-        )
-        value = out
-    nodes = nodes or [helper.make_node("Identity", ["field"], ["coeffs"])]
-    return _transform_model("dwt", spec, nodes, weights, inverse=False)
+    return _wavelet_model("dwt", spec, "Conv", range(spec.levels), ("field", "coeffs"))
 
 
 def idwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
     """coeffs (1, subbands, rows, columns) -> field (1, 1, height, width), one deconv a level."""
-    nodes, weights, value = [], [], "coeffs"
-    for level in reversed(range(spec.levels)):
-        groups = 4**level
-        kernel = np.tile(HAAR_KERNELS[:, None], (groups, 1, 1, 1))
-        weights.append(numpy_helper.from_array(kernel, f"synthesis{level}"))
-        out = "field" if level == 0 else f"level{level}"
-        nodes.append(
-            helper.make_node(
-                "ConvTranspose", [value, f"synthesis{level}"], [out], strides=[2, 2], group=groups
-            )
-        )
-        value = out
-    nodes = nodes or [helper.make_node("Identity", ["coeffs"], ["field"])]
-    return _transform_model("idwt", spec, nodes, weights, inverse=True)
+    levels = reversed(range(spec.levels))
+    return _wavelet_model("idwt", spec, "ConvTranspose", levels, ("coeffs", "field"))
 
 
-def _transform_model(
-    name: str,
-    spec: WaveletSpec,
-    nodes: list[onnx.NodeProto],
-    weights: list[onnx.TensorProto],
-    inverse: bool,
+def _wavelet_model(
+    name: str, spec: WaveletSpec, op: str, levels: Iterable[int], ends: tuple[str, str]
 ) -> onnx.ModelProto:
-    field = helper.make_tensor_value_info("field", TensorProto.FLOAT, [1, 1, "height", "width"])
-    coeffs = helper.make_tensor_value_info(
-        "coeffs", TensorProto.FLOAT, [1, spec.subbands, "rows", "columns"]
-    )
-    ends = ([coeffs], [field]) if inverse else ([field], [coeffs])
-    graph = helper.make_graph(nodes, name, *ends, initializer=weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    return model
+    """A chain of grouped fixed-kernel convolutions: level l splits or joins 4^l channels."""
+    nodes, weights, value = [], [], ends[0]
+    for level in levels:
+        kernel = np.tile(HAAR_KERNELS[:, None], (4**level, 1, 1, 1))
+        weights.append(numpy_helper.from_array(kernel, f"kernel{level}"))
+        inputs, out = [value, f"kernel{level}"], f"level{level}"
+        nodes.append(helper.make_node(op, inputs, [out], strides=[2, 2], group=4**level))
+        value = out
+    nodes = nodes or [helper.make_node("Identity", [value], [ends[1]])]
+    nodes[-1].output[0] = ends[1]
+    shapes = {
+        "field": [1, 1, "height", "width"],
+        "coeffs": [1, spec.subbands, "rows", "columns"],
+    }
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shapes[n]) for n in ends]
+    graph = helper.make_graph(nodes, name, values[:1], values[1:], initializer=weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
 
 
 def label(model: onnx.ModelProto, role: str) -> None:
