@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,6 +111,23 @@ def _prepare(files: list[Path], store: Path, progress: Progress, size: int | Non
     prepared = data.prepare(files, store, on_file=on_file, **_given(size=size))
     progress.update(task, note=f"{len(prepared.fine)} patches")
     return prepared
+
+
+def _refuse_other_settings(trainer: Any, network: Any, training: Any, work: Path) -> None:
+    """A run that is continued keeps its settings: others must not be swallowed."""
+    pairs = ((asdict(trainer.model.network), asdict(network)),)
+    pairs += ((asdict(trainer.config), asdict(training)),)
+    other = [
+        f"{name} {asked[name]} (the run has {had[name]})"
+        for had, asked in pairs
+        for name in asked
+        if asked[name] != had[name]
+    ]
+    if other:
+        raise InputError(
+            f"{work}: holds a run with other settings; got {', '.join(other)}. Give the run's own "
+            "settings, or begin anew with another --work folder."
+        )
 
 
 def _train(trainer: Any, progress: Progress) -> Any:
@@ -306,7 +323,8 @@ def build(
         else:
             patches = _prepare(files, store, progress, patch)
         if (run / CHECKPOINT_NAME).exists():
-            trainer = Trainer.resume(patches, run)
+            trainer = Trainer.resume(patches, run, minutes)
+            _refuse_other_settings(trainer, network, training, folder)
         else:
             trainer = Trainer.start(patches, run, network, training)
         checkpoint = _train(trainer, progress)
@@ -352,8 +370,10 @@ def evaluate(
     if output:
         write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:
-        names = " ".join(file.name for file in files)
-        command = f"wdm-export evaluate {manifest.name} {names} --members {members} --seed {seed}"
+        options = _given(members=members, seed=seed, steps=steps, sampler=sampler)
+        words = [bundle.as_posix(), *(file.name for file in files)]
+        words += [f"--{name} {value}" for name, value in options.items()]
+        command = f"wdm-export evaluate {' '.join(words)}"
         scores = {**result.to_dict(), "files": [f.name for f in files], "command": command}
         write_manifest(bundle, replace(manifest, scores=scores))
 

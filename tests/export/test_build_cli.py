@@ -135,6 +135,17 @@ def test_build_keeps_its_work_beside_the_bundle(built):
     }  # fmt: skip
 
 
+def test_build_again_refuses_settings_that_the_run_does_not_have(built, tmp_path):
+    bundle, _ = built
+    work = bundle.with_name("mine-work")
+    err = run(
+        "wdm-export", "build", TRUTH, "--minutes", "0.1", *NETWORK, "--tile", "64", "--seed", "3",
+        "--threads", "1", "--work", work, "-o", tmp_path / "other", code=2,
+    )  # fmt: skip
+    assert "seed" in err and "--work" in err
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_network_that_build_made_hears_the_time(built):
     """One channel a norm group would subtract the time embedding again, silently."""
     settings = Bundle.open(built[0]).manifest.training["network"]
