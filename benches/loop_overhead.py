@@ -22,7 +22,8 @@ from rich.table import Table
 
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.downscale import Downscaler, StepTime
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import machine, outside_engine_fraction
 from wdm_runtime.noise import NoiseSource
@@ -65,7 +66,7 @@ class Parts:
     def __init__(self, downscaler: Downscaler, field: PrecipField, steps: int, sampler: str):
         # The private way in: what is timed here must be what the loop does, shapes included.
         flip = slice(None) if field.grid.north_first else slice(None, None, -1)
-        self.frame = downscaler._prepare(field.rate_mm_h[0, flip], None)
+        self.frame = downscaler._prepare(field.frame(0)[flip], None)
         self.downscaler, self.steps, self.sampler = downscaler, steps, get_sampler(sampler)
         self.source = NoiseSource(0, field.valid_times[0], 0)
         self.x = self._draw(0)
@@ -160,7 +161,7 @@ def main() -> None:
         parts = Parts(downscaler, field, options.steps, options.sampler)
         everything: list[StepTime] = []
         rounds: list[dict[str, float]] = []
-        one_frame = PrecipField(field.rate_mm_h[:1], field.grid, field.valid_times[:1])
+        one_frame = PrecipField(field.load()[:1], field.grid, field.valid_times[:1])
         for sample in downscaler.downscale(
             one_frame, options.members, steps=options.steps, sampler=options.sampler
         ):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from wdm_runtime.bundle import MANIFEST_NAME, Bundle, sha256
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SAMPLE = MODELS / "sample" / "mrms_10km.nc"

@@ -11,7 +11,8 @@ RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"io.atomic", "io.classic", "io.units"},
-    {"bundle", "samplers", "io.grib2", "io.coordinates"},
+    {"bundle", "samplers", "field"},
+    {"io.grib2", "io.coordinates"},
     {"io.netcdf"},
     {"io.writer", "io.ensemble", "engines.ort"},
     {"io", "engines"},

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import Grid, PrecipField, block_mean
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 
@@ -47,7 +48,7 @@ def coarsen(fine: PrecipField, factor: int) -> PrecipField:
     )
     return replace(
         fine,
-        rate_mm_h=block_mean(fine.rate_mm_h, factor).astype(np.float32),
+        rate_mm_h=block_mean(fine.load(), factor).astype(np.float32),
         grid=replace(fine.grid, y=y, x=x),
     )
 
@@ -84,8 +85,8 @@ def coarsen_file(
         check_destination(path, str(fine), overwrite)
     field = read_field(fine)
     rows, columns = (n // factor for n in field.grid.shape)
-    row, column, height, width = _parse(crop, rows, columns)
-    field = _cut(field, row * factor, column * factor, height * factor, width * factor)
+    row, column, height, width = (n * factor for n in _parse(crop, rows, columns))
+    field = field.crop(slice(row, row + height), slice(column, column + width))
     for path, contents in ((coarse, coarsen(field, factor)), (truth, field)):
         if path is not None:
             origin = f"{fine.name}, block means of {factor} x {factor} cells"
@@ -106,12 +107,6 @@ def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, in
     )
 
 
-def _cut(field: PrecipField, row: int, column: int, height: int, width: int) -> PrecipField:
-    y, x = slice(row, row + height), slice(column, column + width)
-    grid = Grid(field.grid.y[y], field.grid.x[x], field.grid.names, field.grid.attributes)
-    return PrecipField(field.rate_mm_h[:, y, x], grid, field.valid_times, field.source)
-
-
 def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None:
     import xarray as xr  # slow to import, and who only averages does without
 
@@ -124,7 +119,7 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
         "cell_methods": "area: mean",
     }
     dataset = xr.Dataset(
-        {"precipitation_rate": (("time", y, x), field.rate_mm_h, attributes)},
+        {"precipitation_rate": (("time", y, x), field.load(), attributes)},
         coords={
             "time": ("time", times, {"standard_name": "time", "axis": "T"}),
             y: (y, field.grid.y, field.grid.attributes[0]),

@@ -181,7 +181,7 @@ def prepare(
             field = read_field(file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             before = total
-            for rates, time in zip(field.rate_mm_h, field.valid_times, strict=True):
+            for rates, time in zip(field.load(), field.valid_times, strict=True):
                 first = total
                 for fine, coarse in cut_patches(rates, factor, size):
                     fine_out.write(fine.astype(np.float16).tobytes())

@@ -22,7 +22,8 @@ from wdm_export.metrics import TruthTile
 from wdm_export.score_table import Evaluation, ForecastRow, TilePlace
 from wdm_export.scores import EnsembleTileScores, TileScores
 from wdm_runtime.errors import EngineError, InputError
-from wdm_runtime.grid import Grid, PrecipField, interpolate
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid, interpolate
 
 Array = npt.NDArray[np.floating]
 
@@ -239,7 +240,7 @@ def _frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
         flip = slice(None) if one.grid.north_first else slice(None, None, -1)
         grid: Grid = replace(one.grid, y=one.grid.y[flip])
         for index, time in enumerate(one.valid_times):
-            rates = one.rate_mm_h[index : index + 1, flip]
+            rates = one.frame(index)[None, flip]
             yield replace(one, rate_mm_h=rates, grid=grid, valid_times=(time,))
 
 
@@ -255,12 +256,12 @@ def _score_frame(
     board: _Scoreboard,
 ) -> None:
     rows, columns = (n // factor * factor for n in frame.grid.shape)
-    fine = frame.rate_mm_h[0, :rows, :columns]
+    fine = frame.frame(0)[:rows, :columns]
     tiles = find_tiles(fine, size)
     if not tiles:
         return
     coarse = coarsen(frame, factor)
-    blocks = coarse.rate_mm_h[0]
+    blocks = coarse.frame(0)
     baseline = bicubic(blocks, factor)
     for place, members in zip(tiles, draw(coarse, tiles), strict=True):
         window = _window(place, size)

@@ -14,7 +14,8 @@ from wdm_runtime.errors import (
     OutputError,
     WdmError,
 )
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.version import version
 

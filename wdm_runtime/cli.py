@@ -18,7 +18,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler, StepTime
 from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import PrecipField
+from wdm_runtime.field import PrecipField
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.latency import Report, StepLatency

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Engine, choose, open_engine
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import PrecipField, interpolate
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import interpolate
 from wdm_runtime.noise import INITIAL_STEP, NoiseSource
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, Sampler, get_sampler
 from wdm_runtime.tiling import Tiling
@@ -187,9 +188,9 @@ class Downscaler:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         integrate = get_sampler(sampler or DEFAULT_SAMPLER)
         times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
-        if not np.isfinite(field.rate_mm_h).any():
+        if not np.isfinite(field.load()).any():
             raise InputError(
-                f"All {field.rate_mm_h.size} cells of the field are missing; expected some rates. "
+                "All cells of the field are missing; expected some rates. "
                 "Check the variable and its fill value."
             )
         flip = slice(None) if field.grid.north_first else slice(None, None, -1)
@@ -198,7 +199,7 @@ class Downscaler:
 
         def draw_all() -> Iterator[Sample]:
             for index, valid_time in enumerate(field.valid_times):
-                frame = self._prepare(field.rate_mm_h[index, flip], wanted)
+                frame = self._prepare(field.frame(index)[flip], wanted)
                 for member in range(members):
                     source = NoiseSource(seed, valid_time, member)
                     residual, steps = self._integrate(frame, source, integrate, times, on_step)

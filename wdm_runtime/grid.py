@@ -1,4 +1,4 @@
-"""Grids and precipitation fields, and the two maps between coarse and fine cells.
+"""Grids, and the two maps between coarse and fine cells.
 
 Coarse cell (i, j) covers fine cells (factor i .. factor i + factor - 1, likewise j): cell centres
 are half-pixel aligned. All arrays are (..., y, x); NaN is missing, 0 is dry.
@@ -93,37 +93,6 @@ def _refine(centres: npt.NDArray[np.float64], factor: int) -> npt.NDArray[np.flo
     step = (centres[-1] - centres[0]) / (centres.size - 1)
     offsets = (np.arange(factor) + 0.5) / factor - 0.5
     return np.asarray((centres[:, None] + step * offsets).ravel(), dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class PrecipField:
-    """Precipitation rates of one or more valid times on one grid.
-
-    Parameters
-    ----------
-    rate_mm_h
-        (time, y, x) [mm h-1], float32, NaN where missing, in the grid's own row order.
-    grid
-        The cells' centres.
-    valid_times
-        One text for each time, ISO 8601 without zone (UTC), or ``"none-<index>"`` if the source
-        has no time. Part of the noise's address.
-    source
-        What the reader found and the writer keeps: units, standard_name, names, time encoding.
-    """
-
-    rate_mm_h: npt.NDArray[np.float32]
-    grid: Grid
-    valid_times: tuple[str, ...]
-    source: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        expected = (len(self.valid_times), *self.grid.shape)
-        if self.rate_mm_h.shape != expected:
-            raise InputError(
-                f"The rates have shape {self.rate_mm_h.shape}; expected (time, y, x) = "
-                f"{expected} as the coordinates say. Check the order of the dimensions."
-            )
 
 
 def _cubic_weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

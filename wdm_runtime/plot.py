@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, OutputError, require
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
@@ -166,7 +167,7 @@ def _draw(
     colours, norm = rate_scale()
     members = "1 member" if frame.members == 1 else f"{frame.members} members"
     for axes, title, grid, rates in (
-        (top_left, "Coarse input", field.grid, field.rate_mm_h[time]),
+        (top_left, "Coarse input", field.grid, field.frame(time)),
         (top_right, f"Member {member}", frame.grid, frame.member_mm_h),
         (low_left, f"Mean of {members}", frame.grid, frame.mean_mm_h),
     ):

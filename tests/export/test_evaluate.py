@@ -15,7 +15,8 @@ from rich.console import Console
 from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate, find_tiles
 from wdm_export.score_table import render
 from wdm_runtime.errors import EngineError, InputError
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
 
 TILE, FACTOR = 64, 10
 

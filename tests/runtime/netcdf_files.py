@@ -9,7 +9,8 @@ import netCDF4
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField, Source
+from wdm_runtime.grid import Grid
 from wdm_runtime.io.writer import EnsembleWriter
 
 LAT = np.array([50.05, 50.15, 50.25, 50.35])
@@ -71,7 +72,7 @@ def field(rows: int = 3, columns: int = 4, times: int = 2, **source: Any) -> Pre
     )
     rates = np.ones((times, rows, columns), np.float32)
     valid = tuple(f"none-{index}" for index in range(times))
-    return PrecipField(rates, grid, valid, {"variable": "rain", "units": "mm h-1", **source})
+    return PrecipField(rates, grid, valid, Source(**{"variable": "rain", **source}))
 
 
 def write_all(

@@ -7,7 +7,8 @@ import pytest
 
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
 from wdm_runtime.samplers import SAMPLERS
 
 STEPS = 3

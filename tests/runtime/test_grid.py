@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import Grid, PrecipField, block_mean, interpolate
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid, block_mean, interpolate
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 
 RNG = np.random.default_rng(0)

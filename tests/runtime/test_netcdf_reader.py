@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from netcdf_files import FEW_FILES, HOURS, LAT, LON, RAIN, RATE, add, coordinates, rain_file
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import PrecipField
+from wdm_runtime.field import PrecipField
 from wdm_runtime.io import read_field
 from wdm_runtime.io.netcdf import read_netcdf
 
@@ -110,8 +110,8 @@ class TestAxes:
         assert found.grid.shape == (4, 5) and found.valid_times == ("2022-08-09T15:00:00",)
         np.testing.assert_array_equal(found.rate_mm_h[0, :3], RAIN[0, :3])
         assert np.isnan(found.rate_mm_h[0, 3, 4])
-        assert found.source["variable"] == "precipitation"
-        assert read_field(path, "Grid/Intermediate/IRprecipitation").source["variable"] == (
+        assert found.source.variable == "precipitation"
+        assert read_field(path, "Grid/Intermediate/IRprecipitation").source.variable == (
             "IRprecipitation"
         )
 
@@ -226,7 +226,7 @@ class TestChoice:
             coordinates(dataset)
             add(dataset, "tp", units="m")
             add(dataset, "tprate", units="m s-1")
-        assert read_netcdf(tmp_path / "in.nc").source["variable"] == "tprate"
+        assert read_netcdf(tmp_path / "in.nc").source.variable == "tprate"
 
     def test_ancillary_variables_and_modifiers_are_no_candidates(self, tmp_path: Path) -> None:
         with netCDF4.Dataset(tmp_path / "in.nc", "w") as dataset:
@@ -235,12 +235,12 @@ class TestChoice:
             add(dataset, "precip", units="mm/h")
             error = {"units": "mm/h", "standard_name": "rainfall_rate standard_error"}
             add(dataset, "rainfall", **error)
-        assert read_netcdf(tmp_path / "in.nc").source["variable"] == "rain"
+        assert read_netcdf(tmp_path / "in.nc").source.variable == "rain"
 
     @pytest.mark.parametrize("name", ["tp", "precipitationCal", "PrecipRate", "RAINRATE", "pr"])
     def test_well_known_names(self, tmp_path: Path, name: str) -> None:
         path = rain_file(tmp_path / "in.nc", name, standard_name="")
-        assert read_netcdf(path).source["variable"] == name
+        assert read_netcdf(path).source.variable == name
 
 
 class TestDamaged:

@@ -11,7 +11,7 @@ import pytest
 from netcdf_files import HOURS, LAT, LON, RAIN, RATE, add, field, write_all
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import PrecipField
+from wdm_runtime.field import PrecipField
 from wdm_runtime.io.netcdf import read_netcdf
 
 

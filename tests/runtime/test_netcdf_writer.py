@@ -14,7 +14,7 @@ import pytest
 from netcdf_files import HOURS, RAIN, add, coordinates, field, rain_file, write_all
 
 from wdm_runtime.errors import InputError, OutputError
-from wdm_runtime.grid import PrecipField
+from wdm_runtime.field import PrecipField
 from wdm_runtime.io.netcdf import read_netcdf
 from wdm_runtime.io.writer import EnsembleWriter
 

@@ -48,7 +48,7 @@ class TestUnits:
         found = read_netcdf(path)
         np.testing.assert_allclose(found.rate_mm_h, RAIN, rtol=1e-6)
         assert found.rate_mm_h.dtype == np.float32
-        assert found.source["units"] == units
+        assert found.source.units == units
 
     @pytest.mark.parametrize("units", NOT_RATES)
     def test_anything_else_is_no_rate(self, units: str) -> None:
@@ -76,5 +76,5 @@ class TestUnits:
         with EnsembleWriter(path, coarse, 2, 1, {}, overwrite=True) as writer:
             writer.write(0, 0, np.full((4, 4), rate, np.float32))
         found = read_netcdf(path)
-        assert found.source["units"] == units
+        assert found.source.units == units
         np.testing.assert_allclose(found.rate_mm_h, rate, rtol=1e-6, atol=1e-30)

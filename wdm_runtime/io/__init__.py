@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import PrecipField
+from wdm_runtime.field import PrecipField
 
 _GRIB_SUFFIXES = (".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
 

@@ -16,6 +16,7 @@ import netCDF4
 import numpy as np
 
 from wdm_runtime.errors import InputError
+from wdm_runtime.field import GridMapping, TimeAxis
 from wdm_runtime.grid import Grid
 
 # What describes the stored numbers and not their meaning: untrue of the finer grid.
@@ -138,20 +139,20 @@ def _meaning(variable: netCDF4.Variable[Any]) -> dict[str, Any]:
     return {name: variable.getncattr(name) for name in names}
 
 
-def grid_mapping_of(variable: netCDF4.Variable[Any]) -> dict[str, Any] | None:
+def grid_mapping_of(variable: netCDF4.Variable[Any]) -> GridMapping | None:
     words = text_of(variable, "grid_mapping").split()
     if not words:
         return None
     name = words[0].rstrip(":").rpartition("/")[2]  # "crs", "/crs" or "crs: x y"
     for group in scope_of(variable):
         if name in group.variables:
-            return {"name": name, "attributes": _meaning(group.variables[name])}
+            return GridMapping(name, _meaning(group.variables[name]))
     return None
 
 
 def valid_times_of(
     path: Path, variable: netCDF4.Variable[Any], axis: Axis | None
-) -> tuple[tuple[str, ...], dict[str, Any] | None]:
+) -> tuple[tuple[str, ...], TimeAxis | None]:
     coordinate = axis.coordinate if axis else _scalar_time(variable)
     if coordinate is None:
         return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
@@ -170,13 +171,7 @@ def valid_times_of(
     # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
     half = timedelta(milliseconds=500)
     texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
-    encoded = {
-        "name": name,
-        "units": units,
-        "calendar": calendar,
-        "values": np.ma.getdata(values).copy(),
-    }
-    return texts, encoded
+    return texts, TimeAxis(name, units, calendar, np.ma.getdata(values).copy())
 
 
 def _scalar_time(variable: netCDF4.Variable[Any]) -> netCDF4.Variable[Any] | None:

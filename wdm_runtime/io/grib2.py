@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from wdm_runtime.errors import InputError, require
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField, Source
+from wdm_runtime.grid import Grid
 
 MRMS_DISCIPLINE, MRMS_PRECIP_CATEGORY = 209, 6
 # Number -> accumulation in hours; 0 is an instantaneous rate in mm/h.
@@ -104,5 +105,5 @@ def _field(path: Path, eccodes: Any, handle: Any) -> PrecipField:
         rate_mm_h=values[None].astype(np.float32),
         grid=Grid(y.astype(np.float64), x.astype(np.float64), ("lat", "lon"), attributes),
         valid_times=(valid.isoformat(),),
-        source={"path": str(path), "variable": name, "units": "mm h-1"},
+        source=Source(path=str(path), variable=name),
     )

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import PrecipField
+from wdm_runtime.field import PrecipField, Source
 from wdm_runtime.io.classic import check_classic_length
 from wdm_runtime.io.coordinates import (
     find_axes,
@@ -113,13 +113,15 @@ def _read(path: Path, dataset: netCDF4.Dataset, requested: str | None) -> Precip
         grid = grid_of(axes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    source = {
-        "path": str(path),
-        "variable": variable.name,
-        **{key: text_of(variable, key) for key in ("units", "standard_name", "long_name")},
-        "time": time,
-        "grid_mapping": grid_mapping_of(variable),
-    }
+    source = Source(
+        path=str(path),
+        variable=variable.name,
+        units=text_of(variable, "units"),
+        standard_name=text_of(variable, "standard_name"),
+        long_name=text_of(variable, "long_name"),
+        time=time,
+        grid_mapping=grid_mapping_of(variable),
+    )
     return PrecipField(rates, grid, valid_times, source)
 
 

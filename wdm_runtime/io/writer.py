@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, OutputError
-from wdm_runtime.grid import Grid, PrecipField
+from wdm_runtime.field import PrecipField, TimeAxis
+from wdm_runtime.grid import Grid
 from wdm_runtime.io.atomic import (
     check_destination,
     discard,
@@ -73,7 +74,7 @@ class EnsembleWriter:
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
-        check_destination(self.path, field.source.get("path"), overwrite)
+        check_destination(self.path, field.source.path, overwrite)
         if factor < 1 or members < 1:
             raise InputError(
                 f"Asked for {members} members at factor {factor}; expected at least one of each. "
@@ -162,19 +163,23 @@ class EnsembleWriter:
     def _define(self, dataset: netCDF4.Dataset) -> netCDF4.Variable[Any]:
         source, (y, x) = self.field.source, self.grid.names
         time = _time(self.field)
-        time_name = time["name"] if time else "time"
+        time_name = time.name if time else "time"
         rows, columns = self.grid.shape
         dataset.createDimension(time_name, len(self.field.valid_times))
         dataset.createDimension("realization", self.members)
         dataset.createDimension(y, rows)
         dataset.createDimension(x, columns)
         if time:
-            coordinate = dataset.createVariable(time_name, time["values"].dtype, (time_name,))
+            coordinate = dataset.createVariable(time_name, time.values.dtype, (time_name,))
             coordinate.setncatts(
-                {"standard_name": "time", "axis": "T"}
-                | {key: time[key] for key in ("units", "calendar")}
+                {
+                    "standard_name": "time",
+                    "axis": "T",
+                    "units": time.units,
+                    "calendar": time.calendar,
+                }
             )
-            coordinate[:] = time["values"]
+            coordinate[:] = time.values
         realization = dataset.createVariable("realization", "i4", ("realization",))
         realization.setncatts(
             {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
@@ -182,7 +187,7 @@ class EnsembleWriter:
         realization[:] = np.arange(self.members)
         _define_axes(dataset, self.grid)
         rates: netCDF4.Variable[Any] = dataset.createVariable(
-            source.get("variable") or "rainfall_rate",
+            source.variable or "rainfall_rate",
             "f4",
             (time_name, "realization", y, x),
             zlib=True,
@@ -192,9 +197,9 @@ class EnsembleWriter:
             fill_value=FILL_VALUE,
         )
         rates.setncatts(_rate_attributes(self.field))
-        if source.get("grid_mapping"):
-            mapping = dataset.createVariable(source["grid_mapping"]["name"], "i4")
-            mapping.setncatts(source["grid_mapping"]["attributes"])
+        if source.grid_mapping:
+            mapping = dataset.createVariable(source.grid_mapping.name, "i4")
+            mapping.setncatts(source.grid_mapping.attributes)
         return rates
 
     def _commit(self) -> None:
@@ -224,37 +229,37 @@ class EnsembleWriter:
 
 def _units(field: PrecipField) -> str:
     """The input's units if it has any that are a rate."""
-    units = str(field.source.get("units") or "")
+    units = field.source.units
     return units if rate_factor(units) is not None else "mm h-1"
 
 
 def _rate_attributes(field: PrecipField) -> dict[str, Any]:
     source, units = field.source, _units(field)
-    standard_name = str(source.get("standard_name") or "")
+    standard_name = source.standard_name
     if not standard_name.endswith(("_rate", "_flux")):
         # CF gives masses per area and time the name of a flux, depths per time that of a rate.
         mass = "kg" in units.casefold()
         standard_name = "precipitation_flux" if mass else "lwe_precipitation_rate"
     attributes = {
         "standard_name": standard_name,
-        "long_name": source.get("long_name") or "precipitation rate",
+        "long_name": source.long_name or "precipitation rate",
         "units": units,
         "cell_methods": "area: mean",
     }
-    if source.get("grid_mapping"):
-        attributes["grid_mapping"] = source["grid_mapping"]["name"]
+    if source.grid_mapping:
+        attributes["grid_mapping"] = source.grid_mapping.name
     return attributes
 
 
-def _time(field: PrecipField) -> dict[str, Any] | None:
+def _time(field: PrecipField) -> TimeAxis | None:
     """The time coordinate as read, or made from the valid times if the source only has those."""
-    time: dict[str, Any] | None = field.source.get("time")
+    time = field.source.time
     if time is not None or any(text.startswith("none-") for text in field.valid_times):
         return time
     moments = [datetime.fromisoformat(text) for text in field.valid_times]
     seconds = [round(moment.replace(tzinfo=timezone.utc).timestamp()) for moment in moments]
     values = np.array(seconds, dtype=np.int64)
-    return {"name": "time", "units": _EPOCH, "calendar": "standard", "values": values}
+    return TimeAxis("time", _EPOCH, "standard", values)
 
 
 def _define_axes(dataset: netCDF4.Dataset, grid: Grid) -> None:
