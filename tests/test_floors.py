@@ -10,13 +10,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"io.atomic", "io.classic", "io.units"},
-    {"bundle", "samplers", "field"},
-    {"io.grib2", "io.coordinates"},
+    | {"statistics", "plan", "io.atomic", "io.classic", "io.units"},
+    {"bundle", "samplers", "field", "consistency"},
+    {"select", "io.grib2", "io.coordinates"},
     {"io.netcdf"},
     {"io.writer", "io.ensemble", "engines.ort"},
     {"io", "engines"},
-    {"downscale", "plot"},
+    {"conditioning", "stepping", "plot"},
+    {"downscale"},
     {"latency"},
     {"cli"},
 ]

@@ -7,6 +7,7 @@ and no border can show.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,46 +18,83 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.conditioning import (
+    Condition,
+    Frame,
+    condition,
+    finish,
+    interpolated,
+    look_at,
+    spread,
+    valid_cells,
+)
+from wdm_runtime.consistency import (
+    DEFAULT_CONSISTENCY,
+    block_residual,
+    check_mode,
+    make_consistent,
+    wet_fraction,
+)
 from wdm_runtime.engines import Engine, choose, open_engine
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import interpolate
-from wdm_runtime.noise import INITIAL_STEP, NoiseSource
+from wdm_runtime.noise import INITIAL_STEP, Noise, noise_of
+from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, Sampler, get_sampler
-from wdm_runtime.tiling import Tiling
+from wdm_runtime.stepping import StepTime, TileNetwork
 
 Array = npt.NDArray[np.float32]
-
-OVERLAP_PX = 32
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class StepTime:
-    """Wall time of one sampler step, the engine's share of it, and its tile evaluations."""
+class Balance:
+    """A member against its coarse input.
 
-    seconds: float
-    engine_seconds: float
-    tiles: int
+    ``residual_mm_h`` and ``max_residual_mm_h`` are the mean and largest absolute difference of
+    block means and input before the consistency step [mm h-1]; the wet fractions are shares of
+    valid fine cells at or above the dry threshold, before it and after.
+    """
+
+    residual_mm_h: float
+    max_residual_mm_h: float
+    wet_fraction_before: float
+    wet_fraction_after: float
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One member of one frame: (y, x) [mm h-1] in the input's row order, NaN where missing."""
+    """One member of one frame: (y, x) [mm h-1] in the input's row order, NaN where missing.
+
+    ``balance`` compares the member with its input before and after the consistency step.
+    """
 
     time_index: int
     member: int
     rate_mm_h: Array
-    steps: tuple[StepTime, ...]
+    balance: Balance
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """What all members of one valid time share, north first."""
+class _Run:
+    """What all draws of a run share."""
 
-    valid: npt.NDArray[np.bool_] | None
-    coarse_coeffs: Array
-    condition: Array
-    tiling: Tiling
+    integrate: Sampler
+    times: npt.NDArray[np.float64]
+    noise_origin: tuple[int, int]
+    consistency: str
+    on_step: Callable[[StepTime], None] | None
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A member of a frame that waits to be sampled; without a condition it is dry."""
+
+    frame: Frame
+    condition: Condition | None
+    time_index: int
+    member: int
+    noise: Noise
 
 
 class Downscaler:
@@ -140,9 +178,49 @@ class Downscaler:
         """Fine cells per coarse cell along one axis."""
         return self.manifest.factor
 
-    def tiles(self, field: PrecipField) -> int:
-        """Tiles each sampling step evaluates for one member of one frame of a field."""
-        return len(self._tiling(field.grid.shape, None).tiles)
+    def plan(
+        self,
+        field: PrecipField,
+        members: int = 1,
+        steps: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Plan:
+        """What a run would take. Reads every frame once.
+
+        Raises
+        ------
+        InputError
+            Sampling needs more than ``max_bytes``.
+        """
+        tiles, covered = [], 0.0
+        for index in range(len(field.valid_times)):
+            tiling = self._look(field, index, None).tiling
+            tiles.append(len(tiling.tiles))
+            covered += float(tiling.covered.mean())
+        wet = [count for count in tiles if count]
+        filling = -(-self.batch // min(wet)) if wet else 1
+        at_once = min(filling, self._samples_at_most(field, max_bytes))
+        return Plan(
+            tiles=tuple(tiles),
+            members=members,
+            steps=DEFAULT_STEPS if steps is None else steps,
+            dry_share=1.0 - covered / len(tiles),
+            samples_at_once=at_once,
+            memory_bytes=sampling_bytes(self._padded_cells(field), at_once),
+        )
+
+    def seconds_per_tile(self) -> float:
+        """Time the engine takes for one tile of a batch, after a warm-up."""
+        shapes = {spec.name: spec.shape for spec in self.manifest.graphs["score_fp32"].inputs}
+        feeds = {
+            name: np.full([n if isinstance(n, int) else self.batch for n in shape], 0.5, np.float32)
+            for name, shape in shapes.items()
+        }
+        feeds["t"] = feeds["t"][:1]
+        self.engine.run(feeds)
+        began = time.perf_counter()
+        self.engine.run(feeds)
+        return (time.perf_counter() - began) / self.batch
 
     def downscale(
         self,
@@ -151,8 +229,11 @@ class Downscaler:
         seed: int = 0,
         steps: int | None = None,
         sampler: str | None = None,
+        consistency: str = DEFAULT_CONSISTENCY,
+        noise_decorrelation_min: float = 0.0,
+        max_bytes: int | None = None,
         on_step: Callable[[StepTime], None] | None = None,
-        wanted: npt.NDArray[np.bool_] | None = None,
+        wanted: Mask | None = None,
     ) -> Iterator[Sample]:
         """Draw an ensemble, frame by frame and member by member.
 
@@ -160,7 +241,8 @@ class Downscaler:
         ----------
         field
             Coarse rates (time, y, x) [mm h-1]. NaN is missing: a fine cell is missing wherever its
-            interpolation reads a missing coarse cell.
+            interpolation reads a missing coarse cell. Fine cells more than two coarse cells from
+            rain are 0.
         members
             Ensemble size. More members never change the first ones.
         seed
@@ -168,11 +250,18 @@ class Downscaler:
             fixes all noise.
         steps, sampler
             Network calls and a name from `wdm_runtime.samplers`; None takes the defaults.
+        consistency
+            A mode of `wdm_runtime.consistency`: whether and how block means are made equal to the
+            input.
+        noise_decorrelation_min
+            Time over which a member's noise changes, see `wdm_runtime.noise.noise_of` [min].
+        max_bytes
+            Memory for sampling; None sets no limit.
         on_step
             Called after each sampler step.
         wanted
-            Optional fine mask (y * factor, x * factor) in the field's row order: tiles touching
-            none of it are skipped, and cells outside all tiles come back as NaN.
+            Optional fine mask (y * factor, x * factor) in the field's row order: nothing is
+            computed for other cells, and where that leaves them unknown they come back as NaN.
 
         Returns
         -------
@@ -182,146 +271,144 @@ class Downscaler:
         Raises
         ------
         InputError
-            No members, unknown sampler, too few steps, or nothing but missing cells.
+            No members, an unknown sampler or mode, too few steps, times or an origin the noise
+            cannot be addressed by, or more memory needed than given.
         """
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
-        integrate = get_sampler(sampler or DEFAULT_SAMPLER)
-        times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
-        if not np.isfinite(field.load()).any():
-            raise InputError(
-                "All cells of the field are missing; expected some rates. "
-                "Check the variable and its fill value."
-            )
-        flip = slice(None) if field.grid.north_first else slice(None, None, -1)
-        if wanted is not None:
-            wanted = wanted[flip]
+        check_mode(consistency)
+        run = _Run(
+            get_sampler(sampler or DEFAULT_SAMPLER),
+            self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps),
+            self._noise_origin(field),
+            consistency,
+            on_step,
+        )
+        for valid_time in field.valid_times:
+            noise_of(seed, valid_time, 0, noise_decorrelation_min)  # raises before work is done
+        at_most = self._samples_at_most(field, max_bytes)
 
         def draw_all() -> Iterator[Sample]:
+            waiting: list[_Draw] = []
             for index, valid_time in enumerate(field.valid_times):
-                frame = self._prepare(field.frame(index)[flip], wanted)
+                frame = self._look(field, index, wanted)
+                given = condition(frame, self.manifest, self._dwt) if frame.tiling.tiles else None
                 for member in range(members):
-                    source = NoiseSource(seed, valid_time, member)
-                    residual, steps = self._integrate(frame, source, integrate, times, on_step)
-                    rate = self._finish(frame, residual, field.grid.shape)
-                    yield Sample(index, member, rate[flip], steps)
+                    noise = noise_of(seed, valid_time, member, noise_decorrelation_min)
+                    waiting.append(_Draw(frame, given, index, member, noise))
+                    tiles = sum(len(draw.frame.tiling.tiles) for draw in waiting)
+                    if tiles >= self.batch or len(waiting) >= at_most:
+                        yield from self._sample(waiting, run, field, wanted)
+                        waiting.clear()
+            yield from self._sample(waiting, run, field, wanted)
 
         return draw_all()
 
-    def _integrate(
-        self,
-        frame: _Frame,
-        source: NoiseSource,
-        integrate: Sampler,
-        times: npt.NDArray[np.float64],
-        on_step: Callable[[StepTime], None] | None,
-    ) -> tuple[Array, tuple[StepTime, ...]]:
-        """One member's standardised residual coefficients and the time its steps took."""
-        subbands, height, width = frame.condition.shape
+    def _look(self, field: PrecipField, index: int, wanted: Mask | None) -> Frame:
+        flip = _flip(field)
+        return look_at(
+            field.frame(index)[flip], self.manifest, None if wanted is None else wanted[flip]
+        )
+
+    def _padded_cells(self, field: PrecipField) -> int:
+        tile, stride = self.manifest.tile_px, self.manifest.wavelet.stride
+        rows, columns = (
+            max(tile, -(-n * self.factor // stride) * stride) for n in field.grid.shape
+        )
+        return rows * columns
+
+    def _samples_at_most(self, field: PrecipField, max_bytes: int | None) -> int:
+        """How many samples fit into memory at once."""
+        if max_bytes is None:
+            return self.batch
+        cells = self._padded_cells(field)
+        one, two = sampling_bytes(cells, 1), sampling_bytes(cells, 2)
+        if one > max_bytes:
+            raise InputError(
+                f"A domain of {field.grid.shape} coarse cells needs {one / 2**20:,.0f} MiB for "
+                f"sampling; expected at most {max_bytes / 2**20:,.0f} MiB. Cut it with --bbox or "
+                "raise --max-memory."
+            )
+        return min(self.batch, 1 + (max_bytes - one) // (two - one))
+
+    def _noise_origin(self, field: PrecipField) -> tuple[int, int]:
+        """The field's north-west corner in coefficients of the whole input."""
+        stride = self.manifest.wavelet.stride
+        fine = [cells * self.factor for cells in field.origin]
+        if any(cells % stride for cells in fine):
+            raise InputError(
+                f"The field starts {field.origin} coarse cells from the whole input's corner; "
+                f"expected multiples of {stride // math.gcd(stride, self.factor)}, so that noise "
+                "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
+            )
+        return fine[0] // stride, fine[1] // stride
+
+    def _sample(
+        self, draws: list[_Draw], run: _Run, field: PrecipField, wanted: Mask | None
+    ) -> Iterator[Sample]:
+        """Integrate the draws that have tiles together, and finish all."""
+        wet = [draw for draw in draws if draw.condition is not None]
+        residuals = dict(zip(map(id, wet), self._integrate(wet, run), strict=True)) if wet else {}
+        for draw in draws:
+            rate, balance = self._finish(draw, residuals.pop(id(draw), None), run, wanted)
+            yield Sample(draw.time_index, draw.member, rate[_flip(field)], balance)
+
+    def _integrate(self, draws: list[_Draw], run: _Run) -> Array:
+        """Standardised residual coefficients (draw, c, h, w)."""
+        given = [draw.condition for draw in draws if draw.condition is not None]
+        subbands, height, width = given[0].standardised.shape
+        top, left = run.noise_origin
 
         def noise(step: int) -> Array:
-            return source.draw(step, subbands, (0, height), (0, width))
+            out = np.empty((len(draws), subbands, height, width), dtype=np.float32)
+            for values, draw in zip(out, draws, strict=True):
+                values[:] = draw.noise.draw(
+                    step,
+                    subbands,
+                    (top, top + height),
+                    (left, left + width),
+                    draw.frame.tiling.covered,
+                )
+            return out
 
-        clock = _StepClock(self.engine, self.batch, frame, on_step)
+        tilings = [draw.frame.tiling for draw in draws]
+        network = TileNetwork(
+            self.engine,
+            self.batch,
+            list(zip(tilings, [one.standardised for one in given], strict=True)),
+            run.on_step,
+        )
         start = noise(INITIAL_STEP)
-        clock.start()
+        network.start()
         schedule = self.manifest.schedule
-        residual = integrate(clock.network, start, times, schedule, noise, clock.step)
-        return residual, tuple(clock.times)
+        return run.integrate(network, start, run.times, schedule, noise, network.step)
 
-    def _tiling(
-        self, coarse_shape: tuple[int, int], wanted: npt.NDArray[np.bool_] | None
-    ) -> Tiling:
-        stride = self.manifest.wavelet.stride
-        size = self.manifest.tile_px // stride
-        rows, columns = (max(size, -(-n * self.factor // stride)) for n in coarse_shape)
-        if wanted is not None:
-            wanted = _any_in_blocks(wanted, stride, (rows, columns))
-        # Small tiles (tests) keep some of their own: a quarter is overlap enough.
-        overlap = min(OVERLAP_PX // stride, size // 4)
-        return Tiling((rows, columns), size, overlap, wanted)
-
-    def _prepare(self, coarse: Array, wanted: npt.NDArray[np.bool_] | None) -> _Frame:
-        """Interpolate, transform and standardise one coarse frame (y, x) [mm h-1]."""
-        manifest = self.manifest
-        tiling = self._tiling((coarse.shape[0], coarse.shape[1]), wanted)
-        valid = None
+    def _finish(
+        self, draw: _Draw, residual: Array | None, run: _Run, wanted: Mask | None
+    ) -> tuple[Array, Balance]:
+        """Rates (y, x) [mm h-1], north first, with missing cells and block means put right."""
+        frame, factor = draw.frame, self.factor
+        coarse = frame.coarse_mm_h
+        if residual is None or draw.condition is None:
+            rate = np.zeros([n * factor for n in coarse.shape], dtype=np.float32)
+        else:
+            rate = finish(frame, draw.condition, residual, self.manifest, self._idwt)
         if np.isnan(coarse).any():
-            # The network needs numbers: missing cells are dry to it, and masked in its output.
-            valid = np.isfinite(interpolate(coarse, self.factor))
-            coarse = np.nan_to_num(coarse, nan=0.0)
-        fine = interpolate(coarse, self.factor)
-        height, width = (n * manifest.wavelet.stride for n in tiling.shape)
-        padding = ((0, height - fine.shape[0]), (0, width - fine.shape[1]))
-        z = manifest.transform.forward(np.pad(fine, padding, mode="edge"))
-        coeffs = self._dwt.run({"field": z[None, None]})[0]
-        return _Frame(valid, coeffs, manifest.condition_scale.standardise(coeffs), tiling)
-
-    def _finish(self, frame: _Frame, residual: Array, coarse_shape: tuple[int, int]) -> Array:
-        """Standardised residual coefficients to rates (y, x) [mm h-1], north first."""
-        manifest = self.manifest
-        coeffs = manifest.residual_scale.restore(residual) + frame.coarse_coeffs
-        z = self._idwt.run({"coeffs": coeffs[None]})[0, 0]
-        height, width = (n * self.factor for n in coarse_shape)
-        rate = manifest.transform.inverse(z[:height, :width])
-        if frame.valid is not None:
-            rate[~frame.valid] = np.nan
-        if not frame.tiling.complete:
-            stride = manifest.wavelet.stride
-            covered = frame.tiling.covered.repeat(stride, 0).repeat(stride, 1)
-            rate[~covered[:height, :width]] = np.nan
-        return rate
+            rate[~valid_cells(coarse, factor)] = np.nan
+        if wanted is not None:
+            stride = self.manifest.wavelet.stride
+            covered = spread(frame.tiling.covered, stride)[: rate.shape[0], : rate.shape[1]]
+            rate[spread(frame.near_rain, factor) & ~covered] = np.nan
+        dry_mm_h = self.manifest.transform.dry_threshold_mm_h
+        mean, largest = block_residual(rate, coarse, factor)
+        wet_before = wet_after = wet_fraction(rate, dry_mm_h)
+        if run.consistency != "none":
+            smooth = interpolated(coarse, factor)
+            rate = make_consistent(rate, coarse, smooth, factor, run.consistency)
+            wet_after = wet_fraction(rate, dry_mm_h)
+        return rate, Balance(mean, largest, wet_before, wet_after)
 
 
-def _any_in_blocks(
-    mask: npt.NDArray[np.bool_], size: int, shape: tuple[int, int]
-) -> npt.NDArray[np.bool_]:
-    """Whether a mask holds anywhere in each size x size block; missing blocks do not."""
-    padded = np.zeros((shape[0] * size, shape[1] * size), dtype=bool)
-    padded[: mask.shape[0], : mask.shape[1]] = mask
-    blocks = padded.reshape(shape[0], size, shape[1], size)
-    return np.asarray(blocks.any(axis=(1, 3)))
-
-
-class _StepClock:
-    """The score function over tiles, and the time it takes."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        batch: int,
-        frame: _Frame,
-        on_step: Callable[[StepTime], None] | None,
-    ) -> None:
-        self.engine, self.batch, self.frame, self.on_step = engine, batch, frame, on_step
-        self.times: list[StepTime] = []
-
-    def start(self) -> None:
-        """Begin the first step."""
-        self._began, self._in_engine = time.perf_counter(), 0.0
-
-    def network(self, x: Array, t: float) -> Array:
-        """v over the whole state: cut, evaluate, blend."""
-        tiling = self.frame.tiling
-        v = np.zeros_like(x)
-        when = np.array([t], dtype=np.float32)
-        for first in range(0, len(tiling.tiles), self.batch):
-            last = first + self.batch
-            feeds = {
-                "x": tiling.cut(x, first, last),
-                "condition": tiling.cut(self.frame.condition, first, last),
-                "t": when,
-            }
-            began = time.perf_counter()
-            tiles = self.engine.run(feeds)
-            self._in_engine += time.perf_counter() - began
-            tiling.blend(tiles, first, v)
-        return v
-
-    def step(self, _: int) -> None:
-        """Note the step that just ended and begin the next."""
-        seconds = time.perf_counter() - self._began
-        self.times.append(StepTime(seconds, self._in_engine, len(self.frame.tiling.tiles)))
-        if self.on_step:
-            self.on_step(self.times[-1])
-        self.start()
+def _flip(field: PrecipField) -> slice:
+    """Turns rows north first, and back."""
+    return slice(None) if field.grid.north_first else slice(None, None, -1)

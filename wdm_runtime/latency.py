@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.downscale import Downscaler, StepTime
+from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import Engine, available_threads, open_engine
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import write_text
+from wdm_runtime.stepping import StepTime
 
 _PROBE_CALLS = 2
 _PIXEL_ROLES = {"fp32": "pixel_fp32", "fp16": "pixel_fp16"}

@@ -18,15 +18,24 @@ in float32. The largest magnitude is 6.66.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from wdm_runtime.errors import InputError
+
+Array = npt.NDArray[np.float32]
 
 _WORDS_PER_BLOCK = 4
 _NORMALS_PER_BLOCK = 2 * _WORDS_PER_BLOCK
 # Keeps positions left of or above the origin (padding) positive, so counters never borrow.
 _ORIGIN = 1 << 32
+_BAND_ROWS = 64
 INITIAL_STEP = -1  # the address of the state that sampling starts from
 
 
@@ -43,6 +52,21 @@ def normals_from_words(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]
     np.multiply(radius, np.cos(lower), out=out[..., 0::2])
     np.multiply(radius, np.sin(lower), out=out[..., 1::2])
     return out
+
+
+class Noise(Protocol):
+    """What samplers draw from: `NoiseSource`, or draws blended in time."""
+
+    def draw(
+        self,
+        step: int,
+        subbands: int,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        covered: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """As `NoiseSource.draw`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,8 +88,13 @@ class NoiseSource:
     member: int
 
     def draw(
-        self, step: int, subbands: int, rows: tuple[int, int], columns: tuple[int, int]
-    ) -> npt.NDArray[np.float32]:
+        self,
+        step: int,
+        subbands: int,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        covered: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
         """Standard normals of a window of the coefficient grid.
 
         Parameters
@@ -76,6 +105,8 @@ class NoiseSource:
             Channels of the coefficient grid.
         rows, columns
             Half-open ranges in coefficients from the input's north-west corner; may be negative.
+        covered
+            Optional (rows, columns) mask: only these cells are drawn, the others are 0.
 
         Returns
         -------
@@ -84,15 +115,109 @@ class NoiseSource:
         key = self._key(step)
         blocks = -(-subbands // _NORMALS_PER_BLOCK)
         height, width = rows[1] - rows[0], columns[1] - columns[0]
-        words = np.empty((height, width * blocks * _WORDS_PER_BLOCK), dtype=np.uint64)
-        first = (columns[0] + _ORIGIN) * blocks
-        for i in range(height):
-            counter = np.array([first, rows[0] + i + _ORIGIN, 0, 0], dtype=np.uint64)
-            words[i] = np.random.Philox(key=key, counter=counter).random_raw(words.shape[1])
-        normals = normals_from_words(words.reshape(height, width, -1))
-        return np.ascontiguousarray(np.moveaxis(normals[..., :subbands], -1, 0))
+        out = np.zeros((subbands, height, width), dtype=np.float32)
+        for top in range(0, height, _BAND_ROWS):
+            # A band of rows at a time: the raw words of a whole domain would be twice its noise.
+            band = slice(top, min(height, top + _BAND_ROWS))
+            mask = np.ones((band.stop - top, width), np.bool_) if covered is None else covered[band]
+            words = [
+                _words(key, rows[0] + top + row, columns[0] + start, stop - start, blocks)
+                for row, start, stop in _runs(mask)
+            ]
+            if words:
+                drawn = normals_from_words(
+                    np.concatenate(words).reshape(-1, blocks * _WORDS_PER_BLOCK)
+                )
+                out[:, band][:, mask] = drawn[:, :subbands].T
+        return out
 
     def _key(self, step: int) -> npt.NDArray[np.uint64]:
         address = f"wdm-noise-1|{self.seed}|{self.valid_time}|{self.member}|{step}"
         digest = hashlib.blake2b(address.encode(), digest_size=16).digest()
         return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class EvolvingNoise:
+    """cos(a) e_k + sin(a) e_k+1: a rotation between two draws, so the variance is exactly 1."""
+
+    earlier: NoiseSource
+    later: NoiseSource
+    angle: float
+
+    def draw(
+        self,
+        step: int,
+        subbands: int,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        covered: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """As `NoiseSource.draw`."""
+        drawn = self.earlier.draw(step, subbands, rows, columns, covered)
+        drawn *= np.float32(math.cos(self.angle))
+        later = self.later.draw(step, subbands, rows, columns, covered)
+        later *= np.float32(math.sin(self.angle))
+        drawn += later
+        return drawn
+
+
+def noise_of(seed: int, valid_time: str, member: int, decorrelation_min: float = 0.0) -> Noise:
+    """The noise of one member of one frame.
+
+    Parameters
+    ----------
+    seed, valid_time, member
+        As for `NoiseSource`.
+    decorrelation_min
+        0: frames are independent. Otherwise draws are anchored at the multiples of this period
+        since 1970, and a frame between two anchors blends them: two frames less than a period apart
+        share noise, frames two periods apart share none. A frame's noise depends on its own
+        valid time only, not on which other frames are computed.
+
+    Raises
+    ------
+    InputError
+        A negative or infinite period, or a frame without a date of the Gregorian calendar.
+    """
+    if not 0.0 <= decorrelation_min < math.inf:
+        raise InputError(
+            f"Got a noise decorrelation of {decorrelation_min:g} minutes; expected 0 or more. "
+            "Set --noise-decorrelation."
+        )
+    if decorrelation_min == 0.0:
+        return NoiseSource(seed, valid_time, member)
+    try:
+        moment = datetime.fromisoformat(valid_time)
+    except ValueError as error:
+        raise InputError(
+            f"Got the valid time '{valid_time}' with a noise decorrelation of "
+            f"{decorrelation_min:g} minutes; expected a date of the Gregorian calendar. Leave "
+            "--noise-decorrelation at 0 for this file."
+        ) from error
+    minutes = (moment - datetime(1970, 1, 1)).total_seconds() / 60.0
+    anchor, rest = divmod(minutes, decorrelation_min)
+    earlier, later = (
+        NoiseSource(seed, f"anchor {float(decorrelation_min)!r} min {int(anchor) + k}", member)
+        for k in (0, 1)
+    )
+    return EvolvingNoise(earlier, later, math.pi / 2.0 * rest / decorrelation_min)
+
+
+def _words(
+    key: npt.NDArray[np.uint64], row: int, column: int, columns: int, blocks: int
+) -> npt.NDArray[np.uint64]:
+    """Raw words of a row's columns, which are consecutive counters."""
+    counter = np.array([(column + _ORIGIN) * blocks, row + _ORIGIN, 0, 0], dtype=np.uint64)
+    stream = np.random.Philox(key=key, counter=counter)
+    return stream.random_raw(columns * blocks * _WORDS_PER_BLOCK)
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """(row, start, stop) of every run of a mask, row by row."""
+    edges = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
+    edges[:, 1:-1] = mask
+    steps = np.diff(edges, axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    stops = np.nonzero(steps == -1)[1]
+    return zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)

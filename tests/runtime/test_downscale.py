@@ -8,7 +8,7 @@ import pytest
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import Grid
+from wdm_runtime.grid import Grid, block_mean
 from wdm_runtime.samplers import SAMPLERS
 
 STEPS = 3
@@ -33,9 +33,10 @@ def reference(tiny, field):
     return ensemble(tiny, field)
 
 
-def test_shape_units_and_dry_floor(tiny, field, reference):
-    assert set(reference) == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    for rate in reference.values():
+def test_shape_units_and_dry_floor(tiny, field):
+    drawn = ensemble(tiny, field, consistency="none")
+    assert set(drawn) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for rate in drawn.values():
         assert rate.shape == (130, 170) and rate.dtype == np.float32
         assert np.all(np.isfinite(rate))
         wet = rate[rate > 0]
@@ -91,10 +92,36 @@ def test_missing_never_becomes_dry_nor_spreads_far(tiny, field):
     assert not missing.any()
 
 
-def test_a_field_without_any_value_is_refused(tiny, field):
-    nothing = replace(field, rate_mm_h=np.full_like(field.rate_mm_h, np.nan))
-    with pytest.raises(InputError, match="missing"):
-        ensemble(tiny, nothing)
+def test_frames_without_rain_or_without_values_need_no_engine(tiny, field):
+    rate = field.rate_mm_h.copy()
+    rate[0], rate[1] = 0.0, np.nan
+    seen = []
+    drawn = ensemble(tiny, replace(field, rate_mm_h=rate), members=2, on_step=seen.append)
+    assert seen == []
+    for member in (0, 1):
+        assert np.all(drawn[0, member] == 0) and np.isnan(drawn[1, member]).all()
+
+
+def test_far_from_rain_it_is_exactly_dry_and_no_tile_is_spent(tiny, field):
+    rate = np.zeros((1, 60, 60), np.float32)
+    rate[0, 40, 45] = 8.0
+    grid = Grid(np.arange(60) * -0.1, np.arange(60) * 0.1)
+    alone = PrecipField(rate, grid, ("none-0",))
+    with Downscaler.open(tiny) as downscaler:
+        assert downscaler.plan(alone).tiles == (4,)  # 50 x 50 cells: a core has 48
+        (sample,) = downscaler.downscale(alone, steps=STEPS, consistency="none")
+    fine = sample.rate_mm_h
+    assert fine[380:430, 430:480].any()
+    fine[380:430, 430:480] = 0
+    assert not fine.any()
+
+
+def test_drizzle_below_one_wet_cell_a_block_is_dry(tiny):
+    grid = Grid(np.arange(20) * -0.1, np.arange(20) * 0.1)
+    with Downscaler.open(tiny) as downscaler:
+        for rate, wet in ((0.0004, False), (0.0011, True)):
+            frame = PrecipField(np.full((1, 20, 20), rate, np.float32), grid, ("none-0",))
+            assert bool(downscaler.plan(frame).tiles[0]) is wet
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 31), (7, 6), (13, 17)])
@@ -112,7 +139,62 @@ def test_wanted_leaves_out_tiles_and_changes_nothing_where_it_computes_all(tiny,
     corner = np.zeros((130, 170), bool)
     corner[:8, :8] = True
     part = ensemble(tiny, field, wanted=corner, members=1)[0, 0]
-    assert np.isfinite(part[:8, :8]).all() and np.isnan(part[100:, 100:]).all()
+    assert np.isfinite(part[:8, :8]).all() and np.isnan(part[100:, 100:]).any()
+    assert np.all(part[64:][np.isfinite(part[64:])] == 0)
+
+
+def test_a_crop_draws_the_noise_of_the_whole(tiny, field):
+    # One tile either way, so that only noise and context could differ: none does far inside.
+    rate = np.zeros((1, 40, 40), np.float32)
+    rate[0, 30:33, 30:33] = 6.0
+    grid = Grid(np.arange(40) * -0.1, np.arange(40) * 0.1)
+    whole = PrecipField(rate, grid, ("2022-08-09T15:00:00",))
+    crop = whole.crop(slice(26, 40), slice(26, 40))
+    assert crop.origin == (26, 26)
+    a = ensemble(tiny, whole, members=1)[0, 0][260:, 260:]
+    b = ensemble(tiny, crop, members=1)[0, 0]
+    elsewhere = ensemble(tiny, replace(crop, origin=(0, 0)), members=1)[0, 0]
+    np.testing.assert_allclose(a, b, atol=1e-4)
+    assert abs(elsewhere - a).max() > 0.1
+    with pytest.raises(InputError, match="--bbox"):
+        ensemble(tiny, whole.crop(slice(25, 40), slice(26, 40)))
+
+
+def test_members_of_an_evolving_ensemble_resemble_their_last_frame(tiny, field):
+    times = ("2022-08-09T15:00:00", "2022-08-09T15:02:00")
+    still = replace(field, rate_mm_h=np.repeat(field.rate_mm_h[:1], 2, 0), valid_times=times)
+    independent = ensemble(tiny, still, members=1)
+    slow = ensemble(tiny, still, members=1, noise_decorrelation_min=30.0)
+    fresh, kept = (np.corrcoef(d[0, 0].ravel(), d[1, 0].ravel())[0, 1] for d in (independent, slow))
+    assert kept > 0.97 and kept > fresh + 0.05
+    alone = ensemble(tiny, only_frame(still, 1), members=1, noise_decorrelation_min=30.0)
+    np.testing.assert_array_equal(alone[0, 0], slow[1, 0])
+
+
+def test_memory_asked_for_is_bounded_by_what_is_given(tiny, field):
+    with Downscaler.open(tiny, batch=64) as downscaler:
+        generous, tight = downscaler.plan(field), downscaler.plan(field, max_bytes=2_000_000)
+        assert tight.memory_bytes <= 2_000_000 < generous.memory_bytes
+        assert tight.samples_at_once < generous.samples_at_once
+        with pytest.raises(InputError, match="--max-memory"):
+            downscaler.plan(field, max_bytes=500_000)
+        few = list(downscaler.downscale(field, 3, steps=STEPS, max_bytes=2_000_000))
+        many = list(downscaler.downscale(field, 3, steps=STEPS))
+    assert [(s.time_index, s.member) for s in few] == [(t, m) for t in (0, 1) for m in (0, 1, 2)]
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_array_equal(a.rate_mm_h, b.rate_mm_h)
+
+
+@pytest.mark.parametrize("mode", ["additive", "multiplicative"])
+def test_block_means_are_the_input(tiny, field, mode):
+    with Downscaler.open(tiny) as downscaler:
+        (sample,) = downscaler.downscale(only_frame(field, 0), steps=STEPS, consistency=mode)
+    means = block_mean(sample.rate_mm_h, 10)
+    np.testing.assert_allclose(means, field.rate_mm_h[0], atol=1e-4)
+    assert sample.rate_mm_h.min() >= 0
+    balance = sample.balance
+    assert balance.max_residual_mm_h > balance.residual_mm_h > 1e-3
+    assert 0 < balance.wet_fraction_before < 1 and 0 < balance.wet_fraction_after < 1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -121,9 +203,10 @@ def test_every_sampler_runs_and_counts_its_steps(tiny, field, name):
     with Downscaler.open(tiny) as downscaler:
         frame = only_frame(field, 0)
         (sample,) = downscaler.downscale(frame, steps=4, sampler=name, on_step=seen.append)
-        assert len(seen) == len(sample.steps) == 4
-        assert all(s.tiles == downscaler.tiles(frame) for s in sample.steps)
-        assert all(0 < s.engine_seconds <= s.seconds for s in sample.steps)
+        assert len(seen) == 4
+        assert all(s.tiles == downscaler.plan(frame).tiles[0] for s in seen)
+        assert all(0 < s.engine_seconds <= s.seconds for s in seen)
+        assert np.isfinite(sample.rate_mm_h).all()
 
 
 def test_fp16_graph_is_close_to_fp32(tiny, field, reference):

@@ -1,0 +1,131 @@
+"""What all members of one valid time share: where it may rain, tiles, and the network's condition.
+
+Arrays are north first. A block of ``factor`` x ``factor`` fine cells whose wettest cell stands at
+the dry threshold has a mean of threshold / factor^2: a coarse cell below that is dry. Bicubic
+interpolation carries a coarse cell's rain two coarse cells far. Beyond that distance from rain the
+result is 0 by definition, and no tile is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import Manifest
+from wdm_runtime.engines import Engine
+from wdm_runtime.grid import cubic_stencil, interpolate
+from wdm_runtime.tiling import Tiling
+
+Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+OVERLAP_PX = 32
+REACH_CELLS = 2  # of the interpolation's stencil, in coarse cells
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One valid time before the network sees it.
+
+    Parameters
+    ----------
+    coarse_mm_h
+        (y, x) [mm h-1], NaN where missing.
+    near_rain
+        (y, x) coarse cells in which there may be fine rain.
+    tiling
+        Tiles over the coefficient grid; none if the frame is dry or missing.
+    """
+
+    coarse_mm_h: Array
+    near_rain: Mask
+    tiling: Tiling
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The interpolated field's coefficients (c, h, w), as they are and standardised."""
+
+    coeffs: Array
+    standardised: Array
+
+
+def look_at(coarse_mm_h: Array, manifest: Manifest, wanted: Mask | None = None) -> Frame:
+    """Find where a coarse frame (y, x) [mm h-1] may rain, and place tiles there.
+
+    ``wanted`` is a fine mask (y * factor, x * factor): no tile answers for other cells.
+    """
+    near = near_rain(coarse_mm_h, manifest.transform.dry_threshold_mm_h / manifest.factor**2)
+    stride, size = manifest.wavelet.stride, manifest.tile_px // manifest.wavelet.stride
+    fine = spread(near, manifest.factor)
+    if wanted is not None:
+        fine &= wanted
+    rows, columns = (max(size, -(-n // stride)) for n in fine.shape)
+    # Small tiles (tests) keep some of their own: a quarter is overlap enough.
+    overlap = min(OVERLAP_PX // stride, size // 4)
+    tiling = Tiling((rows, columns), size, overlap, _any_in_blocks(fine, stride, (rows, columns)))
+    return Frame(coarse_mm_h, near, tiling)
+
+
+def near_rain(coarse_mm_h: Array, wet_from_mm_h: float) -> Mask:
+    """Coarse cells within `REACH_CELLS` of one that is wet; missing cells count as dry."""
+    # Half the threshold: the mean of a block with one wet cell may be rounded down.
+    near = np.asarray(np.nan_to_num(coarse_mm_h, nan=0.0) >= 0.5 * wet_from_mm_h)
+    for axis in (0, 1):
+        wet = np.pad(near, [(REACH_CELLS, REACH_CELLS) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(wet, 2 * REACH_CELLS + 1, axis=axis)
+        near = np.asarray(windows.any(axis=-1))
+    return near
+
+
+def valid_cells(coarse_mm_h: Array, factor: int) -> Mask:
+    """Fine cells whose interpolation reads no missing coarse cell, (y * factor, x * factor)."""
+    valid = np.isfinite(coarse_mm_h)
+    for axis in (0, 1):
+        taps, _ = cubic_stencil(valid.shape[axis], factor)
+        valid = np.asarray(np.take(valid, taps, axis=axis).all(axis=axis + 1))
+    return valid
+
+
+def interpolated(coarse_mm_h: Array, factor: int) -> Array:
+    """Bicubic interpolation with missing cells taken as dry, (y * factor, x * factor) [mm h-1]."""
+    return interpolate(np.nan_to_num(coarse_mm_h, nan=0.0), factor)
+
+
+def condition(frame: Frame, manifest: Manifest, dwt: Engine) -> Condition:
+    """Interpolate, transform and standardise."""
+    fine = interpolated(frame.coarse_mm_h, manifest.factor)
+    sizes = zip(frame.tiling.shape, fine.shape, strict=True)
+    padding = [(0, n * manifest.wavelet.stride - m) for n, m in sizes]
+    z = manifest.transform.forward(np.pad(fine, padding, mode="edge"))
+    coeffs = dwt.run({"field": z[None, None]})[0]
+    return Condition(coeffs, manifest.condition_scale.standardise(coeffs))
+
+
+def finish(
+    frame: Frame, condition: Condition, residual: Array, manifest: Manifest, idwt: Engine
+) -> Array:
+    """Standardised residual coefficients (c, h, w) to rates (y, x) [mm h-1], missing ones too.
+
+    0 where it is farther from rain than interpolation reaches.
+    """
+    coeffs = manifest.residual_scale.restore(residual)
+    coeffs += condition.coeffs
+    height, width = (n * manifest.factor for n in frame.near_rain.shape)
+    rate = manifest.transform.inverse(idwt.run({"coeffs": coeffs[None]})[0, 0, :height, :width])
+    rate[~spread(frame.near_rain, manifest.factor)] = 0.0
+    return rate
+
+
+def spread(mask: Mask, factor: int) -> Mask:
+    """Each cell as a block of ``factor`` x ``factor`` fine ones."""
+    return mask.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _any_in_blocks(mask: Mask, size: int, shape: tuple[int, int]) -> Mask:
+    """Whether a mask holds anywhere in each size x size block; cells beyond it do not."""
+    padded = np.zeros((shape[0] * size, shape[1] * size), dtype=bool)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    return np.asarray(padded.reshape(shape[0], size, shape[1], size).any(axis=(1, 3)))

@@ -1,0 +1,79 @@
+"""What a run will take before it starts: tiles, memory, time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from wdm_runtime.errors import InputError
+
+# Arrays of the padded fine domain, in float32, that live at the same time; measured with
+# tracemalloc on every sampler, see tests/runtime/test_plan.py.
+_ARRAYS_A_SAMPLE = 8.0  # condition twice, state, last two denoised estimates, noise, two terms
+_ARRAYS_ONCE = 2.0  # the result in making
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmg]i?|)b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `Downscaler.downscale` will do.
+
+    Parameters
+    ----------
+    tiles
+        Tiles of each frame; times members times steps they are the network's evaluations.
+    members, steps
+        As asked for.
+    dry_share
+        Share of the domain's fine cells, over all frames, that no tile covers.
+    samples_at_once
+        Members and frames whose tiles fill one engine call.
+    memory_bytes
+        The arrays of sampling and output; the interpreter and the engine come on top.
+    """
+
+    tiles: tuple[int, ...]
+    members: int
+    steps: int
+    dry_share: float
+    samples_at_once: int
+    memory_bytes: int
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of single tiles in the whole run."""
+        return sum(self.tiles) * self.members * self.steps
+
+
+def sampling_bytes(padded_cells: int, samples: int) -> int:
+    """Memory of sampling ``samples`` states at once on a domain of that many fine cells."""
+    return int(4 * padded_cells * (_ARRAYS_A_SAMPLE * samples + _ARRAYS_ONCE))
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as ``2GiB``, ``500 MB`` or ``1000000`` in bytes.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) == 0:
+        raise InputError(
+            f"--max-memory got '{text}'; expected a size such as 2GiB or 500MB. Correct it."
+        )
+    return int(float(match[1]) * _SIZES[match[2].lower()])
+
+
+def available_bytes() -> int | None:
+    """Memory the system can give without swapping, None where it does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux
+    return None
