@@ -20,14 +20,16 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from wdm_runtime.conditioning import condition, look_at
 from wdm_runtime.diffusion import VPSchedule
-from wdm_runtime.downscale import Downscaler, StepTime
+from wdm_runtime.downscale import Downscaler
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import machine, outside_engine_fraction
 from wdm_runtime.noise import NoiseSource
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler
+from wdm_runtime.stepping import StepTime
 
 Array = npt.NDArray[np.float32]
 
@@ -66,7 +68,9 @@ class Parts:
     def __init__(self, downscaler: Downscaler, field: PrecipField, steps: int, sampler: str):
         # The private way in: what is timed here must be what the loop does, shapes included.
         flip = slice(None) if field.grid.north_first else slice(None, None, -1)
-        self.frame = downscaler._prepare(field.frame(0)[flip], None)
+        frame = look_at(field.frame(0)[flip], downscaler.manifest)
+        self.tiling = frame.tiling
+        self.condition = condition(frame, downscaler.manifest, downscaler._dwt).standardised
         self.downscaler, self.steps, self.sampler = downscaler, steps, get_sampler(sampler)
         self.source = NoiseSource(0, field.valid_times[0], 0)
         self.x = self._draw(0)
@@ -83,29 +87,27 @@ class Parts:
             found[part] = share * timed(function)
         return found
 
-    def _batches(self) -> range:
-        return range(0, len(self.frame.tiling.tiles), self.downscaler.batch)
+    def _batch(self, field: Array, first: int) -> Array:
+        last = min(first + self.downscaler.batch, len(self.tiling.tiles))
+        return np.stack([self.tiling.cut(field, index) for index in range(first, last)])
 
     def _engine(self) -> Array:
-        cut, batch = self.frame.tiling.cut, self.downscaler.batch
-        feeds = {"x": cut(self.x, 0, batch), "condition": cut(self.frame.condition, 0, batch)}
+        feeds = {"x": self._batch(self.x, 0), "condition": self._batch(self.condition, 0)}
         return self.downscaler.engine.run({**feeds, "t": np.array([0.5], dtype=np.float32)})
 
     def _draw(self, step: int) -> Array:
-        subbands, height, width = self.frame.condition.shape
-        return self.source.draw(step, subbands, (0, height), (0, width))
+        subbands, height, width = self.condition.shape
+        return self.source.draw(step, subbands, (0, height), (0, width), self.tiling.covered)
 
     def _cut(self) -> None:
-        tiling, batch = self.frame.tiling, self.downscaler.batch
-        for first in self._batches():
-            tiling.cut(self.x, first, first + batch)
-            tiling.cut(self.frame.condition, first, first + batch)
+        for first in range(0, len(self.tiling.tiles), self.downscaler.batch):
+            self._batch(self.x, first)
+            self._batch(self.condition, first)
 
     def _blend(self) -> None:
-        tiling, v = self.frame.tiling, np.zeros_like(self.x)
-        for first in self._batches():
-            count = min(self.downscaler.batch, len(tiling.tiles) - first)
-            tiling.blend(self.tiles[:count], first, v)
+        v = np.zeros_like(self.x)
+        for index in range(len(self.tiling.tiles)):
+            self.tiling.blend(self.tiles[0], index, v)
 
     def _integrate(self) -> None:
         """The whole sampler with a network and noise that cost nothing."""
@@ -162,20 +164,25 @@ def main() -> None:
         everything: list[StepTime] = []
         rounds: list[dict[str, float]] = []
         one_frame = PrecipField(field.load()[:1], field.grid, field.valid_times[:1])
-        for sample in downscaler.downscale(
-            one_frame, options.members, steps=options.steps, sampler=options.sampler
+        steps: list[StepTime] = []
+        for _ in downscaler.downscale(
+            one_frame,
+            options.members,
+            steps=options.steps,
+            sampler=options.sampler,
+            on_step=steps.append,
         ):
             # As in the latency report, the very first step is warm-up.
-            steps = list(sample.steps if everything else sample.steps[1:])
-            everything += steps
-            rounds.append(shares(steps, parts.seconds_a_step()))
+            member, steps[:] = steps[0 if everything else 1 :], []
+            everything += member
+            rounds.append(shares(member, parts.seconds_a_step()))
         facts: dict[str, Any] = {
             "device": machine(),
             "engine": f"{downscaler.engine.version}, {downscaler.precision}, "
             f"{downscaler.engine.device}, batch {downscaler.batch}",
             "bundle": downscaler.manifest.name,
             "state": " x ".join(map(str, parts.x.shape)),
-            "tiles": len(parts.frame.tiling.tiles),
+            "tiles": len(parts.tiling.tiles),
             "loop": f"{options.members} members x {options.steps} steps, {options.sampler}",
             "load": f"{os.getloadavg()[0]:.1f}",
         }

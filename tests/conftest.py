@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wdm_runtime import cli
 from wdm_runtime.bundle import MANIFEST_NAME, Bundle, sha256
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
@@ -43,6 +45,33 @@ def field() -> PrecipField:
         attributes=({"units": "degrees_north"}, {"units": "degrees_east"}),
     )
     return PrecipField(rate, grid, ("2022-08-09T15:00:00", "2022-08-09T15:02:00"))
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Call wdm-run in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wdm-run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def infer(run, tiny):
+    """`wdm-run infer` on the sample with the tiny bundle and three steps."""
+
+    def call(*arguments, source=SAMPLE):
+        options = () if "--bundle" in arguments else ("--bundle", tiny)
+        return run("infer", source, "--steps", 3, *options, *arguments)
+
+    return call
 
 
 def edit_manifest(bundle: Path, **changes: object) -> None:

@@ -3,14 +3,14 @@
 A training checkpoint holds ``model.*``, ``ema.*``, ``adam.exp_avg.*`` and ``adam.exp_avg_sq.*`` in
 fp32. Released weights hold ``ema.*`` alone, in fp16: the model is then defined by those rounded
 values. The header's entry ``wdm`` is JSON: format version, model and training configuration, step,
-seconds computed, and the sources trained on.
+seconds computed, and the sources trained on with their domain.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from wdm_export.config import ModelConfig, TrainConfig
 from wdm_export.unet import UNet
+from wdm_runtime.bundle import Domain
 from wdm_runtime.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: `domain`
 _HEADER = "wdm"
 
 
@@ -36,6 +37,7 @@ class Checkpoint:
     step: int
     seconds: float
     sources: tuple[dict[str, Any], ...]
+    domain: Domain
     tensors: dict[str, Tensor]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
@@ -57,7 +59,7 @@ class Checkpoint:
     def released(self) -> Checkpoint:
         """The EMA weights in fp16 alone."""
         tensors = {f"ema.{k}": v.half() for k, v in self.group("ema").items()}
-        return Checkpoint(self.model, self.training, self.step, self.seconds, self.sources, tensors)
+        return replace(self, tensors=tensors)
 
     def save(self, path: Path) -> None:
         """Write atomically: the old file stays whole until the new one is complete."""
@@ -68,6 +70,7 @@ class Checkpoint:
             "step": self.step,
             "seconds": self.seconds,
             "sources": list(self.sources),
+            "domain": asdict(self.domain),
         }
         temporary = path.with_name(f".{path.name}.tmp")
         tensors = {k: v.detach().contiguous() for k, v in self.tensors.items()}
@@ -99,6 +102,7 @@ class Checkpoint:
                 header["step"],
                 header["seconds"],
                 tuple(header["sources"]),
+                Domain(**header["domain"]),
                 tensors,
             )
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -50,6 +50,7 @@ def coarsen(fine: PrecipField, factor: int) -> PrecipField:
         fine,
         rate_mm_h=block_mean(fine.load(), factor).astype(np.float32),
         grid=replace(fine.grid, y=y, x=x),
+        origin=(fine.origin[0] // factor, fine.origin[1] // factor),
     )
 
 

@@ -3,8 +3,9 @@
 A store is a folder:
     fine.npy, coarse.npy   (patches, size, size) float16 [mm h-1]: the truth, and its 10 km block
                            means interpolated back with the runtime's own interpolation
-    index.json             version, sizes, and for every source its file name, SHA-256, valid time,
-                           storm day and the range of patches that were cut from it
+    index.json             version, sizes, domain (spacing and latitudes), and for every source its
+                           file name, SHA-256, valid time, storm day and the range of patches that
+                           were cut from it
 float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 """
 
@@ -19,11 +20,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.bundle import Domain
 from wdm_runtime.errors import InputError, OutputError
-from wdm_runtime.grid import block_mean, interpolate
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import (
+    NOMINAL_KM_PER_DEGREE,
+    SPACING_TOLERANCE,
+    block_mean,
+    interpolate,
+    same_spacing,
+)
 from wdm_runtime.io import read_field
+from wdm_runtime.select import latitude_range
 
-STORE_VERSION = 1
+STORE_VERSION = 2  # 2: `domain`
 PATCH_SIZE_PX = 288
 MIN_WET_SHARE = 0.05
 MAX_MISSING_SHARE = 0.01
@@ -53,6 +63,7 @@ class PatchStore:
 
     path: Path
     factor: int
+    domain: Domain
     sources: tuple[Source, ...]
     fine: npt.NDArray[np.float16]
     coarse: npt.NDArray[np.float16]
@@ -77,6 +88,7 @@ class PatchStore:
             sources = tuple(Source(**entry) for entry in index["sources"])
             arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in ("fine", "coarse")]
             factor, size = index["factor"], index["patch_px"]
+            domain = Domain(**index["domain"])
             shape = (sum(source.count for source in sources), size, size)
             if any(array.shape != shape for array in arrays):
                 raise ValueError(
@@ -87,7 +99,7 @@ class PatchStore:
                 f"{path}: is no store of training patches ({error}); expected a folder written "
                 "by 'wdm-export prepare'. Prepare the files first."
             ) from error
-        return cls(path, factor, sources, *arrays)
+        return cls(path, factor, domain, sources, *arrays)
 
     def by_day(self) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly."""
@@ -145,7 +157,7 @@ def prepare(
     Parameters
     ----------
     files
-        MRMS GRIB2 (plain or .gz) or CF NetCDF of 1 km rates.
+        Precipitation in any format that `read_field` reads, all of one spacing.
     store
         Folder to write; must not hold a store already.
     on_file
@@ -154,11 +166,82 @@ def prepare(
     Raises
     ------
     InputError
-        No file given, an unreadable file, a field smaller than a patch, or no patch found.
+        No file given, an unreadable file, fields of unknown or different spacings or of unknown
+        latitudes, a field smaller than a patch, or no patch found.
     OutputError
         The store's folder cannot be made.
     """
     store = Path(store)
+    _make_folder(store, size)
+    sources: list[Source] = []
+    domain: Domain | None = None
+    total = 0
+    with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
+        for file in map(Path, files):
+            field = read_field(file)
+            domain = widened(domain, field)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            before = total
+            for index, time in enumerate(field.valid_times):
+                first = total
+                for fine, coarse in cut_patches(field.frame(index), factor, size):
+                    fine_out.write(fine.astype(np.float16).tobytes())
+                    coarse_out.write(coarse.astype(np.float16).tobytes())
+                    total += 1
+                sources.append(Source(file.name, digest, time, first, total - first))
+            if on_file:
+                on_file(file, total - before)
+    if domain is None or not total:
+        raise InputError(
+            f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
+            f"with at least {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing. "
+            "Hand in larger or wetter fields."
+        )
+    for name in ("fine", "coarse"):
+        _raw_to_npy(store / f"{name}.raw", store / f"{name}.npy", (total, size, size))
+    index_values = {
+        "version": STORE_VERSION,
+        "factor": factor,
+        "patch_px": size,
+        "domain": asdict(domain),
+        "sources": [asdict(source) for source in sources],
+    }
+    (store / _INDEX).write_text(json.dumps(index_values, indent=1))
+    return PatchStore.open(store)
+
+
+def widened(domain: Domain | None, field: PrecipField) -> Domain:
+    """The domain of some training fields with one more, or the domain of the first.
+
+    Raises
+    ------
+    InputError
+        The field's spacing or latitudes are unknown, or its spacing is not the domain's.
+    """
+    path, spacing, latitudes = field.source.path, field.grid.spacing_km, latitude_range(field)
+    if spacing is None or latitudes is None:
+        what = "spacing" if spacing is None else "latitudes"
+        raise InputError(
+            f"{path}: variable '{field.source.variable}' has coordinates in units "
+            f"{' and '.join(map(repr, field.grid.units))}, from which its {what} cannot be had; "
+            "expected degrees, or m or km with a grid mapping. Correct the file's attributes."
+        )
+    spacing_km = domain.spacing_km if domain else round(sum(spacing) / 2, 3)
+    if not all(same_spacing(got, spacing_km) for got in spacing):
+        raise InputError(
+            f"{path}: variable '{field.source.variable}' has cells of {spacing[0]:.4g} x "
+            f"{spacing[1]:.4g} km (y, x); expected {spacing_km:g} km within "
+            f"{SPACING_TOLERANCE:.0%}, as in the fields before. Prepare fields of one spacing."
+        )
+    half = spacing[0] / NOMINAL_KM_PER_DEGREE / 2  # from the cells' centres to their borders
+    south, north = max(latitudes[0] - half, -90.0), min(latitudes[1] + half, 90.0)
+    if domain is not None:
+        south, north = min(south, domain.latitudes[0]), max(north, domain.latitudes[1])
+    return Domain(spacing_km, (round(south, 3), round(north, 3)))
+
+
+def _make_folder(store: Path, size: int) -> None:
+    """Refuse what cannot become a store before any file is read."""
     if size < 2:
         raise InputError(
             f"Got patches of {size} cells; expected at least 2, {PATCH_SIZE_PX} for training. "
@@ -174,38 +257,6 @@ def prepare(
         raise OutputError(
             f"{store}: cannot be made ({error.strerror}). Choose another folder with -o."
         ) from error
-    sources: list[Source] = []
-    total = 0
-    with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
-        for file in map(Path, files):
-            field = read_field(file)
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            before = total
-            for rates, time in zip(field.load(), field.valid_times, strict=True):
-                first = total
-                for fine, coarse in cut_patches(rates, factor, size):
-                    fine_out.write(fine.astype(np.float16).tobytes())
-                    coarse_out.write(coarse.astype(np.float16).tobytes())
-                    total += 1
-                sources.append(Source(file.name, digest, time, first, total - first))
-            if on_file:
-                on_file(file, total - before)
-    if not total:
-        raise InputError(
-            f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
-            f"with at least {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing. "
-            "Hand in larger or wetter fields."
-        )
-    for name in ("fine", "coarse"):
-        _raw_to_npy(store / f"{name}.raw", store / f"{name}.npy", (total, size, size))
-    index = {
-        "version": STORE_VERSION,
-        "factor": factor,
-        "patch_px": size,
-        "sources": [asdict(source) for source in sources],
-    }
-    (store / _INDEX).write_text(json.dumps(index, indent=1))
-    return PatchStore.open(store)
 
 
 def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, int, int]) -> None:

@@ -154,6 +154,7 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
         licence=LICENCE,
         factor=model.factor,
         tile_px=tile_px,
+        domain=released.domain,
         wavelet=spec,
         transform=model.transform,
         schedule=model.schedule,
@@ -240,6 +241,7 @@ def model_card(manifest: Manifest) -> str:
     training = manifest.training
     days = sorted({source["valid_time"][:10] for source in training["sources"]})
     settings = training["settings"]
+    south, north = manifest.domain.latitudes
     lines = [
         f"# {manifest.name}",
         "",
@@ -254,6 +256,7 @@ def model_card(manifest: Manifest) -> str:
         f"{training['seconds'] / 60:.0f} minutes; total-variation weight {settings['tv_weight']:g}"
         f"; seed {settings['seed']}",
         f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
+        f"- Cells of {manifest.domain.spacing_km:g} km between latitudes {south:g} and {north:g}",
         "",
         "## Limits",
         "- Trained on the storm days above and on nothing else; other climates, seasons and radar "

@@ -26,6 +26,7 @@ from wdm_export.losses import amplitudes, training_loss
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.grid import same_spacing
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -202,14 +203,22 @@ class Trainer:
             sampler = CropSampler(store, config.crop_px, network.wavelet.stride)
             scales = measure_scales(sampler, Coefficients(network, transform), config.seed)
             model = ModelConfig(network, store.factor, transform, VPSchedule(), *scales)
-            state = Checkpoint(model, config, 0, 0.0, (), {})
+            state = Checkpoint(model, config, 0, 0.0, (), store.domain, {})
         else:
             if weights.model.network != network or weights.model.factor != store.factor:
                 raise InputError(
                     f"The initial weights are of {weights.model.network}; expected {network}. "
                     "Train with the same network settings and factor."
                 )
-            state = replace(weights.released(), training=config, step=0, seconds=0.0)
+            if not same_spacing(store.domain.spacing_km, weights.domain.spacing_km):
+                raise InputError(
+                    f"{store.path}: holds patches of {store.domain.spacing_km:g} km cells; the "
+                    f"initial weights expect {weights.domain.spacing_km:g} km. Prepare fields of "
+                    "that spacing, or train without --weights."
+                )
+            state = replace(
+                weights.released(), training=config, step=0, seconds=0.0, domain=store.domain
+            )
         return cls(store, folder, state)
 
     @classmethod
@@ -274,7 +283,9 @@ class Trainer:
             tensors |= {f"{prefix}.{name}": value for name, value in values.items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
         sources = tuple(asdict(source) for source in self.store.sources)
-        return Checkpoint(self.model, self.config, self.step, self.seconds, sources, tensors)
+        return Checkpoint(
+            self.model, self.config, self.step, self.seconds, sources, self.store.domain, tensors
+        )
 
     def _train_step(self) -> tuple[float, float]:
         rng = np.random.default_rng([self.config.seed, self.step])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wdm_runtime.diffusion import PREDICTIONS, VPSchedule
-from wdm_runtime.errors import BundleError, WdmError
+from wdm_runtime.errors import BundleError, InputError, WdmError
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: `domain`
 MANIFEST_NAME = "manifest.json"
 DEFAULT_BUNDLE = "wdm2-mrms"
 # What each graph is for. The pixel graphs serve the latency comparison only.
@@ -58,11 +59,35 @@ class GraphEntry(FileEntry):
 
 
 @dataclass(frozen=True)
+class Domain:
+    """Where a model is at home: the fine spacing and the latitudes of what it was trained on.
+
+    ``spacing_km`` counts 0.01 degrees as 1 km; ``latitudes`` are the southern and northern edge
+    [degrees].
+    """
+
+    spacing_km: float
+    latitudes: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "latitudes", tuple(self.latitudes))  # JSON has lists
+        numbers = (self.spacing_km, *self.latitudes)
+        fits = len(numbers) == 3 and all(map(math.isfinite, numbers)) and self.spacing_km > 0
+        if not fits or not -90 <= numbers[1] < numbers[2] <= 90:
+            raise InputError(
+                f"The training domain has spacing {self.spacing_km} km and latitudes "
+                f"{self.latitudes}; expected a positive spacing, and the southern and northern "
+                "latitude between -90 and 90. Correct the domain."
+            )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything the runtime knows of a model.
 
-    ``tile_px`` is the fine size of the tiles the score graph takes; ``residual_scale`` standardises
-    the coefficients that are diffused, ``condition_scale`` those of the interpolated coarse field.
+    ``tile_px`` is the fine size of the tiles the score graph takes; ``domain`` is what the model
+    was trained on; ``residual_scale`` standardises the coefficients that are diffused,
+    ``condition_scale`` those of the interpolated coarse field.
     """
 
     schema_version: int
@@ -70,6 +95,7 @@ class Manifest:
     licence: str
     factor: int
     tile_px: int
+    domain: Domain
     wavelet: WaveletSpec
     transform: PrecipTransform
     schedule: VPSchedule

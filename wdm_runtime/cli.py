@@ -1,32 +1,36 @@
-"""`wdm-run`: downscale a file, show a bundle, plot a result."""
+"""`wdm-run`: downscale a file, make one again, show a bundle, plot a result."""
 
 from __future__ import annotations
 
 import json
-import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from wdm_runtime import console, latency
+from wdm_runtime import console, job, latency, panels
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.downscale import Downscaler, StepTime
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
+from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
-from wdm_runtime.field import PrecipField
-from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, write_text
-from wdm_runtime.latency import Report, StepLatency
+from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
-from wdm_runtime.version import version
+from wdm_runtime.settings import Settings
+from wdm_runtime.stepping import StepTime
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-_SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5")
+_SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
+
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
+BatchOption = Annotated[str, typer.Option("--batch", help="Tiles an engine call, or auto")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: all")]
+MemoryOption = Annotated[
+    str | None, typer.Option("--max-memory", help="For example 2GiB; default: what is free")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
 
 
 def main() -> None:
@@ -46,11 +50,16 @@ def _options(
 
 @app.command()
 def infer(
-    input: Annotated[Path, typer.Argument(help="Coarse precipitation: CF NetCDF, MRMS GRIB2")],
+    input: Annotated[
+        Path, typer.Argument(help="Coarse precipitation: NetCDF, MRMS GRIB2, ODIM_H5, Zarr")
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Default: <stem>_1km.nc in this folder")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="NetCDF, .zarr or .grib2; default: <stem>_1km.nc in this folder"
+        ),
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Default: the shipped bundle")] = None,
+    bundle: BundleOption = None,
     engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = "auto",
     precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
     members: Annotated[int, typer.Option(help="Ensemble size")] = 1,
@@ -59,49 +68,141 @@ def infer(
     sampler: Annotated[
         str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; {DEFAULT_SAMPLER}")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Tiles an engine call, or auto")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all")] = None,
-    variable: Annotated[str | None, typer.Option(help="NetCDF variable to read")] = None,
+    consistency: Annotated[
+        str | None,
+        typer.Option(help=f"Block means: {' | '.join(MODES)}; {DEFAULT_CONSISTENCY}"),
+    ] = None,
+    noise_decorrelation: Annotated[
+        float, typer.Option(help="Minutes over which members change; 0: frames are independent")
+    ] = 0.0,
+    variable: Annotated[str | None, typer.Option(help="Variable to read")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="A time (2022-08-09T15), a range A/B, or a number from 0")
+    ] = None,
+    bbox: Annotated[
+        str | None, typer.Option(help="W,S,E,N in the grid's units; snaps outward")
+    ] = None,
+    accumulation: Annotated[
+        str | None, typer.Option(help="Period of amounts in mm, for example 1h or 30min")
+    ] = None,
+    assume_factor: Annotated[
+        bool, typer.Option("--assume-factor", help="Take the grid's spacing for the model's")
+    ] = False,
+    units: Annotated[str | None, typer.Option(help="Of the output; default: the input's")] = None,
+    stats: Annotated[
+        str, typer.Option(help=f"Statistics over members: {' | '.join(job.STATS)}")
+    ] = "none",
+    quantiles: Annotated[str | None, typer.Option(help="For --stats: 0.1,0.5,0.9")] = None,
+    thresholds: Annotated[str | None, typer.Option(help="For --stats, mm/h: 1,5,20")] = None,
+    max_memory: MemoryOption = None,
+    batch: BatchOption = "auto",
+    threads: ThreadsOption = None,
     report: Annotated[Path | None, typer.Option(help="Write the latency report as JSON")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output")] = False,
     no_pixel_probe: Annotated[
         bool, typer.Option("--no-pixel-probe", help="Do not time the pixel model")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Downscale a file and report the latency."""
-    from wdm_runtime.io.writer import EnsembleWriter
-
     console.out.quiet = quiet
-    field = read_field(input, variable)
+    settings = job.settled(
+        Settings(
+            members=members,
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            consistency=consistency,
+            noise_decorrelation_min=noise_decorrelation,
+            variable=variable,
+            accumulation=accumulation,
+            time=time,
+            bbox=bbox,
+            assume_factor=assume_factor,
+            units=units,
+            stats=stats,
+            quantiles=quantiles,
+            thresholds=thresholds,
+        )
+    )
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
+    coarse = job.load(input, settings)
     check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
     with Downscaler.open(bundle, engine, precision, _batch(batch), threads) as downscaler:
-        name, calls = sampler or DEFAULT_SAMPLER, DEFAULT_STEPS if steps is None else steps
-        choices = {"seed": seed, "members": members, "sampler": name, "steps": calls}
-        attributes = _provenance(downscaler, {"input": input.name, **choices})
-        times: list[StepTime] = []
-        with _progress(quiet) as progress:
-            total = members * len(field.valid_times) * calls
-            task = progress.add_task(f"{len(field.valid_times)} x {members} samples", total=total)
-            samples = downscaler.downscale(
-                field, members, seed, calls, name, lambda _: progress.advance(task)
+        facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
+        with _Progress(downscaler, quiet) as progress:
+            outcome = job.run(
+                downscaler,
+                coarse,
+                target,
+                settings,
+                facts,
+                overwrite,
+                _bytes(max_memory),
+                progress.on_plan,
+                progress.on_step,
             )
-            with EnsembleWriter(
-                target, field, downscaler.factor, members, attributes, overwrite
-            ) as writer:
-                for sample in samples:
-                    writer.write(sample.time_index, sample.member, sample.rate_mm_h)
-                    times += sample.steps
-        wall_s, peak = latency.seconds_since_process_start(), latency.peak_rss_mib()
-        result = _report(downscaler, field, members, (name, calls), times, wall_s, peak)
+        result = latency.report_of(downscaler, outcome)
         if not no_pixel_probe:
             result = latency.with_pixel_probe(result, downscaler, threads)
     if report:
         write_text(report, result.to_json())
-    console.out.print(_panel(result, target))
+    console.out.print(panels.latency_panel(result, target))
+
+
+@app.command()
+def replay(
+    output: Annotated[Path, typer.Argument(help="A file that 'wdm-run infer' wrote")],
+    input: Annotated[
+        Path | None, typer.Option("--input", help="Default: the input it names")
+    ] = None,
+    bundle: BundleOption = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Default: the one it was made with")
+    ] = None,
+    max_memory: MemoryOption = None,
+    batch: BatchOption = "auto",
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Make an output again from its own attributes, and say whether it matches."""
+    from wdm_runtime.replay import open_record, repeat
+
+    console.out.quiet = quiet
+    record = open_record(output, input)
+    engine, precision = engine or record.text("engine"), record.text("precision")
+    with (
+        Downscaler.open(bundle, engine, precision, _batch(batch), threads) as downscaler,
+        _Progress(downscaler, quiet) as progress,
+    ):
+        verdict = repeat(record, downscaler, _bytes(max_memory), progress.on_plan, progress.on_step)
+    console.out.print(verdict, highlight=False)
+
+
+class _Progress:
+    """The plan line, then a bar over tile evaluations."""
+
+    def __init__(self, downscaler: Downscaler, quiet: bool) -> None:
+        self._downscaler, self._bar = downscaler, panels.progress_bar(quiet)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_plan(self, plan: Plan, note: str | None) -> None:
+        line = panels.plan_line(plan, self._downscaler.seconds_per_tile())
+        console.out.print(line, highlight=False, soft_wrap=True)
+        if note:
+            console.out.print(f"note: {note}", highlight=False, soft_wrap=True)
+        self._task = self._bar.add_task("sampling", total=plan.evaluations)
+
+    def on_step(self, step: StepTime) -> None:
+        self._bar.advance(self._task, step.tiles)
 
 
 def _batch(text: str) -> int | None:
@@ -112,106 +213,15 @@ def _batch(text: str) -> int | None:
     return int(text)
 
 
+def _bytes(text: str | None) -> int | None:
+    return None if text is None else parse_bytes(text)
+
+
 def _stem(path: Path) -> str:
     name = path.name
     while name.lower().endswith(_SUFFIXES):
         name = name.rpartition(".")[0]
     return name or path.name
-
-
-def _progress(quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console.err,
-        disable=quiet or not console.err.is_terminal,
-        transient=True,
-    )
-
-
-def _provenance(downscaler: Downscaler, values: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides the output's values, as global attributes."""
-    facts = {
-        **values,
-        "bundle": downscaler.manifest.name,
-        "bundle_sha256": downscaler.bundle.sha256,
-        "engine": downscaler.engine.kind,
-        "engine_version": downscaler.engine.version,
-        "device": downscaler.engine.device,
-        "precision": downscaler.precision,
-        "version": version(),
-    }
-    return {f"wdm_{key}": value for key, value in facts.items()}
-
-
-def _report(
-    downscaler: Downscaler,
-    field: PrecipField,
-    members: int,
-    choice: tuple[str, int],
-    times: list[StepTime],
-    wall_s: float,
-    peak: float | None,
-) -> Report:
-    frames = len(field.valid_times)
-    return Report(
-        engine=downscaler.engine.kind,
-        device=downscaler.engine.device,
-        precision=downscaler.precision,
-        sampler=choice[0],
-        steps=choice[1],
-        members=members,
-        frames=frames,
-        tiles_total=sum(t.tiles for t in times),
-        step_latency_ms=StepLatency.of(times[1:]),
-        outside_engine_fraction=latency.outside_engine_fraction(times),
-        wall_s=round(wall_s, 3),
-        probe_s=0.0,
-        peak_rss_mib=peak,
-        km2_per_s=round(field.grid.area_km2() * members * frames / wall_s, 1),
-        pixel_step_latency_ms=None,
-        pixel_attention_step_latency_ms=None,
-        speedup_vs_pixel=None,
-        bundle=downscaler.manifest.name,
-        bundle_sha256=downscaler.bundle.sha256,
-        versions={
-            "wdm-edge": version(),
-            "engine": downscaler.engine.version,
-            "numpy": np.__version__,
-        },
-    )
-
-
-def _panel(report: Report, target: Path) -> Panel:
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column()
-    rows.add_column(overflow="fold")
-    rows.add_row("engine", f"{report.engine}, {report.precision}, {report.device}")
-    rows.add_row(
-        "work",
-        f"{report.frames} frames x {report.members} members x {report.steps} steps "
-        f"({report.sampler}), {report.tiles_total} tile evaluations",
-    )
-    step = report.step_latency_ms
-    if step:
-        rows.add_row(
-            "step latency", f"p50 {step.p50:.1f}  p95 {step.p95:.1f}  p99 {step.p99:.1f} ms a tile"
-        )
-    if report.outside_engine_fraction is not None:
-        rows.add_row("outside engine", f"{report.outside_engine_fraction:.1%} of the loop")
-    if report.pixel_step_latency_ms:
-        rows.add_row(
-            "pixel model",
-            f"{report.pixel_step_latency_ms:.0f} ms a tile on the same engine: "
-            f"this one is {report.speedup_vs_pixel:.1f} x faster",
-        )
-    memory = f", peak memory {report.peak_rss_mib:.0f} MiB" if report.peak_rss_mib else ""
-    rows.add_row("total", f"{report.wall_s:.1f} s, {report.km2_per_s:,.0f} km2/s{memory}")
-    rows.add_row("output", os.path.relpath(target))
-    return Panel(rows, title=f"wdm-run {report.bundle}", expand=False)
 
 
 @app.command()
@@ -222,26 +232,11 @@ def info(
     """Show a bundle after checking all its files."""
     opened = Bundle.open(bundle)
     opened.verify()
-    manifest = opened.manifest
     if as_json:
-        values = {**json.loads(manifest.to_json()), "sha256": opened.sha256}
+        values = {**json.loads(opened.manifest.to_json()), "sha256": opened.sha256}
         typer.echo(json.dumps(values, indent=1))
         return
-    table = Table(title=f"{manifest.name} ({opened.path})", show_header=False)
-    wavelet, training = manifest.wavelet, manifest.training
-    table.add_row("sha256", opened.sha256)
-    table.add_row("licence", manifest.licence)
-    table.add_row("wavelet", f"{wavelet.name}, {wavelet.levels} levels")
-    table.add_row("factor, tile", f"{manifest.factor}, {manifest.tile_px} x {manifest.tile_px} px")
-    transform = manifest.transform
-    table.add_row("transform", f"{transform.name}, dry below {transform.dry_threshold_mm_h} mm/h")
-    schedule = manifest.schedule
-    ends = f"log SNR {schedule.logsnr_start:g} to {schedule.logsnr_end:g}"
-    table.add_row("schedule", f"{schedule.name}, {ends}, predicts {manifest.prediction}")
-    table.add_row("training", f"{training.get('steps')} steps, {training.get('seconds')} s")
-    for role, entry in manifest.graphs.items():
-        table.add_row(role, f"{entry.file}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}")
-    console.out.print(table)
+    console.out.print(panels.bundle_table(opened))
 
 
 @app.command()

@@ -59,9 +59,11 @@ def look_at(coarse_mm_h: Array, manifest: Manifest, wanted: Mask | None = None) 
     """
     near = near_rain(coarse_mm_h, manifest.transform.dry_threshold_mm_h / manifest.factor**2)
     stride, size = manifest.wavelet.stride, manifest.tile_px // manifest.wavelet.stride
-    fine = spread(near, manifest.factor)
+    asked = near
     if wanted is not None:
-        fine &= wanted
+        # Whole coarse cells: their means are only right over all of their fine cells.
+        asked = near & _any_in_blocks(wanted, manifest.factor, near.shape)
+    fine = spread(asked, manifest.factor)
     rows, columns = (max(size, -(-n // stride)) for n in fine.shape)
     # Small tiles (tests) keep some of their own: a quarter is overlap enough.
     overlap = min(OVERLAP_PX // stride, size // 4)
@@ -124,7 +126,7 @@ def spread(mask: Mask, factor: int) -> Mask:
     return mask.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _any_in_blocks(mask: Mask, size: int, shape: tuple[int, int]) -> Mask:
+def _any_in_blocks(mask: Mask, size: int, shape: tuple[int, ...]) -> Mask:
     """Whether a mask holds anywhere in each size x size block; cells beyond it do not."""
     padded = np.zeros((shape[0] * size, shape[1] * size), dtype=bool)
     padded[: mask.shape[0], : mask.shape[1]] = mask

@@ -6,6 +6,7 @@ are half-pixel aligned. All arrays are (..., y, x); NaN is missing, 0 is dry.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,13 @@ from wdm_runtime.errors import InputError
 Array = npt.NDArray[np.floating]
 
 KM_PER_DEGREE = 6371.0 * np.pi / 180.0  # mean Earth radius
+NOMINAL_KM_PER_DEGREE = 100.0  # what radar and satellite grids are named by: 0.01 degrees is 1 km
+SPACING_TOLERANCE = 0.1
+_DEGREES = re.compile(r"(arc_?)?deg(ree)?s?([_ ]?(n|e|north|east|true))?", re.IGNORECASE)
+_KM_PER_UNIT = {
+    **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), 1e-3),
+    **dict.fromkeys(("km", "kilometre", "kilometer", "kilometres", "kilometers"), 1.0),
+}
 KEYS_A = -0.75  # Keys 1981, doi 10.1109/TASSP.1981.1163711; the value common in image resizing
 
 
@@ -65,23 +73,61 @@ class Grid:
         return bool(self.y.size > 1 and self.y[0] > self.y[-1])
 
     @property
+    def units(self) -> tuple[str, str]:
+        """The coordinates' units, "" where the file says none."""
+        y, x = (str(attributes.get("units", "")).strip() for attributes in self.attributes)
+        return y, x
+
+    @property
     def is_latlon(self) -> bool:
         """Whether the coordinates are degrees rather than distances."""
-        return all("degree" in str(a.get("units", "")) for a in self.attributes)
+        return all(_DEGREES.fullmatch(units) for units in self.units)
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """Distance of neighbouring centres along y and x, in their units; NaN for a single one."""
+        y, x = (_spacing(centres) for centres in (self.y, self.x))
+        return y, x
+
+    @property
+    def spacing_km(self) -> tuple[float, float] | None:
+        """The spacing along y and x, None if the units are unknown or an axis has one cell.
+
+        Degrees count at their nominal 100 km, whatever the latitude: a grid of 0.01 degrees is
+        called a grid of 1 km.
+        """
+        if self.is_latlon:
+            scales = (NOMINAL_KM_PER_DEGREE, NOMINAL_KM_PER_DEGREE)
+        elif all(units in _KM_PER_UNIT for units in self.units):
+            scales = (_KM_PER_UNIT[self.units[0]], _KM_PER_UNIT[self.units[1]])
+        else:
+            return None
+        y, x = (step * scale for step, scale in zip(self.spacing, scales, strict=True))
+        return None if np.isnan(y + x) else (y, x)
 
     def area_km2(self) -> float:
         """The area the cells cover [km2], 0 if the coordinates' units are unknown."""
-        dy, dx = (abs(np.diff(v).mean()) if v.size > 1 else 0.0 for v in (self.y, self.x))
+        dy, dx = np.nan_to_num(self.spacing)
         if self.is_latlon:
             widths = np.cos(np.deg2rad(self.y)) * dx * self.x.size
             return float((widths * dy).sum() * KM_PER_DEGREE**2)
-        scale = {"m": 1e-3, "metre": 1e-3, "meter": 1e-3, "km": 1.0}
-        scales = [scale.get(str(a.get("units", "")), 0.0) for a in self.attributes]
+        scales = [_KM_PER_UNIT.get(units, 0.0) for units in self.units]
         return float(dy * self.y.size * scales[0] * dx * self.x.size * scales[1])
 
     def refined(self, factor: int) -> Grid:
         """The grid of cells ``factor`` times finer that covers the same area."""
         return Grid(_refine(self.y, factor), _refine(self.x, factor), self.names, self.attributes)
+
+
+def same_spacing(got: float, expected: float) -> bool:
+    """Whether two grids' spacings are close enough for a model that knows one of them."""
+    return abs(got - expected) <= SPACING_TOLERANCE * expected
+
+
+def _spacing(centres: npt.NDArray[np.float64]) -> float:
+    if centres.size == 1:
+        return float("nan")
+    return float(abs(centres[-1] - centres[0]) / (centres.size - 1))
 
 
 def _refine(centres: npt.NDArray[np.float64], factor: int) -> npt.NDArray[np.float64]:

@@ -19,7 +19,9 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import Engine, available_threads, open_engine
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import write_text
+from wdm_runtime.job import Outcome
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.version import version
 
 _PROBE_CALLS = 2
 _PIXEL_ROLES = {"fp32": "pixel_fp32", "fp16": "pixel_fp16"}
@@ -46,11 +48,12 @@ class StepLatency:
 class Report:
     """What ``--report`` writes.
 
-    ``step_latency_ms``: wall time of a sampler step divided by its tile evaluations, the first
-    step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop - engine calls) / sampling
-    loop, without load, I/O, interpolation and probe. ``wall_s``: process start to renamed output,
-    ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the pixel model without
-    attention on one tile; ``speedup_vs_pixel`` its ratio to the step's median.
+    ``tiles_total``: network evaluations of single tiles; ``dry_share``: share of the domain's fine
+    cells that needed none. ``step_latency_ms``: wall time of a sampler step divided by its tile
+    evaluations, the first step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop -
+    engine calls) / sampling loop, without load, I/O, interpolation and probe. ``wall_s``: process
+    start to renamed output, ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the
+    pixel model without attention on one tile; ``speedup_vs_pixel`` its ratio to the step's median.
     """
 
     engine: str
@@ -61,6 +64,7 @@ class Report:
     members: int
     frames: int
     tiles_total: int
+    dry_share: float
     step_latency_ms: StepLatency | None
     outside_engine_fraction: float | None
     wall_s: float
@@ -77,6 +81,39 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON."""
         return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
+    """The report of a run that just ended, without the pixel model."""
+    plan, steps = outcome.plan, list(outcome.steps)
+    wall_s, frames = seconds_since_process_start(), len(plan.tiles)
+    return Report(
+        engine=downscaler.engine.kind,
+        device=downscaler.engine.device,
+        precision=downscaler.precision,
+        sampler=outcome.sampler,
+        steps=plan.steps,
+        members=plan.members,
+        frames=frames,
+        tiles_total=sum(step.tiles for step in steps),
+        dry_share=round(plan.dry_share, 4),
+        step_latency_ms=StepLatency.of(steps[1:]),
+        outside_engine_fraction=outside_engine_fraction(steps),
+        wall_s=round(wall_s, 3),
+        probe_s=0.0,
+        peak_rss_mib=peak_rss_mib(),
+        km2_per_s=round(outcome.area_km2 * plan.members * frames / wall_s, 1),
+        pixel_step_latency_ms=None,
+        pixel_attention_step_latency_ms=None,
+        speedup_vs_pixel=None,
+        bundle=downscaler.manifest.name,
+        bundle_sha256=downscaler.bundle.sha256,
+        versions={
+            "wdm-edge": version(),
+            "engine": downscaler.engine.version,
+            "numpy": np.__version__,
+        },
+    )
 
 
 def outside_engine_fraction(steps: list[StepTime]) -> float | None:

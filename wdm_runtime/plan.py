@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from wdm_runtime.errors import InputError
 # tracemalloc on every sampler, see tests/runtime/test_plan.py.
 _ARRAYS_A_SAMPLE = 8.0  # condition twice, state, last two denoised estimates, noise, two terms
 _ARRAYS_ONCE = 2.0  # the result in making
+_BANDS_BYTES = 12 * 2**20  # what is done band by band or tile by tile, whatever the domain
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmg]i?|)b?", re.IGNORECASE)
 
@@ -49,7 +51,8 @@ class Plan:
 
 def sampling_bytes(padded_cells: int, samples: int) -> int:
     """Memory of sampling ``samples`` states at once on a domain of that many fine cells."""
-    return int(4 * padded_cells * (_ARRAYS_A_SAMPLE * samples + _ARRAYS_ONCE))
+    arrays = _ARRAYS_A_SAMPLE * samples + _ARRAYS_ONCE
+    return int(4 * padded_cells * arrays) + _BANDS_BYTES
 
 
 def parse_bytes(text: str) -> int:
@@ -77,3 +80,11 @@ def available_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         pass  # not Linux
     return None
+
+
+def resident_bytes() -> int | None:
+    """Memory this process holds now, None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -18,6 +18,8 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
+from wdm_runtime.io.units import parse_period
+from wdm_runtime.select import select_box, select_times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,13 +93,13 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
     if coarse is None:
         name = Path(str(frame.provenance["wdm_input"])).name
         candidates = [folder / name for folder in (output.parent, Path.cwd())]
-        coarse = next((path for path in candidates if path.is_file()), None)
+        coarse = next((path for path in candidates if path.exists()), None)
         if coarse is None:
             raise InputError(
                 f"{output}: its coarse input '{name}' is neither beside it nor in {Path.cwd()}; "
                 "expected to draw it too. Name it with --input."
             )
-    field = read_field(coarse, frame.variable)
+    field = _as_selected(read_field(coarse, frame.variable, _hours(frame)), frame)
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
     if not _same_area(field.grid, frame.grid) or found != frame.valid_time:
         raise InputError(
@@ -106,6 +108,20 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
             f"{' x '.join(map(str, frame.grid.shape))} cells at '{frame.valid_time}'. "
             "Name the coarse input with --input."
         )
+    return field
+
+
+def _hours(frame: EnsembleFrame) -> float | None:
+    """The period of amounts that was stated when the output was made."""
+    stated = frame.provenance.get("wdm_accumulation")
+    return None if stated is None else parse_period(str(stated))
+
+
+def _as_selected(field: PrecipField, frame: EnsembleFrame) -> PrecipField:
+    """The part of the input that the output was made from."""
+    for name, select in (("wdm_time", select_times), ("wdm_bbox", select_box)):
+        if name in frame.provenance:
+            field = select(field, str(frame.provenance[name]))
     return field
 
 

@@ -139,7 +139,7 @@ def _statistics(first_row: int, members: Array, spec: StatisticsSpec) -> Statist
         out[missing] = np.nan
     exceedance = np.empty((len(spec.thresholds_mm_h), *mean.shape), dtype=np.float32)
     for out, threshold in zip(exceedance, spec.thresholds_mm_h, strict=True):
-        # In float32 on both sides: 0.1 as a member holds it is not below 0.1.
+        # In float32 on both sides: 0.7 as a member holds it is not below 0.7.
         out[:] = np.count_nonzero(members >= np.float32(threshold), axis=0) / count
         out[missing] = np.nan
     return StatisticsBlock(

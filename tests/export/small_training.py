@@ -15,6 +15,7 @@ from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.data import PatchStore, prepare
 from wdm_export.unet import UNet
+from wdm_runtime.bundle import Domain
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
@@ -28,6 +29,7 @@ SOURCES = (
     {"file": "b.nc", "sha256": "1", "valid_time": "2019-06-10T00:02:00", "first": 2, "count": 1},
     {"file": "c.nc", "sha256": "2", "valid_time": "2022-06-02T12:00:00", "first": 3, "count": 1},
 )
+DOMAIN = Domain(1.0, (20.0, 55.0))
 _exported: dict[tuple[object, ...], object] = {}
 _score_graph = graphs.score_graph
 
@@ -58,7 +60,7 @@ def random_checkpoint(config: NetworkConfig = SMALL, seed: int = 0) -> Checkpoin
     condition = SubbandScale((1.0, *(0.0,) * (subbands - 1)), stds)
     model = ModelConfig(config, FACTOR, PrecipTransform(), VPSchedule(), residual, condition)
     tensors = {f"ema.{k}": v for k, v in random_network(config, seed).state_dict().items()}
-    return Checkpoint(model, TrainConfig(steps=5), 5, 3.0, SOURCES, tensors).released()
+    return Checkpoint(model, TrainConfig(steps=5), 5, 3.0, SOURCES, DOMAIN, tensors).released()
 
 
 def score_graph_once(network: UNet, tile_px: int, fp16: bool):

@@ -1,27 +1,22 @@
-"""From radar files to patches: what is cut, what it means, and how crops are drawn."""
+"""From radar files to stores of patches: what is cut, what it means, and what is recorded."""
 
-import gzip
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TRUTH
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 xr = pytest.importorskip("xarray")
 
-from wdm_export.data import PatchStore, Source, cut_patches, prepare  # noqa: E402
+from wdm_export.data import PatchStore, cut_patches, prepare  # noqa: E402
 from wdm_export.train import CropSampler  # noqa: E402
+from wdm_runtime.bundle import Domain  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.grid import block_mean, interpolate  # noqa: E402
 
 SIZE, FACTOR = 40, 10  # a stride of half a patch keeps to whole coarse cells
-MRMS = Path(__file__).resolve().parents[3] / "shared" / "data" / "mrms"
-MRMS_2004 = MRMS / "train" / "MRMS_PrecipRate_00.00_20040101-120000.grib2"
-MRMS_GZ = MRMS / "train" / "MRMS_MultiSensor_QPE_01H_Pass2_00.00_20220602-120000.CONUS.grib2.gz"
-needs_mrms = pytest.mark.skipif(not MRMS_2004.is_file(), reason=f"no MRMS files in {MRMS}")
 
 
 def rain(shape=(120, 160), seed=0):
@@ -30,8 +25,11 @@ def rain(shape=(120, 160), seed=0):
     return (0.2 + rng.gamma(0.5, 4.0, shape)).astype(np.float32)
 
 
-def write_netcdf(path, frames, times):
+def write_netcdf(path, frames, times, north=45.0, step=0.01, units="degrees"):
     rows, columns = frames[0].shape
+    y, x = ({"units": f"{units}{end}"} for end in ("_north", "_east"))
+    if units != "degrees":
+        y, x = ({"units": units, "axis": axis} for axis in "YX")
     dataset = xr.Dataset(
         {
             "precipitation_rate": (
@@ -42,8 +40,8 @@ def write_netcdf(path, frames, times):
         },
         coords={
             "time": np.array(times, dtype="datetime64[ns]"),
-            "lat": ("lat", 45 - 0.01 * np.arange(rows), {"units": "degrees_north"}),
-            "lon": ("lon", 5 + 0.01 * np.arange(columns), {"units": "degrees_east"}),
+            "lat": ("lat", north - step * np.arange(rows), y),
+            "lon": ("lon", 5 + step * np.arange(columns), x),
         },
     )
     dataset.to_netcdf(path, encoding={"precipitation_rate": {"_FillValue": np.float32(-9999)}})
@@ -165,6 +163,31 @@ def test_prepare_writes_a_store_of_storm_days(two_days, tmp_path):
     np.testing.assert_allclose(store.coarse[12:], [p[1] for p in expected], rtol=1e-3)
 
 
+def test_a_store_knows_spacing_and_latitudes_of_its_fields(tmp_path):
+    day = ["2019-06-10"]
+    south = write_netcdf(tmp_path / "s.nc", [rain((60, 80))], day, north=-10.005)
+    wider = write_netcdf(tmp_path / "w.nc", [rain((60, 80))], day, north=44.995, step=0.0105)
+    store = prepare([south], tmp_path / "one", size=SIZE)
+    assert store.domain == Domain(1.0, (-10.6, -10.0))  # the cells' outer borders
+    both = prepare([south, wider], tmp_path / "both", size=SIZE)
+    assert both.domain == Domain(1.0, (-10.6, 45.0))
+    assert PatchStore.open(tmp_path / "both").domain == both.domain
+
+
+def test_fields_of_different_spacing_are_not_mixed(two_days, tmp_path):
+    other = write_netcdf(tmp_path / "two.nc", [rain((60, 80))], ["2019-06-10"], step=0.02)
+    with pytest.raises(InputError, match=r"two\.nc: .*2 x 2 km.*expected 1 km within 10%"):
+        prepare([*two_days, other], tmp_path / "store", size=SIZE)
+
+
+def test_fields_of_unknown_spacing_or_place_are_refused(tmp_path):
+    day = ["2019-06-10"]
+    for units, what in (("furlong", "spacing"), ("km", "latitudes")):
+        file = write_netcdf(tmp_path / f"{units}.nc", [rain((60, 80))], day, step=1.0, units=units)
+        with pytest.raises(InputError, match=f"{units}.*{what} cannot be had"):
+            prepare([file], tmp_path / units, size=SIZE)
+
+
 def test_a_store_is_mapped_not_loaded_and_holds_no_leftovers(two_days, tmp_path):
     prepare(two_days, tmp_path / "store", size=SIZE)
     store = PatchStore.open(tmp_path / "store")
@@ -250,6 +273,8 @@ def _more_patches_than_there_are(store):
         _index(version=99),
         _index(version=None),
         _index(factor=None),
+        _index(domain=None),
+        _index(domain={"spacing_km": 1.0}),
         _index(sources=None),
         _index(sources=[{"file": "a"}]),
         _more_patches_than_there_are,
@@ -267,142 +292,3 @@ def test_a_damaged_store_is_an_input_error(two_days, tmp_path, damage):
     with pytest.raises(InputError, match="store") as caught:
         PatchStore.open(tmp_path / "store")
     assert "prepare" in str(caught.value).lower()
-
-
-# --- crops -------------------------------------------------------------------------------------
-
-
-def unequal_days(many=30):
-    """One day of ``many`` patches holding 1 .. many, another with a single patch of 999."""
-    values = np.append(np.arange(1, many + 1), 999).astype(np.float16)
-    fine = np.broadcast_to(values[:, None, None], (many + 1, 16, 16))
-    sources = (
-        Source("a", "", "2019-06-10T00:00:00", 0, 10),
-        Source("b", "", "2022-06-02T12:00:00", many, 1),
-        Source("c", "", "2019-06-10T00:02:00", 10, many - 10),
-    )
-    return PatchStore(Path(), FACTOR, sources, fine, fine)
-
-
-def test_days_are_drawn_evenly_however_many_patches_they_have():
-    sampler = CropSampler(unequal_days(), 8, 4)
-    fine, _ = sampler.draw(np.random.default_rng(0), 4000)
-    drawn = fine[:, 0, 0, 0].numpy()
-    rare = int((drawn == 999).sum())
-    assert abs(rare - 2000) < 4 * np.sqrt(4000 * 0.25)
-    # within a day patches are even too: chi-square of 30 cells, far beyond its 0.1 % bound of 58
-    counts = np.bincount(drawn[drawn != 999].astype(int), minlength=31)[1:]
-    expected = counts.sum() / 30
-    assert (counts > 0).all() and ((counts - expected) ** 2 / expected).sum() < 70
-
-
-def test_crops_are_windows_on_the_stride_turned_alike_for_truth_and_condition():
-    patch = np.arange(256, dtype=np.float16).reshape(1, 16, 16)
-    source = (Source("a", "", "2019-06-10T00:00:00", 0, 1),)
-    store = PatchStore(Path(), FACTOR, source, patch, patch + 256)
-    fine, coarse = CropSampler(store, 8, 4).draw(np.random.default_rng(0), 400)
-    assert fine.shape == coarse.shape == (400, 1, 8, 8) and fine.dtype == torch.float32
-    np.testing.assert_array_equal(coarse, fine + 256)
-    windows = {
-        (r, c): patch[0, r : r + 8, c : c + 8].astype(float) for r in (0, 4, 8) for c in (0, 4, 8)
-    }
-    turned = {}
-    for place, window in windows.items():
-        for flip_y in (1, -1):
-            for flip_x in (1, -1):
-                for swap in (False, True):
-                    view = window[::flip_y, ::flip_x]
-                    view = view.T if swap else view
-                    turned[view.tobytes()] = (place, flip_y, flip_x, swap)
-    kinds = {turned[crop[0].numpy().astype(float).tobytes()] for crop in fine}
-    assert len(turned) == 72 and len(kinds) > 65  # all nine places and eight symmetries occur
-
-
-def test_draws_repeat_with_their_generator():
-    sampler = CropSampler(unequal_days(), 8, 4)
-    a, b = (sampler.draw(np.random.default_rng(5), 20)[0] for _ in range(2))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, sampler.draw(np.random.default_rng(6), 20)[0])
-
-
-@pytest.mark.parametrize("crop", [20, 6, 0, -4])
-def test_crops_that_do_not_fit_are_refused(crop):
-    with pytest.raises(InputError, match="--crop"):
-        CropSampler(unequal_days(), crop, 4)
-
-
-# --- real MRMS files -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def reanalysis():
-    """The field of 2004, which marks uncovered cells 9999, and ecCodes' values of it."""
-    eccodes = pytest.importorskip("eccodes")
-    from wdm_runtime.io import read_field
-
-    with open(MRMS_2004, "rb") as file:
-        handle = eccodes.codes_grib_new_from_file(file)
-    raw = eccodes.codes_get_values(handle).reshape(3500, 7000)
-    eccodes.codes_release(handle)
-    return read_field(MRMS_2004), raw
-
-
-@needs_mrms
-def test_mrms_codes_are_missing_and_everything_else_is_kept(reanalysis):
-    field, raw = reanalysis
-    assert field.rate_mm_h.shape == (1, 3500, 7000) and field.rate_mm_h.dtype == np.float32
-    assert (raw == 9999).any(), "the file no longer shows what this test is about"
-    coded = (raw < 0) | (raw >= 9999)
-    np.testing.assert_array_equal(np.isnan(field.rate_mm_h[0]), coded)
-    np.testing.assert_allclose(field.rate_mm_h[0][~coded], raw[~coded], rtol=1e-6)
-    assert np.nanmin(field.rate_mm_h) >= 0 and 10 < np.nanmax(field.rate_mm_h) < 500
-
-
-@needs_mrms
-def test_mrms_time_and_grid_are_as_in_the_file(reanalysis):
-    field, _ = reanalysis
-    assert field.valid_times == ("2004-01-01T12:00:00",)
-    assert field.grid.north_first and field.grid.is_latlon
-    assert field.grid.y[[0, -1]] == pytest.approx([54.995, 20.005], abs=1e-5)
-    assert field.grid.x[[0, -1]] == pytest.approx([230.005, 299.995], abs=1e-5)
-    # the zone between two parallels on a sphere: R^2 (sin 55 - sin 20) times 70 degrees
-    zone = 6371.0**2 * np.deg2rad(70) * (np.sin(np.deg2rad(55)) - np.sin(np.deg2rad(20)))
-    assert field.grid.area_km2() == pytest.approx(zone, rel=1e-4)
-
-
-@needs_mrms
-def test_mrms_file_to_store(tmp_path):
-    pytest.importorskip("eccodes")
-    store = prepare([MRMS_2004], tmp_path / "store")
-    assert store.fine.shape[1:] == (288, 288) and len(store.fine) > 20
-    assert isinstance(store.fine, np.memmap)
-    assert list(store.by_day()) == ["2004-01-01"]
-    assert [s.storm_day for s in store.sources] == ["2004-01-01"]
-    for values in (store.fine, store.coarse):
-        assert np.isfinite(values).all() and values.min() >= 0
-        assert values.max() < 500  # neither 9999 nor a block mean it leaked into
-    wet = (store.fine >= np.float16(0.1)).mean(axis=(1, 2))
-    assert wet.min() > 0.049
-
-
-@pytest.mark.skipif(not MRMS_GZ.is_file(), reason=f"no MRMS files in {MRMS}")
-def test_a_damaged_mrms_file_is_an_input_error(tmp_path):
-    pytest.importorskip("eccodes")
-    whole = MRMS_GZ.read_bytes()
-    message = gzip.decompress(whole)
-    damaged = {
-        "truncated.grib2.gz": whole[: len(whole) // 2],
-        "garbled.grib2.gz": whole[:200] + bytes(2000),
-        "truncated.grib2": message[: len(message) // 2],
-        "header.grib2": message[:16],
-        "zipped-text.grib2.gz": gzip.compress(b"no field at all"),
-        "text.grib2": b"no field at all, and not even short: " * 40,
-        "page.grib2.gz": b"<html>404 not found</html>",
-        "empty.grib2": b"",
-    }
-    for name, data in damaged.items():
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(InputError, match=name) as caught:
-            prepare([path], tmp_path / f"{name}-store")
-        assert "Fetch" in str(caught.value), name

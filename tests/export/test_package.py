@@ -11,6 +11,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from small_training import (  # noqa: E402
+    DOMAIN,
     TILE,
     random_checkpoint,
     random_network,
@@ -67,6 +68,7 @@ def test_the_manifest_says_what_the_checkpoint_says(exported, checkpoint):
     assert manifest.residual_scale == model.residual_scale
     assert manifest.condition_scale == model.condition_scale
     assert manifest.transform == model.transform and manifest.schedule == model.schedule
+    assert manifest.domain == checkpoint.domain == DOMAIN
     assert manifest.training["steps"] == checkpoint.step
     assert manifest.training["parameters"] == sum(
         p.numel() for p in checkpoint.network().parameters()
@@ -81,6 +83,7 @@ def test_the_card_names_each_storm_day_once(exported):
     assert card.startswith("# model\n")
     assert card.count("2019-06-10") == 1 and card.count("2022-06-02") == 1
     assert "3 fields of 2 storm days" in card
+    assert "Cells of 1 km between latitudes 20 and 55" in card
     for word in ("Apache-2.0", "untrained", "2507.01354", "GPU", "Not evaluated yet"):
         assert word in card
 

@@ -14,7 +14,7 @@ from conftest import TRUTH  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from small_training import SMALL, random_checkpoint, sample_store, small  # noqa: E402
 
-from wdm_export.checkpoint import Checkpoint  # noqa: E402
+from wdm_export.checkpoint import FORMAT_VERSION, Checkpoint  # noqa: E402
 from wdm_export.config import ModelConfig, TrainConfig  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
 from wdm_export.train import (  # noqa: E402
@@ -27,6 +27,7 @@ from wdm_export.train import (  # noqa: E402
     measure_scales,
 )
 from wdm_runtime import wavelets  # noqa: E402
+from wdm_runtime.bundle import Domain  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.transform import PrecipTransform  # noqa: E402
 
@@ -291,6 +292,7 @@ def test_released_weights_are_fp16_and_know_their_model(run, store):
     assert released.training == settings() and released.step == 12
     assert [s["sha256"] for s in released.sources] == [s.sha256 for s in store.sources]
     assert released.sources[0]["valid_time"].startswith("2022-08-09")
+    assert released.domain == final.domain == store.domain
 
 
 def test_files_are_tensors_and_json_to_the_last_byte(run):
@@ -300,7 +302,7 @@ def test_files_are_tensors_and_json_to_the_last_byte(run):
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__")
-        assert json.loads(metadata["wdm"])["format"] == 1
+        assert json.loads(metadata["wdm"])["format"] == FORMAT_VERSION
         spans = sorted(entry["data_offsets"] for entry in header.values())
         assert spans[0][0] == 0 and 8 + length + spans[-1][1] == len(data)
         assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
@@ -328,7 +330,7 @@ def test_a_file_that_is_no_checkpoint_is_an_input_error(run, tmp_path):
         bad.write_bytes(data)
         with pytest.raises(InputError, match=r"bad\.safetensors"):
             Checkpoint.load(bad)
-    for metadata in (None, {"wdm": "{"}, {"wdm": "{}"}, {"wdm": "[]"}, {"wdm": '{"format": 2}'}):
+    for metadata in (None, {"wdm": "{"}, {"wdm": "{}"}, {"wdm": "[]"}, {"wdm": '{"format": 99}'}):
         save_file({"ema.a": torch.zeros(2)}, bad, metadata=metadata)
         with pytest.raises(InputError, match=r"bad\.safetensors"):
             Checkpoint.load(bad)
@@ -364,6 +366,9 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
     for other in (small(1), small(blocks=2), small(multipliers=(1, 2)), small(attention=False)):
         with pytest.raises(InputError, match="initial weights"):
             Trainer.start(store, tmp_path / "b", SMALL, settings(), random_checkpoint(other))
+    coarser = dataclasses.replace(released, domain=Domain(2.0, (20.0, 55.0)))
+    with pytest.raises(InputError, match="patches of 1 km cells; the initial weights expect 2 km"):
+        Trainer.start(store, tmp_path / "b", SMALL, settings(), coarser)
     assert not (tmp_path / "b" / CHECKPOINT_NAME).exists()
 
 

@@ -1,15 +1,19 @@
-"""Text files that are whole or not there; `test_netcdf_writer` has the same of ensembles."""
+"""Outputs that are whole or not there: text, and ensembles whose process is stopped or killed."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from output_files import rate_field, write_output
 
 from wdm_runtime.errors import OutputError
-from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.latency import _remember
 
 
@@ -65,3 +69,82 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "probe.json").read_text().split() == [
         *("{", '"a":', "2.0,", '"key":', "1.0", "}")
     ]
+
+
+WRITE_HALF = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from output_files import FACTOR, rate_field, rates
+from wdm_runtime.io.atomic import exit_on_sigterm
+from wdm_runtime.io.writer import open_writer
+field = rate_field()
+with exit_on_sigterm(), open_writer(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
+    writer.write(0, 0, rates(field, 0, 0))
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_stopped_process_leaves_no_partial_output(
+    tmp_path: Path, suffix: str, number: int, existing: bool
+) -> None:
+    pytest.importorskip("zarr")
+    pytest.importorskip("eccodes")
+    path = tmp_path / f"out{suffix}"
+    before = {}
+    if existing:
+        write_output(path, rate_field())
+        before = everything(tmp_path)
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_HALF, str(path), str(here)],
+        cwd=here.parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        process.send_signal(number)
+    after = everything(tmp_path)
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number and after == before
+    else:  # nothing can run then: what is left is hidden and named as unfinished
+        assert process.returncode == -number
+        left = {name.split(os.sep)[0] for name in after if name not in before}
+        assert before.items() <= after.items() and len(left) == 1
+        assert left.pop().startswith(f".{path.name}.")
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with exit_on_sigterm():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_store_that_cannot_be_swapped_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    pytest.importorskip("zarr")
+    path = write_output(tmp_path / "out.zarr", rate_field(variable="old"))
+    before, rename, calls = everything(tmp_path), os.rename, iter(range(1, 9))
+
+    def refuse_once(*names: Any) -> None:
+        if next(calls) == failing:
+            refuse()
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", refuse_once)
+    with pytest.raises(OutputError, match="No space left"):
+        write_output(path, rate_field(), overwrite=True)
+    assert everything(tmp_path) == before

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import edit_manifest, rewrite_graph
 
-from wdm_runtime.bundle import MANIFEST_NAME, SCHEMA_VERSION, Bundle, default_bundle
+from wdm_runtime.bundle import MANIFEST_NAME, SCHEMA_VERSION, Bundle, Domain, default_bundle
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import BundleError, EngineError
 
@@ -27,6 +27,7 @@ def test_the_shipped_bundle_is_found_and_whole():
     bundle.verify()
     assert bundle.path == default_bundle()
     assert bundle.manifest.wavelet.levels == 2
+    assert bundle.manifest.domain == Domain(1.0, (20.0, 55.0))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,13 @@ def test_the_shipped_bundle_is_found_and_whole():
         ({"factor": True}, "factor is True"),
         ({"tile_px": 63}, "no multiple of 4"),
         ({"prediction": "noise"}, "prediction is 'noise'"),
+        ({"domain": None}, "missing keys .'domain'"),
+        ({"domain": {"spacing_km": 1.0}}, "domain: missing keys .'latitudes'"),
+        ({"domain": {"spacing_km": "1", "latitudes": [20.0, 55.0]}}, "domain.spacing_km is '1'"),
+        ({"domain": {"spacing_km": 0.0, "latitudes": [20.0, 55.0]}}, "spacing 0.0 km"),
+        ({"domain": {"spacing_km": 1.0, "latitudes": [55.0, 20.0]}}, "southern and northern"),
+        ({"domain": {"spacing_km": 1.0, "latitudes": [20.0]}}, "southern and northern"),
+        ({"domain": {"spacing_km": 1.0, "latitudes": [20.0, 95.0]}}, "-90 and 90"),
         ({"wavelet": {"name": "haar"}}, "wavelet: missing keys .'levels'"),
         ({"wavelet": {"name": "db9", "levels": 2}}, "db9"),
         ({"graphs": {}}, "graphs missing"),

@@ -15,37 +15,11 @@ from wdm_runtime.io import read_field
 
 REPORT_KEYS = {
     *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
+    "dry_share",
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
     *("km2_per_s", "pixel_step_latency_ms", "pixel_attention_step_latency_ms"),
     *("speedup_vs_pixel", "bundle", "bundle_sha256", "versions"),
 }
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Call wdm-run in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wdm-run", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def infer(run, tiny):
-    """`wdm-run infer` on the sample with the tiny bundle and three steps."""
-
-    def call(*arguments, source=SAMPLE):
-        options = () if "--bundle" in arguments else ("--bundle", tiny)
-        return run("infer", source, "--steps", 3, *options, *arguments)
-
-    return call
 
 
 def rates(path):

@@ -173,12 +173,12 @@ def test_members_of_an_evolving_ensemble_resemble_their_last_frame(tiny, field):
 
 def test_memory_asked_for_is_bounded_by_what_is_given(tiny, field):
     with Downscaler.open(tiny, batch=64) as downscaler:
-        generous, tight = downscaler.plan(field), downscaler.plan(field, max_bytes=2_000_000)
-        assert tight.memory_bytes <= 2_000_000 < generous.memory_bytes
+        generous, tight = downscaler.plan(field), downscaler.plan(field, max_bytes=15_000_000)
+        assert tight.memory_bytes <= 15_000_000 < generous.memory_bytes
         assert tight.samples_at_once < generous.samples_at_once
         with pytest.raises(InputError, match="--max-memory"):
-            downscaler.plan(field, max_bytes=500_000)
-        few = list(downscaler.downscale(field, 3, steps=STEPS, max_bytes=2_000_000))
+            downscaler.plan(field, max_bytes=12_000_000)
+        few = list(downscaler.downscale(field, 3, steps=STEPS, max_bytes=15_000_000))
         many = list(downscaler.downscale(field, 3, steps=STEPS))
     assert [(s.time_index, s.member) for s in few] == [(t, m) for t in (0, 1) for m in (0, 1, 2)]
     for a, b in zip(few, many, strict=True):

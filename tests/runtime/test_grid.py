@@ -5,7 +5,7 @@ import pytest
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import Grid, block_mean, interpolate
+from wdm_runtime.grid import Grid, block_mean, interpolate, same_spacing
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 
 RNG = np.random.default_rng(0)
@@ -66,6 +66,45 @@ def test_area_of_a_degree_cell():
     attributes = ({"units": "degrees_north"}, {"units": "degrees_east"})
     grid = Grid(np.array([0.05, -0.05]), np.array([10.05, 10.15]), attributes=attributes)
     assert grid.area_km2() == pytest.approx((0.2 * 111.19) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        "degrees",
+        "degree",
+        "degrees_north",
+        "degree_N",
+        "degrees_E",
+        "degreesN",
+        "Degrees_East",
+        "deg",
+    ],
+)
+def test_degrees_in_all_their_spellings(units):
+    grid = Grid(np.arange(3.0), np.arange(2.0), attributes=({"units": units}, {"units": units}))
+    assert grid.is_latlon and grid.spacing_km == (100.0, 100.0)
+
+
+@pytest.mark.parametrize("units", ["", "m", "1", "radians", "degC", "degrees C", "celsius"])
+def test_what_is_no_angle_in_degrees(units):
+    grid = Grid(np.arange(3.0), np.arange(2.0), attributes=({"units": units}, {"units": units}))
+    assert not grid.is_latlon and (grid.spacing_km is None) == (units != "m")
+
+
+def test_spacing_is_positive_in_units_and_km():
+    grid = Grid(np.array([40.0, 39.9, 39.8]), np.array([5e3, 6e3, 7e3]), ("y", "x"))
+    assert grid.spacing == pytest.approx((0.1, 1000.0)) and grid.spacing_km is None
+    metres = Grid(grid.x[::-1], grid.x / 1e3, attributes=({"units": "metre"}, {"units": "km"}))
+    assert metres.spacing_km == pytest.approx((1.0, 1.0))
+    assert metres.area_km2() == pytest.approx(9.0)
+    narrow = Grid(grid.y, grid.x[:1], attributes=({"units": "m"}, {"units": "m"}))
+    assert np.isnan(narrow.spacing[1]) and narrow.spacing_km is None and narrow.area_km2() == 0
+
+
+def test_spacings_agree_within_a_tenth():
+    assert same_spacing(10.9, 10) and same_spacing(9.1, 10)
+    assert not same_spacing(11.1, 10) and not same_spacing(8.9, 10)
 
 
 def test_uneven_coordinates_and_wrong_shapes_are_refused():

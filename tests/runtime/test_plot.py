@@ -1,10 +1,12 @@
 """The plot: what is read from an output, what is refused, and that a picture comes out."""
 
 import sys
+from dataclasses import replace
 
 import netCDF4
 import numpy as np
 import pytest
+from output_files import SPEC, VALID_TIMES, amount_field, rates, write_output
 
 from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
 from wdm_runtime.io.ensemble import read_frame
@@ -149,6 +151,24 @@ def test_coarse_input_is_found_in_the_current_folder(tmp_path, monkeypatch):
     assert png_size(tmp_path / "f.png")
 
 
+def test_the_part_that_was_selected_is_drawn(tmp_path):
+    """The output holds one time and a window of its input."""
+    output = make(tmp_path)
+    with netCDF4.Dataset(tmp_path / "coarse.nc", "w") as dataset:
+        east = COARSE_X[-1] + 0.1 * np.arange(1, 4)
+        write_coordinates(dataset, COARSE_Y, np.concatenate((COARSE_X, east)), (2, 3, 4))
+        rain = dataset.createVariable("rain", "f4", ("time", "lat", "lon"))
+        rain.units = "mm"
+        rain[:] = np.full(rain.shape, 1.5)
+    with pytest.raises(InputError):
+        plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
+    with netCDF4.Dataset(output, "a") as dataset:
+        dataset.setncatts({"wdm_time": "2022-06-01T03:00/", "wdm_bbox": "-98.05,35.3,-97.65,35.6"})
+        dataset.wdm_accumulation = "1h"
+    plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
+    assert png_size(tmp_path / "f.png")
+
+
 def test_another_coarse_input_is_refused(tmp_path):
     output = make(tmp_path)
     later = tmp_path / "later"
@@ -176,6 +196,20 @@ def test_numbers_out_of_range(tmp_path, time, member, threshold, message):
     with pytest.raises(InputError, match=message):
         plot_ensemble(make(tmp_path), tmp_path / "f.png", None, time, member, threshold)
     assert not (tmp_path / "f.png").exists()
+
+
+def test_amounts_are_drawn_as_rates_and_statistics_alone_are_refused(tmp_path):
+    amounts = write_output(tmp_path / "amount.nc", amount_field(), statistics=SPEC)
+    frame = read_frame(amounts, 1, 0, 5.0)
+    np.testing.assert_array_equal(frame.member_mm_h, rates(amount_field(), 1, 0))
+    assert (frame.variable, frame.valid_time) == ("precip", VALID_TIMES[1])
+    half = replace(amount_field(), source=replace(amount_field().source, period_h=0.5))
+    write_output(amounts, half, overwrite=True)
+    expected = rates(amount_field(), 1, 0)
+    np.testing.assert_allclose(read_frame(amounts, 1, 0, 5.0).member_mm_h, expected, rtol=1e-6)
+    write_output(amounts, half, overwrite=True, statistics=SPEC, keep_members=False)
+    with pytest.raises(InputError, match=r"statistics and no members.*keeps the members"):
+        read_frame(amounts, 1, 0, 5.0)
 
 
 def test_other_files_are_refused(tmp_path):

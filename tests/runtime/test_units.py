@@ -46,21 +46,23 @@ class TestUnits:
     def test_rates_are_converted(self, tmp_path: Path, units: str, factor: float) -> None:
         path = rain_file(tmp_path / "in.nc", values=RAIN / factor, dtype="f8", units=units)
         found = read_netcdf(path)
-        np.testing.assert_allclose(found.rate_mm_h, RAIN, rtol=1e-6)
-        assert found.rate_mm_h.dtype == np.float32
+        np.testing.assert_allclose(found.load(), RAIN, rtol=1e-6)
+        assert found.load().dtype == np.float32
         assert found.source.units == units
 
     @pytest.mark.parametrize("units", NOT_RATES)
     def test_anything_else_is_no_rate(self, units: str) -> None:
         assert rate_factor(units) is None
 
-    def test_accumulation_is_refused_in_the_pattern_of_the_house(self, tmp_path: Path) -> None:
+    def test_an_amount_over_an_unknown_period_is_refused(self, tmp_path: Path) -> None:
         path = rain_file(tmp_path / "rain.nc", "tp", units="m", standard_name="")
         with pytest.raises(InputError) as caught:
             read_netcdf(path)
         assert str(caught.value) == (
-            f"{path}: variable 'tp' has units 'm', expected a rate convertible to 'mm h-1'. "
-            "Choose another with --variable."
+            f"{path}: variable 'tp' has units 'm', an amount over an unknown period; expected a "
+            "rate convertible to 'mm h-1', or time bounds or cell_methods that state the period. "
+            "State it with --accumulation, like --accumulation 1h, or choose another with "
+            "--variable."
         )
 
     def test_no_units(self, tmp_path: Path) -> None:
@@ -77,4 +79,4 @@ class TestUnits:
             writer.write(0, 0, np.full((4, 4), rate, np.float32))
         found = read_netcdf(path)
         assert found.source.units == units
-        np.testing.assert_allclose(found.rate_mm_h, rate, rtol=1e-6, atol=1e-30)
+        np.testing.assert_allclose(found.load(), rate, rtol=1e-6, atol=1e-30)

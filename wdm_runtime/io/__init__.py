@@ -7,36 +7,108 @@ from pathlib import Path
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 
-_GRIB_SUFFIXES = (".grib2", ".grb2", ".grib2.gz", ".grb2.gz")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HDF5_OFFSETS = (0, 512, 1024, 2048)  # a user block may come first
+_HEAD_BYTES = _HDF5_OFFSETS[-1] + len(_HDF5)
 
 
-def read_field(path: str | Path, variable: str | None = None) -> PrecipField:
-    """Read precipitation from a CF NetCDF or an MRMS GRIB2 file, chosen by its name.
+def read_field(
+    path: str | Path, variable: str | None = None, accumulation_h: float | None = None
+) -> PrecipField:
+    """Read precipitation from a file, whose format is told by its content.
+
+    NetCDF (classic, 64-bit, 4, with groups), MRMS GRIB2 and gzipped GRIB2, ODIM_H5 composites, and
+    Zarr stores, on regular grids of latitude and longitude or of projected y and x.
+
+    Longitudes keep the file's convention (0 to 360, or -180 to 180), but go on where they would
+    jump: 179.95, -179.95 is read as 179.95, 180.05.
 
     Parameters
     ----------
     path
-        The file; ``.gz`` is taken for GRIB2 only.
+        File or Zarr folder; no remote address.
     variable
-        NetCDF variable, where the file holds several precipitation variables.
+        Which one, where the file holds several precipitation variables: name, or path with groups.
+    accumulation_h
+        The period amounts are summed over [h], where the file does not say.
+
+    Returns
+    -------
+    PrecipField
+        Rates (time, y, x) [mm h-1], NaN where missing. NetCDF and Zarr are read one frame at a
+        time, as they are asked for: keep the file in place.
 
     Raises
     ------
     InputError
-        The file is missing, unreadable or holds no precipitation.
+        No such file, or it is damaged or of another format; none or several variables fit; the
+        units are not precipitation's, or the period of amounts is unknown, varies or is not the
+        one stated; the grid is not regular; the times cannot be decoded; infinite or negative
+        numbers, or nothing but missing cells.
     MissingDependencyError
-        GRIB2 without the extra ``grib``.
+        GRIB2 without the extra ``grib``, Zarr without the extra ``xarray``.
     """
     path = Path(path)
+    if path.is_dir():
+        from wdm_runtime.io.xarray_reader import read_xarray
+
+        return read_xarray(path, variable, accumulation_h)
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; expected a precipitation field in NetCDF or GRIB2. "
-            "Check the path."
+            f"{path}: no such file; expected a precipitation field in NetCDF, GRIB2, ODIM_H5 or "
+            "Zarr on this machine. Check the path, or fetch it first."
         )
-    if path.name.lower().endswith(_GRIB_SUFFIXES):
+    head = _head(path)
+    if head.startswith((b"GRIB", b"\x1f\x8b")):
         from wdm_runtime.io.grib2 import read_grib2
 
-        return read_grib2(path)
-    from wdm_runtime.io.netcdf import read_netcdf
+        return _as_asked(read_grib2(path), variable, accumulation_h)
+    if head.startswith(b"PK\x03\x04"):
+        from wdm_runtime.io.xarray_reader import read_xarray
 
-    return read_netcdf(path, variable)
+        return read_xarray(path, variable, accumulation_h)
+    is_hdf5 = any(head.startswith(_HDF5, offset) for offset in _HDF5_OFFSETS)
+    if not is_hdf5 and not head.startswith(b"CDF"):
+        raise InputError(
+            f"{path}: cannot be read (it starts with {head[:8]!r}); expected NetCDF, GRIB2 (also "
+            "gzipped), ODIM_H5 or Zarr. Convert it first, or hand in another file."
+        )
+    from wdm_runtime.io.netcdf import is_odim, read_netcdf
+
+    if is_hdf5 and is_odim(path):
+        from wdm_runtime.io.odim import read_odim
+
+        return _as_asked(read_odim(path, variable), None, accumulation_h)
+    return read_netcdf(path, variable, accumulation_h)
+
+
+def _as_asked(
+    field: PrecipField, variable: str | None, accumulation_h: float | None
+) -> PrecipField:
+    """The field, if it is what was asked for, of formats that state all of it."""
+    source = field.source
+    if variable not in (None, source.variable):
+        raise InputError(
+            f"{source.path}: holds '{source.variable}'; expected '{variable}' as asked for. Leave "
+            "out --variable, or hand in another file."
+        )
+    if accumulation_h is not None and (
+        source.period_h is None or abs(source.period_h - accumulation_h) > 1 / 3600
+    ):
+        period = f"amounts over {source.period_h:g} h" if source.period_h else "a rate"
+        raise InputError(
+            f"{source.path}: variable '{source.variable}' is {period} as the file says; got an "
+            f"accumulation of {accumulation_h:g} h. Leave out --accumulation."
+        )
+    return field
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); expected a file with permission to read. Change "
+            "its mode."
+        ) from error

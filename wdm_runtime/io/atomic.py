@@ -1,18 +1,26 @@
-"""Files that appear whole or not at all.
+"""Files, and stores that are folders, that appear whole or not at all.
 
-A file grows under a hidden temporary name beside its final one and takes that name once all of it
-is on disk, so neither a crash nor a full disk leaves something that looks complete.
+An output grows under a hidden temporary name beside its final one and takes that name once all of
+it is on disk, so neither a crash nor a full disk leaves something that looks complete.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from wdm_runtime.errors import OutputError
+
+ZARR_SUFFIX = ".zarr"
+_ZARR_ROOTS = (".zgroup", "zarr.json")
 
 
 def check_destination(path: Path, input_path: str | None, overwrite: bool) -> None:
@@ -21,8 +29,8 @@ def check_destination(path: Path, input_path: str | None, overwrite: bool) -> No
     Raises
     ------
     OutputError
-        No such folder, or not writable; ``path`` is no regular file, is ``input_path``, or exists
-        without ``overwrite``.
+        No such folder, or not writable; ``path`` is no regular file (or, named ``.zarr``, no Zarr
+        store), is ``input_path``, or exists without ``overwrite``.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -37,9 +45,11 @@ def check_destination(path: Path, input_path: str | None, overwrite: bool) -> No
         )
     if not os.path.lexists(path):
         return
-    if path.exists() and not path.is_file():
+    store = path.suffix.lower() == ZARR_SUFFIX
+    if path.exists() and not (_is_zarr_group(path) if store else path.is_file()):
+        kind = "Zarr store" if store else "regular file"  # no other folder is ever replaced
         raise OutputError(
-            f"{path}: is not a regular file; expected one, or nothing. Choose another name."
+            f"{path}: is not a {kind}; expected one, or nothing. Choose another name."
         )
     if input_path is not None and _same_file(path, Path(input_path)):
         raise OutputError(
@@ -50,6 +60,10 @@ def check_destination(path: Path, input_path: str | None, overwrite: bool) -> No
             f"{path}: exists already; expected no such file. Pass --overwrite or choose another "
             "name."
         )
+
+
+def _is_zarr_group(path: Path) -> bool:
+    return not path.is_symlink() and any((path / name).is_file() for name in _ZARR_ROOTS)
 
 
 def _same_file(path: Path, other: Path) -> bool:
@@ -74,23 +88,45 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Put a finished file on disk and give it its name, replacing another with ``overwrite``.
+    """Put a finished file or store on disk and give it its name.
+
+    With ``overwrite`` another of that name is replaced: a file at once, a store by moving the old
+    one aside first, so that the name never holds a mixture of both.
 
     Raises
     ------
     OutputError
-        Without ``overwrite``: a file of that name appeared meanwhile, and was left as it is.
+        Without ``overwrite``: something of that name appeared meanwhile, and was left as it is.
     OSError
-        The file system refuses.
+        The file system refuses; an older output is still there.
     """
-    _sync(temporary)
-    if overwrite:
-        os.replace(temporary, path)
+    if temporary.is_dir():
+        os.sync()  # thousands of files, each of which would have to be opened again
+        _move_store(temporary, path, overwrite)
     else:
-        _link(temporary, path)
+        _sync(temporary)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
     # The folder's entry too; some file systems cannot, and the file is already in place.
     with suppress(OSError):
         _sync(path.parent)
+
+
+def _move_store(temporary: Path, path: Path, overwrite: bool) -> None:
+    check_destination(path, None, overwrite)  # as late as possible: a rename may replace
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    aside = temporary_name(path)
+    os.rename(path, aside)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    discard(aside)
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -117,9 +153,34 @@ def _sync(path: Path) -> None:
 
 
 def discard(temporary: Path) -> None:
-    """Remove an unfinished file; a second failure must not hide the first."""
+    """Remove an unfinished file or store; a second failure must not hide the first."""
     with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit within the block, so that unfinished outputs are removed.
+
+    For programs: a library leaves signals alone. Does nothing outside the main thread, or where
+    SIGTERM is ignored already.
+    """
+
+    def leave(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,23 +1,21 @@
-"""Coordinates of a NetCDF variable by CF: axes, grid, grid mapping and valid times.
-
-Callers hold the library's lock: see `wdm_runtime.io.netcdf`.
-"""
+"""Coordinates of a variable by CF: axes, grid, grid mapping, valid times and their bounds."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import netCDF4
 import numpy as np
+import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import GridMapping, TimeAxis
 from wdm_runtime.grid import Grid
+from wdm_runtime.io.dataset import Dataset, Variable
 
 # What describes the stored numbers and not their meaning: untrue of the finer grid.
 _STORAGE_ATTRIBUTES = re.compile(
@@ -39,35 +37,35 @@ _NAMED_AXES = {
     ),
 }
 _DEGREES = re.compile(r"degrees?_?(n|e)(orth|ast)?")
+_SEPARABLE_WITHIN = 1e-3  # of a cell: what float32 rounding leaves of a repeated row or column
 
 
 @dataclass(frozen=True)
 class Axis:
+    """A dimension that is time, y or x, and its coordinate if there is one."""
+
     kind: str
     dimension: str
     size: int
-    coordinate: netCDF4.Variable[Any] | None
+    coordinate: Variable | None
 
     @property
     def rank(self) -> tuple[bool, int]:
         """Valid time before reference time, then the longer one."""
-        return text_of(self.coordinate, "standard_name") == "time", self.size
+        is_time = self.coordinate is not None and self.coordinate.text("standard_name") == "time"
+        return is_time, self.size
 
 
-def text_of(variable: netCDF4.Variable[Any] | None, attribute: str) -> str:
-    return str(getattr(variable, attribute, "")).strip()
+def find_axes(dataset: Dataset, variable: Variable) -> dict[str, Axis]:
+    """The variable's axes "t" (if it has one), "y" and "x"; all other dimensions have length 1.
 
-
-def scope_of(variable: netCDF4.Variable[Any]) -> Iterator[netCDF4.Dataset]:
-    """The variable's group and its parents, where CF looks names up."""
-    group: netCDF4.Dataset | None = variable.group()
-    while group is not None:
-        yield group
-        group = group.parent
-
-
-def find_axes(path: Path, name: str, variable: netCDF4.Variable[Any]) -> dict[str, Axis]:
-    axes = [_axis(variable, d, n) for d, n in zip(variable.dimensions, variable.shape, strict=True)]
+    Raises
+    ------
+    InputError
+        No regular y and x, another dimension that is longer, or one that is empty.
+    """
+    sizes = dict(zip(variable.dimensions, variable.shape, strict=True))
+    axes = [_axis(dataset, variable, d, n) for d, n in sizes.items()]
     found: dict[str, Axis] = {}
     for kind in "tyx":
         of_kind = [axis for axis in axes if axis.kind == kind]
@@ -75,111 +73,201 @@ def find_axes(path: Path, name: str, variable: netCDF4.Variable[Any]) -> dict[st
             found[kind] = max(of_kind, key=lambda axis: axis.rank)
     for kind in "yx":
         if kind not in found or found[kind].coordinate is None:
+            found[kind] = _from_plane(dataset, variable, kind)
+    kept = {axis.dimension for axis in found.values()}
+    for dimension, size in sizes.items():
+        if size != 1 and dimension not in kept:
             raise InputError(
-                f"{path}: variable '{name}' has dimensions ({', '.join(variable.dimensions)}) "
-                f"without a one-dimensional coordinate along {kind}; expected a regular grid with "
-                "coordinates. Regrid it first, or choose another with --variable."
+                f"{dataset.label}: variable '{variable.path}' has {size} entries along "
+                f"'{dimension}'; expected one besides (time, y, x). Extract one of them first."
             )
-    for axis in axes:
-        if axis.size != 1 and axis not in found.values():
+        if size == 0:
             raise InputError(
-                f"{path}: variable '{name}' has {axis.size} entries along '{axis.dimension}'; "
-                "expected one besides (time, y, x). Extract one of them first."
-            )
-        if axis.size == 0:
-            raise InputError(
-                f"{path}: variable '{name}' has no entry along '{axis.dimension}'; expected at "
-                "least one. Hand in another file."
+                f"{dataset.label}: variable '{variable.path}' has no entry along '{dimension}'; "
+                "expected at least one. Hand in another file."
             )
     return found
 
 
-def _axis(variable: netCDF4.Variable[Any], dimension: str, size: int) -> Axis:
+def _axis(dataset: Dataset, variable: Variable, dimension: str, size: int) -> Axis:
     along = [
         candidate
-        for group in scope_of(variable)
-        for candidate in group.variables.values()
+        for candidate in dataset.scope(variable)
         if candidate.dimensions == (dimension,)
         and candidate.size == size
         and (candidate.name == dimension or _kind(candidate))
     ]
     if not along:
         return Axis(_NAMED_AXES.get(dimension.casefold(), ""), dimension, size, None)
-    best = max(along, key=lambda c: (text_of(c, "standard_name") == "time", c.name == dimension))
+    best = max(along, key=lambda c: (c.text("standard_name") == "time", c.name == dimension))
     return Axis(_kind(best), dimension, size, best)
 
 
-def _kind(coordinate: netCDF4.Variable[Any]) -> str:
-    axis = text_of(coordinate, "axis").casefold()
+def _kind(coordinate: Variable) -> str:
+    axis = coordinate.text("axis").casefold()
     if axis in ("t", "y", "x", "z"):
         return axis
-    standard_name = text_of(coordinate, "standard_name")
+    standard_name = coordinate.text("standard_name")
     if standard_name in _STANDARD_AXES:
         return _STANDARD_AXES[standard_name]
-    units = text_of(coordinate, "units").casefold()
+    units = coordinate.text("units").casefold()
     degrees = _DEGREES.fullmatch(units)
     if degrees:
         return {"n": "y", "e": "x"}[degrees[1]]
     return "t" if " since " in units else _NAMED_AXES.get(coordinate.name.casefold(), "")
 
 
-def grid_of(axes: dict[str, Axis]) -> Grid:
-    values, names, attributes = [], [], []
-    for kind in "yx":
-        coordinate = axes[kind].coordinate
-        assert coordinate is not None  # find_axes saw to it
-        values.append(np.ma.filled(coordinate[:].astype(np.float64), np.nan))
-        names.append(coordinate.name)
-        attributes.append(_meaning(coordinate))
-    return Grid(values[0], values[1], (names[0], names[1]), (attributes[0], attributes[1]))
+def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
+    """An axis from a two-dimensional coordinate that only repeats a one-dimensional one."""
+    curved = []
+    for plane in dataset.scope(variable):
+        if (
+            len(plane.dimensions) == 2
+            and set(plane.dimensions) <= set(variable.dimensions)
+            and _kind(plane) == kind
+        ):
+            line = _line(plane)
+            if line is not None:
+                return Axis(kind, line.dimensions[0], line.size, line)
+            curved.append(plane.name)
+    reason = f" ('{curved[0]}' varies along both of its dimensions)" if curved else ""
+    raise InputError(
+        f"{dataset.label}: variable '{variable.path}' has dimensions "
+        f"({', '.join(variable.dimensions)}) without a one-dimensional coordinate along {kind}"
+        f"{reason}; expected a regular grid with coordinates. Regrid it first, or choose another "
+        "with --variable."
+    )
 
 
-def _meaning(variable: netCDF4.Variable[Any]) -> dict[str, Any]:
-    names = [name for name in variable.ncattrs() if not _STORAGE_ATTRIBUTES.fullmatch(name)]
-    return {name: variable.getncattr(name) for name in names}
+def _line(plane: Variable) -> Variable | None:
+    values = plane.decoded()
+    for along in (0, 1):
+        first = values.take([0], axis=1 - along)
+        step = np.median(np.abs(np.diff(first.ravel()))) if first.size > 1 else 0.0
+        if step > 0 and np.abs(values - first).max() <= _SEPARABLE_WITHIN * step:  # NaN: False
 
+            def read(index: Any, along: int = along) -> npt.NDArray[Any]:
+                whole = plane.raw((slice(None), 0) if along == 0 else (0, slice(None)))
+                return np.asarray(whole[index])
 
-def grid_mapping_of(variable: netCDF4.Variable[Any]) -> GridMapping | None:
-    words = text_of(variable, "grid_mapping").split()
-    if not words:
-        return None
-    name = words[0].rstrip(":").rpartition("/")[2]  # "crs", "/crs" or "crs: x y"
-    for group in scope_of(variable):
-        if name in group.variables:
-            return GridMapping(name, _meaning(group.variables[name]))
+            dimension, size = plane.dimensions[along], plane.shape[along]
+            return replace(plane, dimensions=(dimension,), shape=(size,), read=read)
     return None
 
 
+def grid_of(dataset: Dataset, axes: dict[str, Axis]) -> Grid:
+    """The grid of y and x, as read except that longitudes do not jump at the dateline.
+
+    Raises
+    ------
+    InputError
+        The coordinates are not evenly spaced.
+    """
+    coordinates = [axes[kind].coordinate for kind in "yx"]
+    y, x = (coordinate for coordinate in coordinates if coordinate is not None)
+    try:
+        return Grid(y.decoded(), _unwrapped(x), (y.name, x.name), (meaning(y), meaning(x)))
+    except InputError as error:
+        raise InputError(f"{dataset.label}: {error}") from error
+
+
+def _unwrapped(x: Variable) -> npt.NDArray[np.float64]:
+    """179.95, -179.95 -> 179.95, 180.05: whole turns added after the first cell, if any."""
+    values = x.decoded()
+    units = x.text("units").casefold() or x.name.casefold()
+    if not units.startswith(("degree", "lon")) or not np.isfinite(values).all():
+        return values
+    turns = np.cumsum(np.round(np.diff(values) / 360))
+    values[1:] -= 360 * turns
+    return values
+
+
+def meaning(variable: Variable) -> dict[str, Any]:
+    """The attributes that stay true of a finer grid and of other numbers."""
+    return {
+        name: value
+        for name, value in variable.attributes.items()
+        if not _STORAGE_ATTRIBUTES.fullmatch(name)
+    }
+
+
+def grid_mapping_of(dataset: Dataset, variable: Variable) -> GridMapping | None:
+    """The grid mapping the variable names, None if it names none or it is not there."""
+    words = variable.text("grid_mapping").split()  # "crs", "/crs" or "crs: x y"
+    mapping = dataset.named(words[0], variable) if words else None
+    return GridMapping(mapping.name, meaning(mapping)) if mapping else None
+
+
 def valid_times_of(
-    path: Path, variable: netCDF4.Variable[Any], axis: Axis | None
+    dataset: Dataset, variable: Variable, axis: Axis | None
 ) -> tuple[tuple[str, ...], TimeAxis | None]:
-    coordinate = axis.coordinate if axis else _scalar_time(variable)
+    """ISO texts of the valid times, and the coordinate as it is encoded.
+
+    Raises
+    ------
+    InputError
+        The times are missing, cannot be decoded, or come twice.
+    """
+    coordinate = axis.coordinate if axis else _scalar_time(dataset, variable)
     if coordinate is None:
         return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
-    name, units = coordinate.name, text_of(coordinate, "units")
-    calendar = text_of(coordinate, "calendar").casefold() or "standard"
-    values = np.ma.atleast_1d(coordinate[...])
+    units = coordinate.text("units")
+    calendar = coordinate.text("calendar") or "standard"
     try:
-        if np.ma.is_masked(values) or not np.isfinite(values).all():
+        decoded = np.atleast_1d(coordinate.decoded())
+        if not np.isfinite(decoded).all():
             raise ValueError("some times are missing")
-        dates: Any = netCDF4.num2date(np.ma.getdata(values), units, calendar)
+        # As stored where that is what is meant: int64 does not fit into float64.
+        values = decoded if coordinate.is_packed else np.atleast_1d(coordinate.raw()).copy()
+        dates = dates_of(values, units, calendar)
+        bounds_name, bounds = _bounds(dataset, coordinate, units, calendar)
     except (ValueError, OverflowError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: coordinate '{name}' has units '{units}' in calendar '{calendar}', which "
-            f"cannot be decoded ({error}); expected '<unit> since <date>'. Correct its attributes."
+            f"{dataset.label}: coordinate '{coordinate.name}' has units '{units}' in calendar "
+            f"'{calendar}', which cannot be decoded ({error}); expected '<unit> since <date>'. "
+            "Correct its attributes."
         ) from error
     # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
     half = timedelta(milliseconds=500)
     texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
-    return texts, TimeAxis(name, units, calendar, np.ma.getdata(values).copy())
+    text, count = max(Counter(texts).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:  # two frames would share their noise
+        raise InputError(
+            f"{dataset.label}: coordinate '{coordinate.name}' has the time {text} {count} times; "
+            "expected each time once, to the second. Remove the repeated frames."
+        )
+    time = TimeAxis(coordinate.name, units, calendar, values, bounds, bounds_name)
+    return texts, time
 
 
-def _scalar_time(variable: netCDF4.Variable[Any]) -> netCDF4.Variable[Any] | None:
-    scalars = [v for g in scope_of(variable) for v in g.variables.values() if v.size == 1]
+def dates_of(values: npt.NDArray[Any], units: str, calendar: str) -> Any:
+    """An array of dates (cftime), raising ValueError where there is none."""
+    return netCDF4.num2date(values, units, calendar.casefold())
+
+
+def _bounds(
+    dataset: Dataset, coordinate: Variable, units: str, calendar: str
+) -> tuple[str, npt.NDArray[Any] | None]:
+    name = coordinate.text("bounds")
+    bounds = dataset.named(name, coordinate) if name else None
+    if bounds is None or bounds.size != 2 * max(coordinate.size, 1):
+        return "time_bnds", None
+    values = (bounds.decoded() if bounds.is_packed else bounds.raw()).reshape(-1, 2)
+    if not np.isfinite(bounds.decoded()).all():
+        raise ValueError(f"some bounds in '{bounds.name}' are missing")
+    other = bounds.text("units") or units, bounds.text("calendar") or calendar
+    if other != (units, calendar):  # against CF, but met: what they mean is clear
+        dates = dates_of(values, *other)
+        values = np.asarray(netCDF4.date2num(dates, units, calendar.casefold()))
+    return bounds.name, np.array(values)
+
+
+def _scalar_time(dataset: Dataset, variable: Variable) -> Variable | None:
+    scalars = [v for v in dataset.scope(variable) if v.size == 1 and v.dtype is not None]
     for scalar in scalars:
-        if text_of(scalar, "standard_name") == "time":
+        if scalar.text("standard_name") == "time":
             return scalar
     for scalar in scalars:
-        if not text_of(scalar, "standard_name") and _NAMED_AXES.get(scalar.name.casefold()) == "t":
+        if not scalar.text("standard_name") and _NAMED_AXES.get(scalar.name.casefold()) == "t":
             return scalar
     return None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import netCDF4
 import numpy as np
@@ -17,10 +17,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.netcdf import LIBRARY_LOCK
-from wdm_runtime.io.units import rate_factor
-
-if TYPE_CHECKING:
-    pass
+from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
 
 Array = npt.NDArray[np.float32]
 
@@ -63,7 +60,8 @@ def read_frame(output: Path, time: int, member: int, threshold: float) -> Ensemb
     Raises
     ------
     InputError
-        Not such a file, no such time or member, or a threshold that is not positive.
+        Not such a file, one without members, no such time or member, or a threshold that is not
+        positive.
     """
     if not 0 < threshold < math.inf:
         raise InputError(
@@ -125,10 +123,20 @@ def _ensemble(output: Path, dataset: netCDF4.Dataset) -> tuple[netCDF4.Variable[
     """The ensemble's variable and what makes its values mm h-1."""
     if "wdm_input" not in dataset.ncattrs():
         raise _not_an_output(output, "no global attribute 'wdm_input'")
+    period_h = getattr(dataset, "wdm_accumulation_h", None)
     for variable in dataset.variables.values():
-        factor = rate_factor(str(getattr(variable, "units", "")))
-        if variable.ndim == 4 and variable.dimensions[1] == "realization" and factor is not None:
-            return variable, factor
+        units = str(getattr(variable, "units", ""))
+        if variable.ndim != 4 or variable.dimensions[1] != "realization":
+            continue
+        if rate_factor(units) is not None:
+            return variable, to_mm_h(units, None)
+        if amount_factor(units) is not None and period_h is not None:
+            return variable, to_mm_h(units, float(period_h))
+    if any(name.endswith("_standard_deviation") for name in dataset.variables):
+        raise InputError(
+            f"{output}: holds statistics and no members; expected precipitation over (time, "
+            "realization, y, x). Hand in a file that keeps the members."
+        )
     raise _not_an_output(output, "no such variable")
 
 

@@ -1,66 +1,161 @@
-"""Writes an ensemble to CF NetCDF, one (time, member) at a time, whole or not at all."""
+"""Writes an ensemble, one (time, member) at a time, whole or not at all: NetCDF, Zarr or GRIB2."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from datetime import datetime, timezone
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Protocol, TypeAlias
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, OutputError
-from wdm_runtime.field import PrecipField, TimeAxis
-from wdm_runtime.grid import Grid
+from wdm_runtime.field import PrecipField
+from wdm_runtime.io.array_output import ArrayOutput, NetCDFArrays, Output
 from wdm_runtime.io.atomic import (
+    ZARR_SUFFIX,
     check_destination,
     discard,
     output_errors,
     publish,
     temporary_name,
 )
-from wdm_runtime.io.netcdf import LIBRARY_LOCK
-from wdm_runtime.io.units import rate_factor
+from wdm_runtime.io.cf import discovery_attributes, identity, output_time, plain, written_now
+from wdm_runtime.io.layout import Layout, layout_of
+from wdm_runtime.statistics import StatisticsBlock, StatisticsSpec
 
-CONVENTIONS = "CF-1.11, ACDD-1.3"
-FILL_VALUE = np.float32(-9999.0)  # not NaN, which several tools cannot compare with
-_COMPRESSION_LEVEL: Final = 1  # noisy floats: higher levels cost much and save little
-_CHUNK_CELLS = 512  # along y and x: 1 MiB before compression, so a region reads quickly
-_BOUNDS_DIMENSION = "bnds"
-_EPOCH = "seconds since 1970-01-01T00:00:00"
+NETCDF_SUFFIXES = (".nc", ".nc4", ".cdf")
+GRIB_SUFFIXES = (".grib2", ".grb2")
+
+OpenOutput: TypeAlias = Callable[[Path, Layout, PrecipField], Output]
+
+
+class Writer(Protocol):
+    """What `open_writer` gives: a context manager whose output appears on a clean exit."""
+
+    def __enter__(self) -> Writer: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def write(self, time_index: int, member: int, rate_mm_h: npt.NDArray[np.floating]) -> None:
+        """Write one frame (y, x) [mm h-1]; see `EnsembleWriter.write`."""
+        ...
+
+    def write_statistics(self, time_index: int, block: StatisticsBlock) -> None:
+        """Write some rows' statistics; see `EnsembleWriter.write_statistics`."""
+        ...
+
+    def set_attributes(self, attributes: dict[str, Any]) -> None:
+        """Add or change global attributes."""
+        ...
+
+
+def open_writer(
+    path: str | Path,
+    field: PrecipField,
+    factor: int,
+    members: int,
+    attributes: dict[str, Any],
+    overwrite: bool = False,
+    units: str | None = None,
+    statistics: StatisticsSpec | None = None,
+    keep_members: bool = True,
+) -> Writer:
+    """Open an output in the format that its suffix says.
+
+    ``.nc``, ``.nc4`` and ``.cdf`` are NetCDF-4. ``.zarr`` is a Zarr store (format 2, consolidated)
+    with the same variables, and needs the extra ``xarray``. ``.grib2`` and ``.grb2`` are GRIB2, one
+    message a (time, member), and need the extra ``grib``: regular latitude-longitude grids and
+    known times only, no statistics and no attributes, SI units and longitudes from 0 to 360, rates
+    within 1e-4 mm/h up to 800 mm/h. Parameters and errors are those of `EnsembleWriter`.
+
+    Raises
+    ------
+    OutputError
+        No known suffix, or GRIB2 cannot hold what is asked for.
+    MissingDependencyError
+        The format's extra is not installed.
+    """
+    path = Path(path)
+    check_destination(path, field.source.path, overwrite)
+    suffix = path.suffix.lower()
+    open_output: OpenOutput = _open_netcdf
+    if suffix == ZARR_SUFFIX:
+        from wdm_runtime.io.zarr_output import open_zarr
+
+        open_output = open_zarr
+    elif suffix in GRIB_SUFFIXES:
+        from wdm_runtime.io.grib_output import check_grib, open_grib
+
+        check_grib(path, field, members, statistics)
+        open_output = open_grib
+    elif suffix not in NETCDF_SUFFIXES:
+        known = ", ".join((*NETCDF_SUFFIXES, ZARR_SUFFIX, *GRIB_SUFFIXES))
+        raise OutputError(
+            f"{path}: has suffix '{path.suffix}'; expected one of {known}. Choose another name."
+        )
+    return EnsembleWriter(
+        path,
+        field,
+        factor,
+        members,
+        attributes,
+        overwrite,
+        units,
+        statistics,
+        keep_members,
+        open_output,
+    )
+
+
+def _open_netcdf(temporary: Path, layout: Layout, _: PrecipField) -> Output:
+    return ArrayOutput(layout, NetCDFArrays(temporary, layout))
 
 
 class EnsembleWriter:
-    """Context manager that writes fine rates [mm h-1] of every (time, member) to one file.
+    """Context manager that writes fine rates [mm h-1] of every (time, member); NetCDF by default.
 
     Parameters
     ----------
     path
-        The file to make.
+        The output to make.
     field
         The coarse field the samples come from: its grid, times and ``source`` are carried over,
         and so are its units.
     factor
         Fine cells per coarse cell along one axis.
     members
-        Size of the ``realization`` dimension.
+        Size of the ensemble.
     attributes
         Global attributes: provenance. Booleans are written as ``"true"`` and ``"false"``.
     overwrite
-        Whether an older file of that name may be replaced. It stays until the new one is whole.
+        Whether an older output of that name may be replaced. It stays until the new one is whole.
+    units
+        Of the output's numbers, rates or (if the field has a ``period_h``) amounts; None for the
+        input's.
+    statistics
+        Which statistics over the members are written besides them; None for none.
+    keep_members
+        Whether the members are written.
+    open_output
+        Opens the format, with a temporary path, the layout and the field.
 
     Raises
     ------
     OutputError
         On construction: no such folder, or not writable; the output exists, is the input, or is no
-        regular file. On entry and writing: the file system refuses. On clean exit: a frame was
-        never written, or without ``overwrite`` another process made the output meanwhile. After
-        any of them nothing is left behind.
+        regular file. On entry and writing: the file system refuses. On clean exit: a frame or a
+        row of statistics was never written, or without ``overwrite`` another process made the
+        output meanwhile. After any of them nothing is left behind.
     InputError
-        The field is one cell wide, or there is no member to write.
+        The field is one cell wide, its units are not ``units``, or there is nothing to write.
     """
 
     def __init__(
@@ -71,6 +166,10 @@ class EnsembleWriter:
         members: int,
         attributes: dict[str, Any],
         overwrite: bool = False,
+        units: str | None = None,
+        statistics: StatisticsSpec | None = None,
+        keep_members: bool = True,
+        open_output: OpenOutput = _open_netcdf,
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
@@ -80,25 +179,27 @@ class EnsembleWriter:
                 f"Asked for {members} members at factor {factor}; expected at least one of each. "
                 "Correct --members."
             )
+        if statistics is None and not keep_members:
+            raise InputError(
+                "Asked for neither members nor statistics; expected one of them. Pass --stats."
+            )
         self.field = field
-        self.grid = field.grid.refined(factor)
         self.members = members
-        factor_mm_h = rate_factor(_units(field))
-        assert factor_mm_h is not None  # _units gives rates only
-        self._factor_mm_h = factor_mm_h
+        self._layout = layout_of(field, factor, members, units, statistics, keep_members)
+        self.grid = self._layout.grid
         self._attributes = dict(attributes)
-        self._written = np.zeros((len(field.valid_times), members), dtype=bool)
+        times = len(field.valid_times)
+        self._written = np.zeros((times, members if keep_members else 0), dtype=bool)
+        self._rows_written = np.zeros((times, self.grid.shape[0] if statistics else 0), dtype=bool)
+        self._masks: dict[int, bytes] = {}
+        self._open_output = open_output
         self._temporary = temporary_name(self.path)
-        self._dataset: netCDF4.Dataset | None = None
+        self._output: Output | None = None
 
     def __enter__(self) -> EnsembleWriter:
         try:
-            with LIBRARY_LOCK, output_errors(self.path):
-                # The library creates it with mode 0666 less the umask; clobber=False is O_EXCL.
-                self._dataset = netCDF4.Dataset(
-                    str(self._temporary.absolute()), "w", format="NETCDF4", clobber=False
-                )
-                self._rates = self._define(self._dataset)
+            with output_errors(self.path):
+                self._output = self._open_output(self._temporary, self._layout, self.field)
         except BaseException:
             self._abandon()
             raise
@@ -120,7 +221,7 @@ class EnsembleWriter:
             raise
 
     def set_attributes(self, attributes: dict[str, Any]) -> None:
-        """Add or change global attributes, at any time before the file is closed."""
+        """Add or change global attributes, at any time before the output is closed."""
         self._attributes.update(attributes)
 
     def write(self, time_index: int, member: int, rate_mm_h: npt.NDArray[np.floating]) -> None:
@@ -131,19 +232,16 @@ class EnsembleWriter:
         time_index, member
             Position in the field's times, and of the member, both from 0. Order is free.
         rate_mm_h
-            (y, x) [mm h-1] on the fine grid, rows in the coarse field's order.
+            (y, x) [mm h-1] on the fine grid, rows in the coarse field's order; missing in the same
+            cells for all members of a time.
 
         Raises
         ------
         OutputError
-            The frame has another shape or position, or cannot be written.
+            The frame has another shape, position or missing cells, or cannot be written.
         """
         times, members = self._written.shape
-        if self._dataset is None:
-            raise OutputError(
-                f"{self.path}: is not open for writing; expected an EnsembleWriter inside its "
-                "'with' block. Write there."
-            )
+        output = self._opened()
         if rate_mm_h.shape != self.grid.shape:
             raise OutputError(
                 f"{self.path}: got rates of shape {rate_mm_h.shape}; expected (y, x) = "
@@ -154,153 +252,82 @@ class EnsembleWriter:
                 f"{self.path}: got time {time_index} and member {member}; expected less than "
                 f"{times} and {members}. Open the writer with as many as there will be."
             )
-        values = np.asarray(rate_mm_h, dtype=np.float64) / self._factor_mm_h
-        frame = np.where(np.isnan(values), FILL_VALUE, values.astype(np.float32))
-        with LIBRARY_LOCK, output_errors(self.path):
-            self._rates[time_index, member] = frame
+        mask = hashlib.sha256(np.packbits(np.isnan(rate_mm_h)).tobytes()).digest()
+        if self._masks.setdefault(time_index, mask) != mask:
+            raise OutputError(
+                f"{self.path}: member {member} of time {time_index} misses other cells than the "
+                "members before; expected the same ones. Report this fault of the program."
+            )
+        with output_errors(self.path):
+            output.write(time_index, member, rate_mm_h)
         self._written[time_index, member] = True
 
-    def _define(self, dataset: netCDF4.Dataset) -> netCDF4.Variable[Any]:
-        source, (y, x) = self.field.source, self.grid.names
-        time = _time(self.field)
-        time_name = time.name if time else "time"
-        rows, columns = self.grid.shape
-        dataset.createDimension(time_name, len(self.field.valid_times))
-        dataset.createDimension("realization", self.members)
-        dataset.createDimension(y, rows)
-        dataset.createDimension(x, columns)
-        if time:
-            coordinate = dataset.createVariable(time_name, time.values.dtype, (time_name,))
-            coordinate.setncatts(
-                {
-                    "standard_name": "time",
-                    "axis": "T",
-                    "units": time.units,
-                    "calendar": time.calendar,
-                }
+    def write_statistics(self, time_index: int, block: StatisticsBlock) -> None:
+        """Write the statistics of some rows of one time; the order of blocks is free.
+
+        Raises
+        ------
+        OutputError
+            The block has another shape or position than the grid and the statistics asked for, or
+            cannot be written.
+        """
+        times, all_rows = self._rows_written.shape
+        output = self._opened()
+        rows, columns = block.mean_mm_h.shape
+        last = block.first_row + rows
+        counts = tuple(self._layout.dimensions.get(name, 0) for name in ("quantile", "threshold"))
+        found = block.quantiles_mm_h.shape[0], block.exceedance.shape[0]
+        fits = columns == self.grid.shape[1] and 0 <= block.first_row < last <= all_rows
+        if not (0 <= time_index < times and fits) or found != counts:
+            raise OutputError(
+                f"{self.path}: got statistics of time {time_index}, rows {block.first_row} to "
+                f"{last} of {columns} cells, {found[0]} quantiles and {found[1]} thresholds; "
+                f"expected less than {times}, rows 0 to {all_rows} of {self.grid.shape[1]} cells, "
+                f"{counts[0]} and {counts[1]}. Open the writer with what is computed."
             )
-            coordinate[:] = time.values
-        realization = dataset.createVariable("realization", "i4", ("realization",))
-        realization.setncatts(
-            {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
-        )
-        realization[:] = np.arange(self.members)
-        _define_axes(dataset, self.grid)
-        rates: netCDF4.Variable[Any] = dataset.createVariable(
-            source.variable or "rainfall_rate",
-            "f4",
-            (time_name, "realization", y, x),
-            zlib=True,
-            complevel=_COMPRESSION_LEVEL,
-            shuffle=True,
-            chunksizes=(1, 1, _chunk(rows), _chunk(columns)),
-            fill_value=FILL_VALUE,
-        )
-        rates.setncatts(_rate_attributes(self.field))
-        if source.grid_mapping:
-            mapping = dataset.createVariable(source.grid_mapping.name, "i4")
-            mapping.setncatts(source.grid_mapping.attributes)
-        return rates
+        with output_errors(self.path):
+            output.write_statistics(time_index, block)
+        self._rows_written[time_index, block.first_row : last] = True
+
+    def _opened(self) -> Output:
+        if self._output is None:
+            raise OutputError(
+                f"{self.path}: is not open for writing; expected an EnsembleWriter inside its "
+                "'with' block. Write there."
+            )
+        return self._output
 
     def _commit(self) -> None:
-        if not self._written.all():
-            missing = np.argwhere(~self._written)
-            raise OutputError(
-                f"{self.path}: {len(missing)} of {self._written.size} frames were never written, "
-                f"first time {missing[0, 0]} member {missing[0, 1]}; expected all. Report this "
-                "fault of the program; nothing was kept."
-            )
-        assert self._dataset is not None  # frames were written into it
+        self._check_complete("frames", "member", self._written)
+        self._check_complete("rows of statistics", "row", self._rows_written)
+        output = self._opened()
         with output_errors(self.path):
-            with LIBRARY_LOCK:
-                self._dataset.setncatts(_global_attributes(self._attributes))
-                self._dataset.close()
-                self._dataset = None
+            output.finish(self._global_attributes())
+            self._output = None
             publish(self._temporary, self.path, self.overwrite)
 
+    def _check_complete(self, things: str, second: str, written: npt.NDArray[np.bool_]) -> None:
+        if written.all():
+            return
+        missing = np.argwhere(~written)
+        raise OutputError(
+            f"{self.path}: {len(missing)} of {written.size} {things} were never written, first "
+            f"time {missing[0, 0]} {second} {missing[0, 1]}; expected all. Report this fault of "
+            "the program; nothing was kept."
+        )
+
+    def _global_attributes(self) -> dict[str, Any]:
+        quantity = self._layout.quantity
+        provenance = dict(self._attributes)
+        if quantity.period_h is not None:  # readers of one frame have no bounds to look at
+            provenance["wdm_accumulation_h"] = quantity.period_h
+        time = output_time(self.field)
+        known = discovery_attributes(self.grid, time, quantity, self.members)
+        everything = known | {"id": identity(known | provenance)} | written_now() | provenance
+        return {name: plain(value) for name, value in everything.items()}
+
     def _abandon(self) -> None:
-        """Close and remove what there is; a second failure must not hide the first."""
-        dataset, self._dataset = self._dataset, None
-        with LIBRARY_LOCK, suppress(OSError, RuntimeError):
-            if dataset is not None and dataset.isopen():
-                dataset.close()
+        output, self._output = self._output, None
+        if output is not None:
+            output.abandon()
         discard(self._temporary)
-
-
-def _units(field: PrecipField) -> str:
-    """The input's units if it has any that are a rate."""
-    units = field.source.units
-    return units if rate_factor(units) is not None else "mm h-1"
-
-
-def _rate_attributes(field: PrecipField) -> dict[str, Any]:
-    source, units = field.source, _units(field)
-    standard_name = source.standard_name
-    if not standard_name.endswith(("_rate", "_flux")):
-        # CF gives masses per area and time the name of a flux, depths per time that of a rate.
-        mass = "kg" in units.casefold()
-        standard_name = "precipitation_flux" if mass else "lwe_precipitation_rate"
-    attributes = {
-        "standard_name": standard_name,
-        "long_name": source.long_name or "precipitation rate",
-        "units": units,
-        "cell_methods": "area: mean",
-    }
-    if source.grid_mapping:
-        attributes["grid_mapping"] = source.grid_mapping.name
-    return attributes
-
-
-def _time(field: PrecipField) -> TimeAxis | None:
-    """The time coordinate as read, or made from the valid times if the source only has those."""
-    time = field.source.time
-    if time is not None or any(text.startswith("none-") for text in field.valid_times):
-        return time
-    moments = [datetime.fromisoformat(text) for text in field.valid_times]
-    seconds = [round(moment.replace(tzinfo=timezone.utc).timestamp()) for moment in moments]
-    values = np.array(seconds, dtype=np.int64)
-    return TimeAxis("time", _EPOCH, "standard", values)
-
-
-def _define_axes(dataset: netCDF4.Dataset, grid: Grid) -> None:
-    dataset.createDimension(_BOUNDS_DIMENSION, 2)
-    for name, axis, values, attributes in zip(
-        grid.names, "YX", (grid.y, grid.x), grid.attributes, strict=True
-    ):
-        coordinate = dataset.createVariable(name, "f8", (name,))
-        coordinate.setncatts({"axis": axis} | attributes | {"bounds": f"{name}_bnds"})
-        coordinate[:] = values
-        # In the coordinate's own direction: a descending latitude has descending bounds.
-        bounds = dataset.createVariable(f"{name}_bnds", "f8", (name, _BOUNDS_DIMENSION))
-        half = (values[-1] - values[0]) / (values.size - 1) / 2
-        inner = (values[:-1] + values[1:]) / 2
-        edges = np.concatenate(([values[0] - half], inner, [values[-1] + half]))
-        bounds[:] = np.stack((edges[:-1], edges[1:]), axis=1)
-
-
-def _chunk(size: int) -> int:
-    """Equal blocks of at most ``_CHUNK_CELLS``, so the last one is not mostly padding."""
-    blocks = -(-size // _CHUNK_CELLS)
-    return -(-size // blocks)
-
-
-def _global_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    everything = {
-        "Conventions": CONVENTIONS,
-        "title": "Downscaled precipitation ensemble",
-        "source": "WDM Edge, wavelet diffusion model",
-        "history": f"{now} wdm-run",
-    } | attributes
-    return {name: _attribute(value) for name, value in everything.items()}
-
-
-def _attribute(value: Any) -> str | int | float:
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value)).lower()
-    if isinstance(value, (int, np.integer)) and -(2**63) <= value < 2**63:
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value)
-    # A file name that is no UTF-8 must not fail an otherwise finished output.
-    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

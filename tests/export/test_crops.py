@@ -1,0 +1,73 @@
+"""How crops are drawn from a store: days evenly, windows on the stride, both fields alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from small_training import DOMAIN  # noqa: E402
+
+from wdm_export.data import PatchStore, Source  # noqa: E402
+from wdm_export.train import CropSampler  # noqa: E402
+from wdm_runtime.errors import InputError  # noqa: E402
+
+
+def unequal_days(many=30):
+    """One day of ``many`` patches holding 1 .. many, another with a single patch of 999."""
+    values = np.append(np.arange(1, many + 1), 999).astype(np.float16)
+    fine = np.broadcast_to(values[:, None, None], (many + 1, 16, 16))
+    sources = (
+        Source("a", "", "2019-06-10T00:00:00", 0, 10),
+        Source("b", "", "2022-06-02T12:00:00", many, 1),
+        Source("c", "", "2019-06-10T00:02:00", 10, many - 10),
+    )
+    return PatchStore(Path(), 10, DOMAIN, sources, fine, fine)
+
+
+def test_days_are_drawn_evenly_however_many_patches_they_have():
+    sampler = CropSampler(unequal_days(), 8, 4)
+    fine, _ = sampler.draw(np.random.default_rng(0), 4000)
+    drawn = fine[:, 0, 0, 0].numpy()
+    rare = int((drawn == 999).sum())
+    assert abs(rare - 2000) < 4 * np.sqrt(4000 * 0.25)
+    # within a day patches are even too: chi-square of 30 cells, far beyond its 0.1 % bound of 58
+    counts = np.bincount(drawn[drawn != 999].astype(int), minlength=31)[1:]
+    expected = counts.sum() / 30
+    assert (counts > 0).all() and ((counts - expected) ** 2 / expected).sum() < 70
+
+
+def test_crops_are_windows_on_the_stride_turned_alike_for_truth_and_condition():
+    patch = np.arange(256, dtype=np.float16).reshape(1, 16, 16)
+    source = (Source("a", "", "2019-06-10T00:00:00", 0, 1),)
+    store = PatchStore(Path(), 10, DOMAIN, source, patch, patch + 256)
+    fine, coarse = CropSampler(store, 8, 4).draw(np.random.default_rng(0), 400)
+    assert fine.shape == coarse.shape == (400, 1, 8, 8) and fine.dtype == torch.float32
+    np.testing.assert_array_equal(coarse, fine + 256)
+    windows = {
+        (r, c): patch[0, r : r + 8, c : c + 8].astype(float) for r in (0, 4, 8) for c in (0, 4, 8)
+    }
+    turned = {}
+    for place, window in windows.items():
+        for flip_y in (1, -1):
+            for flip_x in (1, -1):
+                for swap in (False, True):
+                    view = window[::flip_y, ::flip_x]
+                    view = view.T if swap else view
+                    turned[view.tobytes()] = (place, flip_y, flip_x, swap)
+    kinds = {turned[crop[0].numpy().astype(float).tobytes()] for crop in fine}
+    assert len(turned) == 72 and len(kinds) > 65  # all nine places and eight symmetries occur
+
+
+def test_draws_repeat_with_their_generator():
+    sampler = CropSampler(unequal_days(), 8, 4)
+    a, b = (sampler.draw(np.random.default_rng(5), 20)[0] for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, sampler.draw(np.random.default_rng(6), 20)[0])
+
+
+@pytest.mark.parametrize("crop", [20, 6, 0, -4])
+def test_crops_that_do_not_fit_are_refused(crop):
+    with pytest.raises(InputError, match="--crop"):
+        CropSampler(unequal_days(), crop, 4)

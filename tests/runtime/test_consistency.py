@@ -1,0 +1,205 @@
+"""Coarse consistency: exact block means, no negative rain, nothing else disturbed."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from wdm_runtime.consistency import MODES, block_residual, make_consistent, wet_fraction
+from wdm_runtime.errors import InputError
+from wdm_runtime.grid import block_mean, interpolate
+
+CORRECTING = ("additive", "multiplicative")
+FACTOR = 4
+
+
+def rain(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    rate = rng.gamma(0.4, 6.0, shape).astype(np.float32)
+    rate[rate < 1] = 0
+    return rate
+
+
+def correct(rate, coarse, mode, interpolated=None, factor=FACTOR):
+    if interpolated is None:
+        interpolated = interpolate(np.nan_to_num(coarse), factor)
+    return make_consistent(rate, coarse, interpolated, factor, mode)
+
+
+rates = st.floats(0, 300, width=32)
+coarse_fields = arrays(np.float32, (3, 2), elements=rates)
+fine_fields = arrays(np.float32, (3 * FACTOR, 2 * FACTOR), elements=rates)
+masks = arrays(np.bool_, (3 * FACTOR, 2 * FACTOR))
+modes = st.sampled_from(CORRECTING)
+few = settings(max_examples=80, deadline=None)
+
+
+@given(fine_fields, coarse_fields, masks, modes)
+@example(np.zeros((12, 8), "f4"), np.full((3, 2), 5, "f4"), np.zeros((12, 8), bool), CORRECTING[1])
+@few
+def test_block_means_are_the_input_and_rain_is_not_negative(fine, coarse, missing, mode):
+    fine = np.where(missing, np.float32(np.nan), fine)
+    out = correct(fine, coarse, mode)
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(out), missing)
+    assert not np.any(out < 0)
+    mean = block_mean(out, FACTOR)
+    valid = np.isfinite(mean)
+    np.testing.assert_allclose(mean[valid], coarse[valid], atol=1e-4, rtol=0)
+    dry = np.repeat(np.repeat(coarse == 0, FACTOR, 0), FACTOR, 1) & ~missing
+    assert not out[dry].any()
+    assert block_residual(out, coarse, FACTOR)[1] <= 1e-4 or not valid.any()
+
+
+@given(fine_fields, coarse_fields, modes)
+@few
+def test_a_consistent_field_comes_back_bit_for_bit(fine, coarse, mode):
+    once = correct(fine, coarse, mode)
+    np.testing.assert_array_equal(correct(once, coarse, mode), once)
+
+
+@given(fine_fields, coarse_fields, masks, modes, st.sampled_from([(-1, 1), (1, -1), (-1, -1)]))
+@few
+def test_flips_commute(fine, coarse, missing, mode, signs):
+    fine = np.where(missing, np.float32(np.nan), fine)
+    y, x = (slice(None, None, sign) for sign in signs)
+    smooth = interpolate(coarse, FACTOR)
+    expected = correct(fine, coarse, mode, smooth)[y, x]
+    flipped = correct(fine[y, x], coarse[y, x], mode, smooth[y, x])
+    np.testing.assert_allclose(flipped, expected, rtol=1e-6, atol=1e-5)
+
+
+@given(fine_fields, coarse_fields, masks, st.integers(0, 2**32))
+@few
+def test_the_additive_field_is_the_closest_of_all_that_are_consistent(fine, coarse, missing, seed):
+    fine = np.where(missing, np.float32(np.nan), fine)
+    closest = correct(fine, coarse, "additive").astype(np.float64)
+    other = np.random.default_rng(seed).gamma(0.3, 5.0, fine.shape)
+    other = np.where(missing, np.nan, other)
+    level = np.divide(coarse, block_mean(other, FACTOR)).repeat(FACTOR, 0).repeat(FACTOR, 1)
+    # Whatever is feasible lies behind the plane through the closest point (Hilbert).
+    inner = block_mean((fine - closest) * (other * level - closest), FACTOR)
+    assert not np.any(inner > 1e-3 * (1 + coarse.max()))
+
+
+def test_additive_shifts_wet_blocks_and_clips():
+    rate = np.array([[4, 1, 0, 0], [0, 0, 0, 3]], dtype=np.float32)
+    out = correct(rate, np.array([[0.5, 1.75]]), "additive", np.zeros((2, 4)), factor=2)
+    # left: 2 in all, from 4 alone; right: 7 in all, one more for every cell
+    np.testing.assert_allclose(out, [[2, 0, 1, 1], [0, 0, 1, 4]], atol=1e-6)
+
+
+def test_additive_agrees_with_bisection_at_the_usual_factor():
+    rate, coarse = rain((50, 70)), rain((5, 7), seed=1)
+    out = correct(rate, coarse, "additive", factor=10)
+    for i, j in np.ndindex(coarse.shape):
+        block = rate[10 * i : 10 * i + 10, 10 * j : 10 * j + 10].astype(np.float64)
+        low, high = -400.0, 400.0
+        for _ in range(80):
+            middle = (low + high) / 2
+            over = np.maximum(block - middle, 0).mean() > coarse[i, j]
+            low, high = (middle, high) if over else (low, middle)
+        found = out[10 * i : 10 * i + 10, 10 * j : 10 * j + 10]
+        np.testing.assert_allclose(found, np.maximum(block - low, 0), atol=2e-4)
+
+
+def test_multiplicative_keeps_dry_cells_dry_and_ratios():
+    rate = rain((40, 40)) + np.float32(0)
+    coarse = (block_mean(rate, 10) * 2.5).astype(np.float32)
+    out = correct(rate, coarse, "multiplicative", factor=10)
+    np.testing.assert_allclose(out, rate * np.float32(2.5), rtol=1e-6)
+    assert wet_fraction(out, 1e-9) == wet_fraction(rate, 1e-9)
+
+
+def test_a_dry_member_takes_the_interpolated_shape_and_else_is_even():
+    smooth = np.array([[1, 3, 0, 0], [0, 4, 0, 0]], dtype=np.float32)
+    out = correct(np.zeros((2, 4), "f4"), np.array([[4.0, 4.0]]), "multiplicative", smooth, 2)
+    np.testing.assert_allclose(out, [[2, 6, 4, 4], [0, 8, 4, 4]])
+
+
+def test_the_shape_counts_valid_cells_only():
+    rate = np.array([[np.nan, 0], [0, 0]], dtype=np.float32)
+    smooth = np.array([[90, 1], [np.nan, 1]], dtype=np.float32)
+    out = correct(rate, np.array([[2.0]]), "multiplicative", smooth, 2)
+    np.testing.assert_allclose(out, [[np.nan, 3], [0, 3]])
+
+
+def test_one_drizzling_cell_does_not_take_all_of_a_downpour():
+    rate = np.zeros((10, 10), dtype=np.float32)
+    rate[3, 4] = 0.1
+    out = correct(rate, np.array([[5.0]]), "multiplicative", np.full((10, 10), 5.0), 10)
+    assert out[3, 4] == out.max() < 10  # not 500 mm/h
+    assert out.mean(dtype=np.float64) == pytest.approx(5, abs=1e-4)
+
+
+def test_the_limit_is_approached_without_a_jump():
+    rate, smooth = rain((10, 10)), np.full((10, 10), 1.0)
+    mean = rate.mean(dtype=np.float64)
+    below, above = (
+        correct(rate, np.array([[mean * scale]]), "multiplicative", smooth, 10)
+        for scale in (9.999, 10.001)
+    )
+    np.testing.assert_allclose(below, above, rtol=1e-3, atol=3e-3 * mean)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_has_no_input_or_no_valid_cell_stays_as_it_was(mode):
+    rate, coarse = rain((12, 12)), rain((3, 3), seed=1) + 1
+    coarse[0, 0] = np.nan
+    rate[4:8, 4:8] = np.nan
+    rate[9, 9] = np.nan
+    out = correct(rate, coarse, mode)
+    np.testing.assert_array_equal(out[:4, :4], rate[:4, :4])
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(rate))
+    assert (mode == "none") == np.array_equal(out, rate, equal_nan=True)
+
+
+def test_the_given_field_is_left_alone():
+    rate, coarse = rain((12, 12)), rain((3, 3), seed=1) + 1
+    before = rate.copy()
+    correct(rate, coarse, "additive")
+    np.testing.assert_array_equal(rate, before)
+
+
+def test_bands_of_a_large_field_are_the_field_at_once_and_memory_stays_flat():
+    coarse = rain((240, 100), seed=2)
+    smooth = interpolate(coarse, 10)
+    rate = (smooth * np.random.default_rng(3).gamma(0.4, 2.5, smooth.shape)).astype(np.float32)
+    for mode in CORRECTING:
+        tracemalloc.start()
+        out = make_consistent(rate, coarse, smooth, 10, mode)
+        working = tracemalloc.get_traced_memory()[1] - out.nbytes
+        tracemalloc.stop()
+        assert working < 40e6  # the field in float64 alone is 19e6, and bands are its fifth
+        assert block_residual(out, coarse, 10)[1] <= 1e-4
+        part = slice(70, 90)
+        fine = slice(700, 900)
+        alone = make_consistent(rate[fine], coarse[part], smooth[fine], 10, mode)
+        np.testing.assert_array_equal(out[fine], alone)
+
+
+def test_residual_and_wet_fraction_of_known_fields():
+    rate = np.zeros((4, 8), dtype=np.float32)
+    rate[:, :4] = 2
+    rate[0, 0] = np.nan
+    assert block_residual(rate, np.array([[1.5, 0.25]]), 4) == (0.375, 0.5)
+    assert block_residual(rate, np.array([[np.nan, 0.25]]), 4) == (0.25, 0.25)
+    assert np.isnan(block_residual(rate, np.full((1, 2), np.nan), 4)).all()
+    assert wet_fraction(rate, 0.1) == 15 / 31
+    assert wet_fraction(np.full((2, 2), 0.7, dtype=np.float32), 0.7) == 1  # 0.69999999 in float32
+    assert np.isnan(wet_fraction(np.full((2, 2), np.nan, dtype=np.float32), 0.1))
+
+
+def test_what_does_not_fit_is_said():
+    rate, coarse = rain((12, 12)), rain((3, 3))
+    with pytest.raises(InputError, match=r"--consistency got 'both'; expected one of none, add"):
+        correct(rate, coarse, "both")
+    with pytest.raises(InputError, match=r"shape \(12, 12\); expected \(12, 8\)"):
+        correct(rate, coarse[:, :2], "additive", rate)
+    with pytest.raises(InputError, match=r"shape \(8, 12\); expected \(12, 12\)"):
+        correct(rate, coarse, "multiplicative", rate[:8])
+    with pytest.raises(InputError, match="expected"):
+        block_residual(rate[:8], coarse, FACTOR)

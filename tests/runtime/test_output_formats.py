@@ -1,0 +1,285 @@
+"""Zarr and GRIB2 outputs, read back with the libraries that others would use."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from output_files import (
+    BOUNDS,
+    FACTOR,
+    HOURS,
+    MEMBERS,
+    PROVENANCE,
+    SPEC,
+    VALID_TIMES,
+    amount_field,
+    flux_field,
+    rate_field,
+    rates,
+    write_output,
+)
+
+from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
+from wdm_runtime.field import PrecipField, TimeAxis
+from wdm_runtime.io.compare import compare_outputs
+from wdm_runtime.io.writer import open_writer
+
+FORMATS = (".nc", ".nc4", ".cdf", ".zarr", ".grib2", ".grb2")
+
+
+@pytest.fixture(autouse=True)
+def libraries() -> None:
+    pytest.importorskip("zarr")
+    pytest.importorskip("xarray")
+    pytest.importorskip("eccodes")
+
+
+def messages(path: Path, *keys: str) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Keys and values (y, x) of all messages, NaN where the bitmap says missing."""
+    import eccodes
+
+    found = []
+    with path.open("rb") as file:
+        while (handle := eccodes.codes_grib_new_from_file(file)) is not None:
+            eccodes.codes_set(handle, "missingValue", -1.0)
+            values = eccodes.codes_get_values(handle)
+            shape = eccodes.codes_get(handle, "Nj"), eccodes.codes_get(handle, "Ni")
+            said = {key: eccodes.codes_get(handle, key) for key in keys}
+            found.append((said, np.where(values == -1, np.nan, values).reshape(shape)))
+            eccodes.codes_release(handle)
+    return found
+
+
+class TestZarr:
+    def test_xarray_opens_it_decoded_and_consolidated(self, tmp_path: Path) -> None:
+        import xarray
+
+        field = amount_field()
+        path = write_output(tmp_path / "out.zarr", field, statistics=SPEC)
+        with xarray.open_zarr(path, consolidated=True) as dataset:
+            rain = dataset["precip"]
+            assert rain.dims == ("time", "realization", "lat", "lon")
+            assert rain.dtype == np.float32 and rain.attrs["units"] == "mm"
+            assert dataset["time"].values.astype("datetime64[s]").astype(str).tolist() == list(
+                VALID_TIMES
+            )
+            for time in range(2):
+                for member in range(MEMBERS):
+                    np.testing.assert_array_equal(rain[time, member], rates(field, time, member))
+            assert dataset.attrs["wdm_seed"] == 7 and "CF-1.11" in dataset.attrs["Conventions"]
+            assert dataset["precip_validity"].dtype == np.int8
+            assert rain.encoding["preferred_chunks"]["lat"] == FACTOR * 3
+        assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]
+
+    @pytest.mark.parametrize("make", [rate_field, amount_field, flux_field])
+    def test_holds_what_netcdf_holds(self, tmp_path: Path, make: Any) -> None:
+        paths = [
+            write_output(tmp_path / f"out{suffix}", make(), statistics=SPEC)
+            for suffix in (".nc", ".zarr")
+        ]
+        found = compare_outputs(*paths)
+        assert found.identical, found.differences
+        assert len(found.variables) >= 13
+
+    def test_chunks_are_cut_for_large_frames(self, tmp_path: Path) -> None:
+        import zarr
+
+        path = write_output(tmp_path / "out.zarr", rate_field(60, 3, times=1), statistics=SPEC)
+        group = zarr.open_group(str(path), mode="r")
+        assert group["rain"].chunks == (1, 1, 300, 30)
+        assert group["rain_quantile"].chunks == (1, 1, 120, 30)
+        np.testing.assert_array_equal(group["rain"][0, 1, 7:], rates(rate_field(60, 3), 0, 1)[7:])
+
+    def test_only_a_zarr_store_is_ever_replaced(self, tmp_path: Path) -> None:
+        precious = tmp_path / "out.zarr"
+        precious.mkdir()
+        (precious / "thesis.txt").write_text("years of work")
+        with pytest.raises(OutputError, match="not a Zarr store"):
+            write_output(precious, rate_field(), overwrite=True)
+        assert (precious / "thesis.txt").read_text() == "years of work"
+
+    def test_replaces_an_older_store_whole(self, tmp_path: Path) -> None:
+        import zarr
+
+        path = write_output(tmp_path / "out.zarr", rate_field(variable="old"))
+        with pytest.raises(OutputError, match="exists already"):
+            write_output(path, rate_field())
+        write_output(path, rate_field(), overwrite=True)
+        assert "old" not in zarr.open_group(str(path), mode="r")
+        assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]
+
+
+class TestGrib:
+    def test_rates_are_ensemble_messages(self, tmp_path: Path) -> None:
+        field = rate_field()
+        found = messages(
+            write_output(tmp_path / "out.grib2", field),
+            *("shortName", "units", "validityDate", "validityTime", "perturbationNumber"),
+            *("numberOfForecastsInEnsemble", "gridType", "productDefinitionTemplateNumber"),
+        )
+        assert len(found) == 2 * MEMBERS
+        for index, (said, values) in enumerate(found):
+            time, member = divmod(index, MEMBERS)
+            assert tuple(said.values()) == (
+                "tprate", "kg m**-2 s**-1", 20220809, 1500 + 100 * time, member, MEMBERS,
+                "regular_ll", 1,
+            )  # fmt: skip
+            expected = rates(field, time, member)
+            np.testing.assert_allclose(values * 3600, expected, rtol=0, atol=1e-4)
+            np.testing.assert_array_equal(values == 0, expected == 0)  # dry stays dry
+
+    def test_resolution_holds_for_heavy_rain(self, tmp_path: Path) -> None:
+        field = rate_field(times=1)
+        rate = np.linspace(0, 800, FACTOR * FACTOR * 12).reshape(30, 40)
+        with open_writer(tmp_path / "out.grib2", field, FACTOR, 1, {}) as writer:
+            writer.write(0, 0, rate)
+        ((_, values),) = messages(tmp_path / "out.grib2")
+        assert abs(values * 3600 - rate).max() < 1e-4
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_amounts_carry_their_period(self, tmp_path: Path, late: bool) -> None:
+        """Also where the time coordinate says when the period begins."""
+        field = amount_field()
+        if late:
+            time = TimeAxis("time", HOURS, "standard", np.array([15.0, 16.0]), BOUNDS + 1, "b")
+            field = replace(field, source=replace(field.source, time=time))
+        found = messages(
+            write_output(tmp_path / "out.grib2", field),
+            *("shortName", "units", "stepRange", "dataTime", "validityTime", "lengthOfTimeRange"),
+        )
+        start = 1500 if late else 1400
+        assert tuple(found[0][0].values()) == ("tp", "kg m**-2", "0-1", start, start + 100, 3600)
+        np.testing.assert_allclose(found[3][1], rates(field, 1, 1), rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_cells_are_where_they_were(self, tmp_path: Path, flip: bool) -> None:
+        import eccodes
+
+        field = rate_field(times=1)
+        if flip:
+            field = replace(
+                field, grid=replace(field.grid, y=field.grid.y[::-1], x=field.grid.x - 98)
+            )
+        path = write_output(tmp_path / "out.grib2", field)
+        with path.open("rb") as file:
+            handle = eccodes.codes_grib_new_from_file(file)
+            latitudes, longitudes = (
+                eccodes.codes_get_array(handle, key).reshape(30, 40)
+                for key in ("latitudes", "longitudes")
+            )
+            eccodes.codes_release(handle)
+        fine = field.grid.refined(FACTOR)
+        np.testing.assert_allclose(latitudes, fine.y[:, None] + 0 * latitudes, atol=1e-6)
+        np.testing.assert_allclose(longitudes, fine.x % 360 + 0 * longitudes, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("field", "options", "message"),
+        [
+            (rate_field(), {"statistics": SPEC}, "got statistics"),
+            (flux_field(), {}, "a projected grid"),
+            (replace(rate_field(time=None), valid_times=("none-0", "none-1")), {}, "without valid"),
+            (
+                rate_field(time=TimeAxis("t", HOURS, "noleap", np.array([15.0, 16.0]))),
+                {},
+                "calendar 'noleap'",
+            ),
+        ],
+    )
+    def test_what_it_cannot_hold(
+        self, tmp_path: Path, field: PrecipField, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(OutputError, match=rf"{message}.*NetCDF \(.nc\) or Zarr"):
+            write_output(tmp_path / "out.grib2", field, **options)
+        with pytest.raises(OutputError, match="255 members"):
+            open_writer(tmp_path / "out.grib2", rate_field(), FACTOR, 255, {})
+        assert not list(tmp_path.iterdir())
+
+
+class TestEveryFormat:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_the_name_decides_the_format(self, tmp_path: Path, suffix: str) -> None:
+        path = write_output(tmp_path / f"out{suffix.upper()}", rate_field())
+        if path.is_dir():
+            assert (path / ".zmetadata").is_file()
+        else:
+            magic = b"GRIB" if suffix.startswith(".gr") else b"\x89HDF"
+            assert path.read_bytes()[:4] == magic
+
+    @pytest.mark.parametrize("name", ["out", "out.tif", "out.nc.gz"])
+    def test_other_names_are_refused(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(OutputError, match=r"suffix '.*'; expected one of \.nc, .*\.zarr"):
+            write_output(tmp_path / name, rate_field())
+
+    @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_exception_leaves_the_older_output_alone(
+        self, tmp_path: Path, suffix: str, error: type[BaseException]
+    ) -> None:
+        path = write_output(tmp_path / f"out{suffix}", rate_field())
+        before = contents(path)
+        with (
+            pytest.raises(error),
+            open_writer(path, rate_field(), FACTOR, 1, PROVENANCE, overwrite=True) as writer,
+        ):
+            writer.write(0, 0, rates(rate_field(), 0, 0))
+            assert len(list(tmp_path.iterdir())) == 2
+            raise error
+        assert contents(path) == before and len(list(tmp_path.iterdir())) == 1
+
+    @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
+    def test_incomplete_outputs_never_appear(self, tmp_path: Path, suffix: str) -> None:
+        with (
+            pytest.raises(OutputError, match="3 of 4 frames were never written"),
+            open_writer(tmp_path / f"out{suffix}", rate_field(), FACTOR, 2, {}) as writer,
+        ):
+            writer.write(0, 0, rates(rate_field(), 0, 0))
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
+    def test_an_output_that_appeared_meanwhile_is_kept(self, tmp_path: Path, suffix: str) -> None:
+        path = tmp_path / f"out{suffix}"
+        with (
+            pytest.raises(OutputError, match=r"exists already|appeared while"),
+            open_writer(path, rate_field(times=1), FACTOR, 1, {}) as writer,
+        ):
+            writer.write(0, 0, rates(rate_field(), 0, 0))
+            before = contents(write_output(path, rate_field()))
+        assert contents(path) == before and len(list(tmp_path.iterdir())) == 1
+
+    def test_members_must_miss_the_same_cells(self, tmp_path: Path) -> None:
+        with (
+            pytest.raises(OutputError, match="member 1 of time 0 misses other cells"),
+            open_writer(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}) as writer,
+        ):
+            writer.write(0, 0, rates(rate_field(), 0, 0))
+            writer.write(0, 1, np.zeros((30, 40)))
+
+    def test_nothing_to_write(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="neither members nor statistics"):
+            open_writer(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}, keep_members=False)
+
+    @pytest.mark.parametrize(
+        ("suffix", "module", "extra"), [(".zarr", "zarr", "xarray"), (".grib2", "eccodes", "grib")]
+    )
+    def test_the_extra_is_named(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        suffix: str,
+        module: str,
+        extra: str,
+    ) -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingDependencyError, match=rf"wdm-edge\[{extra}\]"):
+            write_output(tmp_path / f"out{suffix}", rate_field())
+        assert not list(tmp_path.iterdir())
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p): p.read_bytes() for p in files}

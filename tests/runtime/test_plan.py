@@ -1,0 +1,61 @@
+"""The plan holds what it says, and sizes are read as people write them."""
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.errors import InputError
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
+from wdm_runtime.plan import parse_bytes
+from wdm_runtime.samplers import SAMPLERS
+
+
+@pytest.fixture(scope="module")
+def wet_field():
+    rate = np.random.default_rng(1).gamma(0.5, 4.0, (1, 60, 60)).astype(np.float32)
+    return PrecipField(rate, Grid(-0.1 * np.arange(60), 0.1 * np.arange(60)), ("none-0",))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("consistency", ["none", "additive", "multiplicative"])
+def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consistency):
+    with Downscaler.open(tiny) as downscaler:
+        planned = downscaler.plan(wet_field, steps=3).memory_bytes
+        tracemalloc.start()
+        for _ in downscaler.downscale(
+            wet_field, 2, steps=3, sampler=sampler, consistency=consistency
+        ):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert 0.5 * planned < peak <= planned
+
+
+def test_the_plan_counts_what_the_run_does(tiny, wet_field):
+    seen = []
+    with Downscaler.open(tiny, batch=3) as downscaler:
+        plan = downscaler.plan(wet_field, members=2, steps=3)
+        list(downscaler.downscale(wet_field, 2, steps=3, on_step=seen.append))
+    assert sum(step.tiles for step in seen) == plan.evaluations
+    assert plan.dry_share == 0
+    dry = replace(wet_field, rate_mm_h=np.zeros((1, 60, 60), np.float32))
+    with Downscaler.open(tiny) as downscaler:
+        assert downscaler.plan(dry).dry_share == 1 and downscaler.plan(dry).evaluations == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2**31), ("500 MB", 5 * 10**8), ("1.5gib", 3 * 2**29), ("1000", 1000), ("3k", 3000)],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-2GiB", "0", "2 TiB", "1e9"])
+def test_bad_sizes(text):
+    with pytest.raises(InputError, match="--max-memory"):
+        parse_bytes(text)

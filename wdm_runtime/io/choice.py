@@ -1,0 +1,113 @@
+"""Which variable of a dataset is the precipitation, by CF names and units."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from wdm_runtime.errors import InputError
+from wdm_runtime.io.dataset import Dataset, Variable
+from wdm_runtime.io.units import amount_factor, rate_factor
+
+STANDARD_NAMES = frozenset(
+    {"lwe_precipitation_rate", "rainfall_rate", "precipitation_flux", "rainfall_flux"}
+    | {"precipitation_amount", "rainfall_amount", "lwe_thickness_of_precipitation_amount"}
+    | {"thickness_of_rainfall_amount"}
+)
+# Names of total precipitation where there is no standard_name.
+_KNOWN_NAMES = re.compile(
+    r"tp|(avg_)?tprate|mtpr|pr|prate|prcp|rr|(lwe_)?(rain|rainfall|precip|precipitation)"
+    r"(_?(rate|flux|amount))?|precipitationcal|rainnc|apcp(_surface)?|tot_prec",
+    re.IGNORECASE,
+)
+_REFERRING = ("ancillary_variables", "bounds", "cell_measures", "climatology", "coordinates")
+_LISTED = 20
+
+
+def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None) -> Variable:
+    """The variable asked for, or the only precipitation there is: rates before amounts.
+
+    Parameters
+    ----------
+    requested
+        Name or path of any field in units of precipitation; None looks for the only one with a
+        standard_name or well-known name.
+    accumulation_h
+        If given, amounts are meant: they come before rates.
+
+    Raises
+    ------
+    InputError
+        None or several fit, or the units are not those of precipitation.
+    """
+    fields = _fields(dataset)
+    rain = {path: variable for path, variable in fields.items() if _is_precipitation(variable)}
+    if requested is not None:
+        wanted = requested.strip("/")
+        found = [wanted] if wanted in fields else [p for p in fields if fields[p].name == wanted]
+        if not found:
+            raise InputError(
+                f"{dataset.label}: has no field '{requested}'; expected one of "
+                f"{_listed(rain or fields)}. Choose one with --variable."
+            )
+    else:
+        rates = [p for p, v in rain.items() if rate_factor(v.text("units")) is not None]
+        amounts = [p for p, v in rain.items() if amount_factor(v.text("units")) is not None]
+        found = rates or amounts if accumulation_h is None else amounts or rates
+    if len(found) > 1:
+        raise InputError(
+            f"{dataset.label}: holds {len(found)} precipitation variables, "
+            f"{_listed({path: fields[path] for path in found})}; expected one. "
+            "Choose one with --variable."
+        )
+    if not found and not rain:
+        raise InputError(
+            f"{dataset.label}: has no precipitation variable, only {_listed(fields)}; expected a "
+            "standard_name like 'lwe_precipitation_rate', or a name like 'precipitation', in units "
+            "convertible to 'mm h-1'. Choose one with --variable."
+        )
+    chosen = fields[found[0]] if found else next(iter(rain.values()))
+    _check_units(dataset, chosen)
+    return chosen
+
+
+def _fields(dataset: Dataset) -> dict[str, Variable]:
+    """Planes of numbers that no other variable refers to."""
+    supporting = {
+        word.rstrip(":").rpartition("/")[2]
+        for variable in dataset.variables.values()
+        for attribute in _REFERRING
+        for word in variable.text(attribute).split()
+    }
+    return {
+        path: variable
+        for path, variable in dataset.variables.items()
+        if len(variable.dimensions) >= 2
+        and variable.dtype is not None
+        and variable.dtype.kind in "iuf"
+        and variable.name not in supporting
+    }
+
+
+def _is_precipitation(variable: Variable) -> bool:
+    standard_name = variable.text("standard_name")
+    if " " in standard_name:  # a modifier: standard_error, status_flag, ...
+        return False
+    return standard_name in STANDARD_NAMES or bool(_KNOWN_NAMES.fullmatch(variable.name))
+
+
+def _check_units(dataset: Dataset, variable: Variable) -> None:
+    units = variable.text("units")
+    if rate_factor(units) is None and amount_factor(units) is None:
+        has = f"units '{units}'" if units else "no units"
+        raise InputError(
+            f"{dataset.label}: variable '{variable.path}' has {has}, expected a rate convertible "
+            "to 'mm h-1', or an amount convertible to 'mm' over a known period. "
+            "Choose another with --variable."
+        )
+
+
+def _listed(variables: Mapping[str, Variable]) -> str:
+    texts = [f"'{path}' [{v.text('units') or 'no units'}]" for path, v in variables.items()]
+    more = [f"{len(texts) - _LISTED} more"] if len(texts) > _LISTED else []
+    return ", ".join(texts[:_LISTED] + more) or "variables of fewer than two dimensions"

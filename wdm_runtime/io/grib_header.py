@@ -1,0 +1,160 @@
+"""What a GRIB2 message says of its precipitation: product, units, period, time and grid.
+
+ecCodes knows MRMS's local table 209 only as ``unknown``, so products are identified by their
+discipline, category and number (NSSL's table v12.2, WMO's code table 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError
+from wdm_runtime.grid import Grid
+
+# (discipline, category, number) -> name; MRMS's with their period [h], None for rates.
+MRMS_PRODUCTS: dict[tuple[int, int, int], tuple[str, float | None]] = {
+    (209, 6, 1): ("PrecipRate", None),
+    (209, 6, 2): ("RadarOnly_QPE_01H", 1.0),
+    (209, 6, 9): ("GaugeCorr_QPE_01H", 1.0),
+    (209, 6, 30): ("MultiSensor_QPE_01H_Pass1", 1.0),
+    (209, 6, 37): ("MultiSensor_QPE_01H_Pass2", 1.0),
+}
+WMO_PRODUCTS = {
+    (0, 1, 7): "precipitation_rate",
+    (0, 1, 8): "total_precipitation",
+    (0, 1, 52): "total_precipitation_rate",
+}
+_WMO_AMOUNT = (0, 1, 8)
+_AVERAGE, _ACCUMULATION = 0, 1  # code table 4.10
+_UNIT_HOURS = {0: 1 / 60, 1: 1.0, 2: 24.0, 10: 3.0, 11: 6.0, 12: 12.0, 13: 1 / 3600}  # table 4.4
+_CLOCK = ("year", "month", "day", "hour", "minute", "second")
+
+Get = Callable[[str], Any]  # a message's keys, None for those it does not have
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message says of its field."""
+
+    name: str
+    units: str
+    period_h: float | None
+    averaged: bool
+    end: datetime
+    member: int | None
+    rows: int
+    columns: int
+    corners: tuple[float, float, float, float]  # first and last latitude, first and last longitude
+    steps: tuple[float, float]  # along y and x, 0 where not given
+
+    def grid(self) -> Grid:
+        """The grid from the header: asking ecCodes for every cell's position takes seconds."""
+        north, south, west, east = self.corners
+        return Grid(
+            _axis(north, south, self.steps[0], self.rows),
+            _axis(west, east + 360 * (east < west), self.steps[1], self.columns),
+            ("lat", "lon"),
+            (
+                {"units": "degrees_north", "standard_name": "latitude"},
+                {"units": "degrees_east", "standard_name": "longitude"},
+            ),
+        )
+
+
+def identity_of(get: Get) -> tuple[int, int, int]:
+    return get("discipline"), get("parameterCategory"), get("parameterNumber")
+
+
+def header_of(path: Path, get: Get, identity: tuple[int, int, int]) -> Header:
+    _require_plain_grid(path, get)
+    statistic = get("typeOfStatisticalProcessing")
+    if identity in MRMS_PRODUCTS:
+        name, period_h = MRMS_PRODUCTS[identity]
+        units = "mm h-1" if period_h is None else "mm"
+    else:
+        name = WMO_PRODUCTS[identity]
+        _require_rate_or_sum(path, name, identity == _WMO_AMOUNT, statistic)
+        period_h = _period_h(path, name, get) if statistic == _ACCUMULATION else None
+        units = "kg m-2 s-1" if period_h is None else "kg m-2"
+    corners = tuple(
+        float(get(f"{axis}Of{which}GridPointInDegrees"))
+        for axis in ("latitude", "longitude")
+        for which in ("First", "Last")
+    )
+    return Header(
+        name=name,
+        units=units,
+        period_h=period_h,
+        averaged=statistic == _AVERAGE,
+        end=_reference(get) if statistic is None else _instant(get, "OfEndOfOverallTimeInterval"),
+        member=get("perturbationNumber"),
+        rows=get("Nj"),
+        columns=get("Ni"),
+        corners=(corners[0], corners[1], corners[2], corners[3]),
+        steps=(
+            float(get("jDirectionIncrementInDegrees") or 0),
+            float(get("iDirectionIncrementInDegrees") or 0),
+        ),
+    )
+
+
+def _require_plain_grid(path: Path, get: Get) -> None:
+    if get("gridType") != "regular_ll":
+        raise InputError(
+            f"{path}: grid type is '{get('gridType')}'; expected 'regular_ll'. Regrid it first."
+        )
+    flags = ("iScansNegatively", "jPointsAreConsecutive", "alternativeRowScanning")
+    found = [flag for flag in flags if get(flag)]
+    if found:
+        raise InputError(
+            f"{path}: the grid's scanning mode has {' and '.join(found)}; expected rows one after "
+            "the other, each from west to east. Convert it first (cdo -f nc copy)."
+        )
+
+
+def _require_rate_or_sum(path: Path, name: str, is_amount: bool, statistic: int | None) -> None:
+    """An amount must be summed over a period; a rate may be of an instant, a mean or a sum."""
+    if statistic not in ((_ACCUMULATION,) if is_amount else (None, _AVERAGE, _ACCUMULATION)):
+        got = "of no period" if statistic is None else f"of statistic {statistic} (table 4.10)"
+        raise InputError(
+            f"{path}: '{name}' is {got}; expected "
+            f"{'a sum over a period' if is_amount else 'a rate, its mean, or a sum'}. Hand in "
+            "another file."
+        )
+
+
+def _period_h(path: Path, name: str, get: Get) -> float:
+    ranges, unit = get("numberOfTimeRanges"), get("indicatorOfUnitForTimeRange")
+    period_h = _UNIT_HOURS.get(unit, 0.0) * get("lengthOfTimeRange")
+    if ranges != 1 or period_h <= 0:
+        raise InputError(
+            f"{path}: '{name}' is summed over {ranges} ranges of {get('lengthOfTimeRange')} in "
+            f"time unit {unit}; expected one range of at least a second. Hand in another file."
+        )
+    return float(period_h)
+
+
+def _reference(get: Get) -> datetime:
+    """When the field is valid: the reference time and the forecast's length after it."""
+    unit_h = _UNIT_HOURS.get(get("indicatorOfUnitOfTimeRange"), 0.0)
+    return _instant(get, "") + timedelta(hours=unit_h * (get("forecastTime") or 0))
+
+
+def _instant(get: Get, suffix: str) -> datetime:
+    year, month, day, hour, minute, second = (int(get(f"{part}{suffix}")) for part in _CLOCK)
+    return datetime(year, month, day, hour, minute, second)
+
+
+def _axis(first: float, last: float, step: float, count: int) -> npt.NDArray[np.float64]:
+    """Even centres: by the header's step, unless its rounding adds up to miss the last cell."""
+    stepped = first + (step if last >= first else -step) * np.arange(count, dtype=np.float64)
+    if abs(stepped[-1] - last) > step / 100:
+        stepped = np.linspace(first, last, count)
+    return np.asarray(stepped, dtype=np.float64)

@@ -1,0 +1,199 @@
+"""GRIB2 in the making: one ensemble message a (time, member), on regular latitude-longitude grids.
+
+The parameter is WMO's total precipitation rate, 0/1/52 [kg m-2 s-1], with product template 1; and
+for amounts the same accumulated over their period, with template 11 [kg m-2].
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import OutputError, require
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import Grid
+from wdm_runtime.io.array_output import Output
+from wdm_runtime.io.cf import is_geographic, output_time
+from wdm_runtime.io.layout import Layout
+from wdm_runtime.io.units import to_mm_h
+from wdm_runtime.statistics import StatisticsBlock, StatisticsSpec
+
+_MOST_MEMBERS = 254  # one octet, 255 is missing
+_MISSING = 1e20  # stands for it until ecCodes makes a bitmap
+# 2^24 steps over the field's range, doubled at most by the binary scale: 1e-4 mm/h up to 838 mm/h.
+_BITS_PER_VALUE = 24
+_CIVIL_CALENDARS = frozenset({"standard", "gregorian", "proleptic_gregorian"})
+_ANOTHER_FORMAT = "Write NetCDF (.nc) or Zarr (.zarr) instead."
+
+
+def check_grib(
+    path: Path, field: PrecipField, members: int, statistics: StatisticsSpec | None
+) -> None:
+    """Refuse what GRIB2 cannot hold, before any work is done for it.
+
+    Raises
+    ------
+    OutputError
+        Statistics; a projected grid; no times or a model's calendar; too many members.
+    """
+    time = output_time(field)
+    refused = None
+    if statistics is not None:
+        raise _no_statistics(path)
+    if not is_geographic(field.grid):
+        refused = "a projected grid", "regular latitude and longitude"
+    elif time is None:
+        refused = "fields without valid times", "known ones"
+    elif time.calendar not in _CIVIL_CALENDARS:
+        refused = f"times in calendar '{time.calendar}'", "the standard calendar"
+    elif members > _MOST_MEMBERS:
+        refused = f"{members} members", f"at most {_MOST_MEMBERS}"
+    if refused:
+        raise OutputError(
+            f"{path}: got {refused[0]}; expected {refused[1]} in GRIB2. {_ANOTHER_FORMAT}"
+        )
+
+
+def _no_statistics(path: Path) -> OutputError:
+    return OutputError(
+        f"{path}: got statistics; expected members alone in GRIB2. {_ANOTHER_FORMAT}"
+    )
+
+
+def open_grib(temporary: Path, layout: Layout, field: PrecipField) -> Output:
+    """Start a file for a field that `check_grib` let pass.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without the extra ``grib``.
+    """
+    return GribOutput(temporary, layout, field)
+
+
+class GribOutput:
+    """A file of messages, in the order in which frames come."""
+
+    def __init__(self, temporary: Path, layout: Layout, field: PrecipField) -> None:
+        self._eccodes = require("eccodes", "grib", "Writing GRIB2")
+        self._ends = _ends(field)
+        self._period_h = layout.quantity.period_h
+        # kg m-2 of water are mm
+        units = "kg m-2 s-1" if self._period_h is None else "kg m-2"
+        self._mm_h = to_mm_h(units, self._period_h)
+        self._keys = {
+            **_product_keys(self._period_h),
+            **_grid_keys(layout.grid),
+            "numberOfForecastsInEnsemble": layout.dimensions["realization"],
+            "packingType": "grid_ccsds",  # as simple packing, but dry areas take no room
+        }
+        self._path = temporary
+        self._file = temporary.open("xb")
+
+    def write(self, time_index: int, member: int, rate_mm_h: npt.NDArray[np.floating]) -> None:
+        """Append one message."""
+        codes = self._eccodes
+        values = np.asarray(rate_mm_h, dtype=np.float64).ravel() / self._mm_h
+        missing = np.isnan(values)
+        values[missing] = _MISSING
+        handle = codes.codes_grib_new_from_samples("regular_ll_sfc_grib2")
+        try:
+            for key, value in (self._keys | self._time_keys(time_index)).items():
+                codes.codes_set(handle, key, value)
+            codes.codes_set(handle, "perturbationNumber", member)
+            codes.codes_set(handle, "missingValue", _MISSING)
+            codes.codes_set(handle, "bitmapPresent", int(missing.any()))
+            codes.codes_set(handle, "bitsPerValue", _BITS_PER_VALUE)
+            codes.codes_set_values(handle, values)
+            codes.codes_write(handle, self._file)
+        except codes.CodesInternalError as error:
+            raise OSError(f"ecCodes: {error}") from error
+        finally:
+            codes.codes_release(handle)
+
+    def write_statistics(self, time_index: int, block: StatisticsBlock) -> None:
+        """Refuse them."""
+        raise _no_statistics(self._path)
+
+    def finish(self, attributes: dict[str, Any]) -> None:
+        """Close; GRIB2 has no place for attributes."""
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close; a second failure must not hide the first."""
+        with suppress(OSError):
+            self._file.close()
+
+    def _time_keys(self, time_index: int) -> dict[str, int]:
+        end = self._ends[time_index]
+        start = end - timedelta(hours=self._period_h or 0)
+        keys = {"dataDate": int(f"{start:%Y%m%d}"), **_clock("", start)}
+        if self._period_h is not None:
+            of_end = "OfEndOfOverallTimeInterval"
+            keys |= {f"{name}{of_end}": getattr(end, name) for name in ("year", "month", "day")}
+            keys |= _clock(of_end, end)
+        return keys
+
+
+def _ends(field: PrecipField) -> list[datetime]:
+    """Valid times, or where the file says of which interval they are, its end."""
+    time = output_time(field)
+    if field.source.period_h is None or time is None or time.bounds is None:
+        return [datetime.fromisoformat(text) for text in field.valid_times]
+    half = timedelta(milliseconds=500)
+    dates: Any = netCDF4.num2date(time.bounds[:, 1], time.units, time.calendar)
+    return [datetime.fromisoformat((date + half).isoformat(timespec="seconds")) for date in dates]
+
+
+def _clock(suffix: str, moment: datetime) -> dict[str, int]:
+    return {f"{name}{suffix}": getattr(moment, name) for name in ("hour", "minute", "second")}
+
+
+def _product_keys(period_h: float | None) -> dict[str, int]:
+    keys = {
+        "tablesVersion": 28,
+        "centre": 255,  # none: the file's maker is not a meteorological centre
+        "significanceOfReferenceTime": 3,  # of an observation
+        "productionStatusOfProcessedData": 255,
+        "typeOfProcessedData": 5,  # control and perturbed forecasts
+        "discipline": 0,
+        "productDefinitionTemplateNumber": 1 if period_h is None else 11,
+        "parameterCategory": 1,
+        "parameterNumber": 52,
+        "typeOfGeneratingProcess": 4,  # ensemble
+        "typeOfFirstFixedSurface": 1,  # ground
+        "typeOfEnsembleForecast": 3,  # positively perturbed: a member like any other
+        "forecastTime": 0,
+    }
+    if period_h is not None:
+        keys |= {
+            "typeOfStatisticalProcessing": 1,  # accumulation
+            "typeOfTimeIncrement": 2,
+            "indicatorOfUnitForTimeRange": 13,  # seconds
+            "lengthOfTimeRange": round(period_h * 3600),
+        }
+    return keys
+
+
+def _grid_keys(grid: Grid) -> dict[str, int | float]:
+    """The grid's corners and steps; longitudes from 0 to 360 as WMO asks."""
+    rows, columns = grid.shape
+    east = grid.x % 360
+    return {
+        "Ni": columns,
+        "Nj": rows,
+        "latitudeOfFirstGridPointInDegrees": float(grid.y[0]),
+        "latitudeOfLastGridPointInDegrees": float(grid.y[-1]),
+        "longitudeOfFirstGridPointInDegrees": float(east[0]),
+        "longitudeOfLastGridPointInDegrees": float(east[-1]),
+        "iDirectionIncrementInDegrees": abs(float(grid.x[-1] - grid.x[0])) / (columns - 1),
+        "jDirectionIncrementInDegrees": abs(float(grid.y[-1] - grid.y[0])) / (rows - 1),
+        "iScansNegatively": int(grid.x[-1] < grid.x[0]),
+        "jScansPositively": int(grid.y[-1] > grid.y[0]),
+    }

@@ -1,0 +1,256 @@
+"""One file in, one file out: reads, selects, plans, samples and writes, as `wdm-run infer` does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY
+from wdm_runtime.downscale import Balance, Downscaler, Sample
+from wdm_runtime.errors import InputError
+from wdm_runtime.field import PrecipField
+from wdm_runtime.io import read_field
+from wdm_runtime.io.units import parse_period
+from wdm_runtime.io.writer import Writer, open_writer
+from wdm_runtime.plan import Plan, available_bytes, resident_bytes
+from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
+from wdm_runtime.select import check_spacing, outside_training, select_box, select_times
+from wdm_runtime.settings import Settings
+from wdm_runtime.statistics import MemberStore, StatisticsSpec
+from wdm_runtime.stepping import StepTime
+from wdm_runtime.version import version
+
+STATS = ("none", "also", "only")
+_HASH_BYTES = 1 << 20
+_USABLE = 0.9  # of the memory that is free: the system and the file cache want some
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    plan: Plan
+    sampler: str
+    steps: tuple[StepTime, ...]
+    area_km2: float
+
+
+@dataclass
+class _Watch:
+    """What is noted while samples pass by."""
+
+    steps: list[StepTime] = field(default_factory=list)
+    balances: list[Balance] = field(default_factory=list)
+
+
+def load(input: Path, settings: Settings) -> PrecipField:
+    """Read a file and select from it, as the settings say.
+
+    Raises
+    ------
+    InputError, MissingDependencyError
+    """
+    hours = parse_period(settings.accumulation) if settings.accumulation else None
+    found = read_field(input, settings.variable, hours)
+    if settings.time is not None:
+        found = select_times(found, settings.time)
+    if settings.bbox is not None:
+        found = select_box(found, settings.bbox)
+    return found
+
+
+def settled(settings: Settings) -> Settings:
+    """Defaults filled in, so that an output says what was done under any later default."""
+    if settings.stats not in STATS:
+        raise InputError(
+            f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
+        )
+    return replace(
+        settings,
+        steps=DEFAULT_STEPS if settings.steps is None else settings.steps,
+        sampler=settings.sampler or DEFAULT_SAMPLER,
+        consistency=settings.consistency or DEFAULT_CONSISTENCY,
+    )
+
+
+def run(
+    downscaler: Downscaler,
+    coarse: PrecipField,
+    target: Path,
+    settings: Settings,
+    provenance: dict[str, Any],
+    overwrite: bool = False,
+    max_bytes: int | None = None,
+    on_plan: Callable[[Plan, str | None], None] | None = None,
+    on_step: Callable[[StepTime], None] | None = None,
+) -> Outcome:
+    """Downscale a field into a file.
+
+    Parameters
+    ----------
+    downscaler
+        An open downscaler.
+    coarse
+        What `load` gave.
+    target
+        File to write; its suffix chooses the format.
+    settings
+        Made complete by `settled`.
+    provenance
+        Further global attributes.
+    overwrite
+        Whether an older file of that name may be replaced.
+    max_bytes
+        Memory of the whole process; None takes what is free.
+    on_plan
+        Called before work starts, with the plan and a note on the domain, if there is one.
+    on_step
+        Called after each sampler step.
+
+    Raises
+    ------
+    WdmError
+        Nothing is left at ``target``, or an older file as it was.
+    """
+    domain = downscaler.manifest.domain
+    check_spacing(coarse, domain.spacing_km, downscaler.factor, settings.assume_factor)
+    budget = _budget(max_bytes)
+    plan = downscaler.plan(coarse, settings.members, settings.steps, budget)
+    if on_plan:
+        on_plan(plan, outside_training(coarse, domain.latitudes))
+    watch = _Watch()
+
+    def note(step: StepTime) -> None:
+        watch.steps.append(step)
+        if on_step:
+            on_step(step)
+
+    samples = downscaler.downscale(
+        coarse,
+        settings.members,
+        settings.seed,
+        settings.steps,
+        settings.sampler,
+        settings.consistency or DEFAULT_CONSISTENCY,
+        settings.noise_decorrelation_min,
+        budget,
+        note,
+    )
+    statistics = None
+    if settings.stats != "none":
+        statistics = StatisticsSpec.parse(settings.quantiles, settings.thresholds)
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            open_writer(
+                target,
+                coarse,
+                downscaler.factor,
+                settings.members,
+                {**settings.attributes(), **provenance},
+                overwrite,
+                settings.units,
+                statistics,
+                settings.stats != "only",
+            )
+        )
+        store = None
+        if statistics is not None:
+            shape = tuple(n * downscaler.factor for n in coarse.grid.shape)
+            free = max(0, budget - plan.memory_bytes)
+            store = stack.enter_context(
+                MemberStore(settings.members, (shape[0], shape[1]), free, target.absolute().parent)
+            )
+        for sample in samples:
+            watch.balances.append(sample.balance)
+            _keep(sample, writer, store, statistics, settings)
+        writer.set_attributes(_balance_attributes(watch.balances))
+    sampler = settings.sampler or DEFAULT_SAMPLER
+    return Outcome(plan, sampler, tuple(watch.steps), coarse.grid.area_km2())
+
+
+def _keep(
+    sample: Sample,
+    writer: Writer,
+    store: MemberStore | None,
+    statistics: StatisticsSpec | None,
+    settings: Settings,
+) -> None:
+    """Write a member, and the statistics of its frame after the last one."""
+    if settings.stats != "only":
+        writer.write(sample.time_index, sample.member, sample.rate_mm_h)
+    if store is None or statistics is None:
+        return
+    store.add(sample.member, sample.rate_mm_h)
+    if sample.member == settings.members - 1:
+        for block in store.blocks(statistics):
+            writer.write_statistics(sample.time_index, block)
+
+
+def _budget(max_bytes: int | None) -> int:
+    """Memory for arrays: what is given, or free, less what this process holds already."""
+    held = resident_bytes() or 0
+    if max_bytes is None:
+        free = available_bytes()
+        return int(_USABLE * free) if free is not None else 1 << 62
+    if held >= max_bytes:
+        raise InputError(
+            f"--max-memory got {max_bytes / 2**20:,.0f} MiB, and the engine alone holds "
+            f"{held / 2**20:,.0f} MiB; expected more. Raise --max-memory."
+        )
+    return max_bytes - held
+
+
+def _balance_attributes(balances: list[Balance]) -> dict[str, Any]:
+    """Means over members and times; the residual is the one before the consistency step."""
+
+    def mean(name: str) -> float:
+        values = [value for b in balances if (value := getattr(b, name)) == value]
+        return sum(values) / len(values) if values else float("nan")
+
+    return {
+        "wdm_block_residual_mean_mm_h": mean("residual_mm_h"),
+        "wdm_block_residual_max_mm_h": max(
+            (b.max_residual_mm_h for b in balances if b.max_residual_mm_h == b.max_residual_mm_h),
+            default=float("nan"),
+        ),
+        "wdm_wet_fraction_before": mean("wet_fraction_before"),
+        "wdm_wet_fraction_after": mean("wet_fraction_after"),
+    }
+
+
+def provenance(downscaler: Downscaler, input: Path, command: str) -> dict[str, Any]:
+    """What besides the settings decides an output's values, as global attributes."""
+    return {
+        "wdm_input": str(input),
+        "wdm_input_sha256": hash_of(input),
+        "wdm_bundle": downscaler.manifest.name,
+        "wdm_bundle_sha256": downscaler.bundle.sha256,
+        "wdm_engine": downscaler.engine.kind,
+        "wdm_engine_version": downscaler.engine.version,
+        "wdm_device": downscaler.engine.device,
+        "wdm_precision": downscaler.precision,
+        "wdm_version": version(),
+        "wdm_command": command,
+    }
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, or of the files below a folder (a Zarr store) and their names."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    try:
+        for file in files:
+            if file is not path:
+                digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with file.open("rb") as stream:
+                while block := stream.read(_HASH_BYTES):
+                    digest.update(block)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); expected the input file. Fetch it again."
+        ) from error
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""What `wdm-run` prints: the plan before a run, the latency panel after it, a bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from wdm_runtime import console
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.latency import Report
+from wdm_runtime.plan import Plan
+
+
+def progress_bar(quiet: bool) -> Progress:
+    """A bar over tile evaluations, on the error stream and on terminals only."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} tiles"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console.err,
+        disable=quiet or not console.err.is_terminal,
+        transient=True,
+    )
+
+
+def plan_line(plan: Plan, seconds_per_tile: float) -> str:
+    """One line: tiles, dry share, memory and expected time."""
+    frames, tiles = len(plan.tiles), sum(plan.tiles)
+    return (
+        f"plan: {_count(frames, 'frame')}, {_count(tiles, 'tile')} x "
+        f"{_count(plan.members, 'member')} x {plan.steps} steps, {plan.dry_share:.0%} dry; "
+        f"about {_duration(plan.evaluations * seconds_per_tile)}, "
+        f"{plan.memory_bytes / 2**20:,.0f} MiB of arrays"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def latency_panel(report: Report, target: Path) -> Panel:
+    """The latency report of a run."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column(overflow="fold")
+    rows.add_row("engine", f"{report.engine}, {report.precision}, {report.device}")
+    rows.add_row(
+        "work",
+        f"{_count(report.frames, 'frame')} x {_count(report.members, 'member')} x {report.steps} "
+        f"steps ({report.sampler}), {report.tiles_total} tile evaluations, "
+        f"{report.dry_share:.0%} dry",
+    )
+    step = report.step_latency_ms
+    if step:
+        rows.add_row(
+            "step latency", f"p50 {step.p50:.1f}  p95 {step.p95:.1f}  p99 {step.p99:.1f} ms a tile"
+        )
+    if report.outside_engine_fraction is not None:
+        rows.add_row("outside engine", f"{report.outside_engine_fraction:.1%} of the loop")
+    if report.pixel_step_latency_ms:
+        ratio = f": this one is {report.speedup_vs_pixel:.1f} x faster"
+        rows.add_row(
+            "pixel model",
+            f"{report.pixel_step_latency_ms:.0f} ms a tile on the same engine"
+            + (ratio if report.speedup_vs_pixel else ""),
+        )
+    memory = f", peak memory {report.peak_rss_mib:.0f} MiB" if report.peak_rss_mib else ""
+    rows.add_row("total", f"{report.wall_s:.1f} s, {report.km2_per_s:,.0f} km2/s{memory}")
+    rows.add_row("output", os.path.relpath(target))
+    return Panel(rows, title=f"wdm-run {report.bundle}", expand=False)
+
+
+def bundle_table(bundle: Bundle) -> Table:
+    """What a bundle is and holds."""
+    manifest = bundle.manifest
+    table = Table(title=f"{manifest.name} ({bundle.path})", show_header=False)
+    wavelet, training, domain = manifest.wavelet, manifest.training, manifest.domain
+    table.add_row("sha256", bundle.sha256)
+    table.add_row("licence", manifest.licence)
+    table.add_row("wavelet", f"{wavelet.name}, {wavelet.levels} levels")
+    table.add_row("factor, tile", f"{manifest.factor}, {manifest.tile_px} x {manifest.tile_px} px")
+    south, north = domain.latitudes
+    table.add_row("trained at", f"{domain.spacing_km:g} km, {south:g} to {north:g} degrees north")
+    transform = manifest.transform
+    table.add_row("transform", f"{transform.name}, dry below {transform.dry_threshold_mm_h} mm/h")
+    schedule = manifest.schedule
+    ends = f"log SNR {schedule.logsnr_start:g} to {schedule.logsnr_end:g}"
+    table.add_row("schedule", f"{schedule.name}, {ends}, predicts {manifest.prediction}")
+    table.add_row("training", f"{training.get('steps')} steps, {training.get('seconds')} s")
+    for role, entry in manifest.graphs.items():
+        table.add_row(role, f"{entry.file}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}")
+    return table

@@ -1,0 +1,139 @@
+"""Makes an output again from its own attributes, to show where its values came from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wdm_runtime import job
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.errors import InputError, ParityError
+from wdm_runtime.io.compare import compare_outputs, read_attributes
+from wdm_runtime.plan import Plan
+from wdm_runtime.settings import Settings
+from wdm_runtime.stepping import StepTime
+
+_MAY_CHANGE_VALUES = ("version", "engine_version", "device", "precision")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an output says of itself: the input it was made from, checked, and all choices."""
+
+    output: Path
+    input: Path
+    settings: Settings
+    attributes: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """One of its ``wdm_`` attributes.
+
+        Raises
+        ------
+        InputError
+            The output has no such attribute.
+        """
+        return _text(self.output, self.attributes, name)
+
+
+def open_record(output: Path, input: Path | None = None) -> Record:
+    """Read an output's attributes and find its input.
+
+    Parameters
+    ----------
+    output
+        A NetCDF file or Zarr store that ``wdm-run infer`` wrote.
+    input
+        Where the input is now; None looks where the output says, then beside the output.
+
+    Raises
+    ------
+    InputError
+        The output holds no record, or its input is not found or not the same.
+    """
+    attributes = read_attributes(output)
+    named = Path(_text(output, attributes, "input"))
+    settings = Settings.from_attributes(attributes)
+    places = [input] if input else [named, output.absolute().parent / named.name]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        looked = " nor ".join(f"'{place}'" for place in places)
+        raise InputError(
+            f"{output}: was made from '{named.name}', found neither at {looked}; expected it "
+            "there. Name the file with --input."
+        )
+    digest, expected = job.hash_of(found), _text(output, attributes, "input_sha256")
+    if digest != expected:
+        raise InputError(
+            f"{found}: has the SHA-256 {digest}; expected {expected}, the input {output} was made "
+            "from. Name the right file with --input."
+        )
+    return Record(output, found, settings, attributes)
+
+
+def repeat(
+    record: Record,
+    downscaler: Downscaler,
+    max_bytes: int | None = None,
+    on_plan: Callable[[Plan, str | None], None] | None = None,
+    on_step: Callable[[StepTime], None] | None = None,
+) -> str:
+    """Make the output again in a temporary folder beside it, and compare all arrays.
+
+    Returns
+    -------
+    One sentence that says it matches.
+
+    Raises
+    ------
+    InputError
+        The bundle is not the one the output was made with.
+    ParityError
+        A value differs; the message says where and by how much.
+    """
+    bundle = record.text("bundle_sha256")
+    if downscaler.bundle.sha256 != bundle:
+        raise InputError(
+            f"{record.output}: was made with the bundle '{record.text('bundle')}' of SHA-256 "
+            f"{bundle}; got {downscaler.bundle.sha256}. Name that bundle with --bundle."
+        )
+    facts = job.provenance(downscaler, record.input, "wdm-run replay")
+    with tempfile.TemporaryDirectory(prefix="wdm-replay-") as folder:
+        again = Path(folder) / record.output.name
+        coarse = job.load(record.input, record.settings)
+        job.run(
+            downscaler,
+            coarse,
+            again,
+            record.settings,
+            facts,
+            max_bytes=max_bytes,
+            on_plan=on_plan,
+            on_step=on_step,
+        )
+        found = compare_outputs(record.output, again)
+    if found.identical:
+        return f"{record.output}: matches bit for bit, {len(found.variables)} arrays compared"
+    changed = [
+        f"{name} '{record.text(name)}' then, '{facts[f'wdm_{name}']}' now"
+        for name in _MAY_CHANGE_VALUES
+        if record.text(name) != facts[f"wdm_{name}"]
+    ]
+    because = f"Changed since: {'; '.join(changed)}." if changed else "Check how it was stored."
+    raise ParityError(
+        f"{record.output}: differs by at most {found.max_abs_difference_mm_h:.3g} mm/h from the "
+        f"same run now; expected the same bits. {'; '.join(found.differences)}. {because}"
+    )
+
+
+def _text(output: Path, attributes: dict[str, Any], name: str) -> str:
+    value = attributes.get(f"wdm_{name}")
+    if value is None:
+        raise InputError(
+            f"{output}: has no global attribute 'wdm_{name}'; expected the record of a run. Hand "
+            "in a file that 'wdm-run infer' wrote."
+        )
+    return str(value)

@@ -1,0 +1,286 @@
+"""Parts of a field by time and place, and whether a model fits the field's grid.
+
+Every function is pure: fields come back as views of the one handed in, still read when asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError, MissingDependencyError, require
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import SPACING_TOLERANCE, same_spacing
+
+# Windows begin and end on every second coarse cell: 2 cells are 20 fine cells, a whole number of
+# wavelet coefficients, so that a crop draws the whole field's noise.
+SNAP_CELLS = 2
+_SNUG = 1e-6  # of a cell: an edge given on a border does not reach into the next cell
+_INDEX = re.compile(r"[+-]?\d+")
+_INSTANT = re.compile(r"\d{4}-(\d\d(-\d\d(T\d\d(:\d\d(:\d\d)?)?)?)?)?|\d{4}")
+
+
+def select_times(field: PrecipField, text: str) -> PrecipField:
+    """The field at the times a text names.
+
+    Parameters
+    ----------
+    field
+        One or more valid times.
+    text
+        An index (``"0"``, ``"-1"`` the last); an ISO time in UTC, in full or the beginning of it
+        (``"2022-08-09"`` is the whole day); or a range ``"A/B"`` of ISO times with both ends
+        included, open where one is left out (``"2022-08-09T12:00/"``).
+
+    Returns
+    -------
+    PrecipField
+        In the field's own order; NaN and rates [mm h-1] as they are.
+
+    Raises
+    ------
+    InputError
+        The text is none of these, or no time of the field fits it.
+    """
+    times = field.valid_times
+    span = f"{len(times)} times from {times[0]} to {times[-1]}"
+    text = text.strip()
+    if _INDEX.fullmatch(text):
+        index = int(text)
+        if not -len(times) <= index < len(times):
+            raise InputError(
+                f"{_where(field)} has {span}; expected an index from {-len(times)} to "
+                f"{len(times) - 1}, got {index}. Choose another --time."
+            )
+        return field.at([index % len(times)])
+    first, slash, last = (part.strip().replace(" ", "T") for part in text.partition("/"))
+    first, last = first.removesuffix("Z"), (last if slash else first).removesuffix("Z")
+    ends = [end for end in (first, last) if end]
+    if not ends or not all(_INSTANT.fullmatch(end) for end in ends):
+        raise InputError(
+            f"Got the time '{text}'; expected an index like 0 or -1, a time like "
+            "2022-08-09T15:00 or the beginning of one, or a range A/B of them. Correct --time."
+        )
+    first, last = first.rstrip("-"), last.rstrip("-")
+    # As texts, cut to what was given: ISO times sort as they follow, in every calendar.
+    found = [
+        index
+        for index, time in enumerate(times)
+        if time[: len(first)] >= first and time[: len(last)] <= (last or time)
+    ]
+    dated = not times[0].startswith("none-")
+    if not found or not dated:
+        remedy = "Choose another --time." if dated else "It has no times: give an index to --time."
+        raise InputError(
+            f"{_where(field)} has {span}; expected at least one within '{text}'. {remedy}"
+        )
+    return field.at(found)
+
+
+def select_box(field: PrecipField, text: str) -> PrecipField:
+    """The smallest window of even coarse cells that covers a box.
+
+    The window snaps outward to an even number of cells from the whole field's north-west corner,
+    or to the field's edge; parts of the box beyond the edge are left out.
+
+    Parameters
+    ----------
+    field
+        A field on any grid, rows in either order.
+    text
+        ``"W,S,E,N"``: degrees on latitude-longitude grids, with longitudes in either convention
+        and E below W across the dateline; the coordinates' own units on projected grids.
+
+    Returns
+    -------
+    PrecipField
+        With its ``origin`` in the whole field, at least 2 x 2 cells where the field has as many.
+
+    Raises
+    ------
+    InputError
+        The text is no box, the box lies outside the grid, or would need two windows because the
+        grid itself begins in its middle.
+    """
+    west, south, east, north = _box(field, text)
+    rows = _window(field.grid.y, south, north)
+    columns = _columns(field, west, east, text)
+    if rows is None or columns is None:
+        raise InputError(
+            f"{_where(field)} covers {_extent(field)}; expected a box that meets it, got "
+            f"'{text}'. Correct --bbox."
+        )
+    size = field.grid.y.size
+    # Rows counted from the north, as noise is; columns as they are stored.
+    mirrored = not field.grid.north_first
+    top, bottom = (size - rows[1], size - rows[0]) if mirrored else rows
+    top, bottom = _snap(top, bottom, size, field.origin[0])
+    left, right = _snap(*columns, field.grid.x.size, field.origin[1])
+    chosen = slice(size - bottom, size - top) if mirrored else slice(top, bottom)
+    return field.crop(chosen, slice(left, right))
+
+
+def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bool) -> None:
+    """Refuse a grid whose cells are not ``factor`` times as wide as those a model makes.
+
+    Parameters
+    ----------
+    field
+        The coarse field. Degrees count 100 km, as grids are named: 0.1 degrees is 10 km.
+    spacing_km
+        The model's fine spacing [km].
+    factor
+        Fine cells per coarse cell along one axis.
+    assume
+        Skip the check: the caller takes the grid for what the model expects.
+
+    Raises
+    ------
+    InputError
+        The spacing differs by more than 10 % along an axis, or cannot be known.
+    """
+    if assume:
+        return
+    expected = spacing_km * factor
+    remedy = (
+        "Regrid the field, choose another bundle with --bundle, or pass --assume-factor to take "
+        "the grid as it is."
+    )
+    spacing = field.grid.spacing_km
+    if spacing is None:
+        units = " and ".join(f"'{unit}'" for unit in field.grid.units)
+        y, x = field.grid.shape
+        raise InputError(
+            f"{_where(field)} has {y} x {x} cells with coordinates in units {units}, so their "
+            f"spacing is unknown; expected {expected:g} km along both axes. {remedy}"
+        )
+    if not all(same_spacing(got, expected) for got in spacing):
+        raise InputError(
+            f"{_where(field)} has cells of {spacing[0]:.4g} x {spacing[1]:.4g} km (y, x); "
+            f"expected {expected:g} km within {SPACING_TOLERANCE:.0%} along both axes. {remedy}"
+        )
+
+
+def outside_training(field: PrecipField, latitudes: tuple[float, float]) -> str | None:
+    """A sentence if the field reaches beyond the latitudes a model was trained on, else None.
+
+    ``latitudes`` are the southern and northern edge [degrees]. Cells count by their centres. None
+    also where the field's latitudes cannot be had: see `latitude_range`.
+    """
+    found = latitude_range(field)
+    if found is None or (latitudes[0] <= found[0] and found[1] <= latitudes[1]):
+        return None
+    apart = found[1] < latitudes[0] or found[0] > latitudes[1]
+    return (
+        f"The field lies {'' if apart else 'partly '}outside the latitudes the model was trained "
+        f"on: {found[0]:.2f} to {found[1]:.2f} against {latitudes[0]:g} to {latitudes[1]:g} "
+        "degrees."
+    )
+
+
+def latitude_range(field: PrecipField) -> tuple[float, float] | None:
+    """Southernmost and northernmost latitude of the cells' centres [degrees].
+
+    Of a projected or rotated grid it is worked out from the grid mapping, which needs the extra
+    ``odim``; None without that, or without a grid mapping that says enough.
+    """
+    grid, mapping = field.grid, field.source.grid_mapping
+    names = (
+        str(grid.attributes[0].get("standard_name")),
+        str(mapping.attributes.get("grid_mapping_name")) if mapping else "",
+    )
+    if grid.is_latlon and "grid_latitude" not in names and "rotated" not in names[1]:
+        return float(grid.y.min()), float(grid.y.max())
+    spacing_km = grid.spacing_km
+    if mapping is None or spacing_km is None:
+        return None
+    try:
+        pyproj = require("pyproj", "odim", "Finding a projected grid's latitudes")
+        crs = pyproj.CRS.from_cf(mapping.attributes)
+        scale = 1.0
+        if not grid.is_latlon:  # metres or kilometres to the projection's own unit
+            scale = 1e3 * spacing_km[1] / grid.spacing[1] / crs.axis_info[0].unit_conversion_factor
+        # A pole inside the grid is far from its border, so every cell counts.
+        x, y = np.meshgrid(grid.x * scale, grid.y * scale)
+        to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        found = to_degrees.transform(x, y)[1]
+    except (MissingDependencyError, ValueError, KeyError, IndexError, RuntimeError):
+        return None
+    found = found[np.isfinite(found)]
+    return (float(found.min()), float(found.max())) if found.size else None
+
+
+def _where(field: PrecipField) -> str:
+    path, variable = field.source.path, field.source.variable
+    return f"{path or 'The field'}: variable '{variable}'" if variable else path or "The field"
+
+
+def _extent(field: PrecipField) -> str:
+    """W,S,E,N of the cells' outer borders, as --bbox takes them."""
+    (south, north), (west, east) = (
+        (v.min() - step / 2, v.max() + step / 2)
+        for v, step in zip(
+            (field.grid.y, field.grid.x), np.nan_to_num(field.grid.spacing), strict=True
+        )
+    )
+    units = "degrees" if field.grid.is_latlon else field.grid.units[1] or "its own units"
+    return f"W,S,E,N = {west:g},{south:g},{east:g},{north:g} ({units})"
+
+
+def _box(field: PrecipField, text: str) -> tuple[float, float, float, float]:
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        west = south = east = north = math.nan
+    degrees = field.grid.is_latlon
+    if degrees and east < west:  # across the dateline
+        east += 360
+    if not (west <= east < math.inf and -math.inf < south <= north < math.inf > -west):
+        raise InputError(
+            f"Got the box '{text}'; expected 'W,S,E,N' with S not above N"
+            f"{'' if degrees else ' and W not above E'}, within {_extent(field)}. Correct --bbox."
+        )
+    return west, south, east, north
+
+
+def _columns(field: PrecipField, west: float, east: float, text: str) -> tuple[int, int] | None:
+    x = field.grid.x
+    if not field.grid.is_latlon:
+        return _window(x, west, east)
+    if east - west >= 360:
+        return 0, x.size
+    turns = range(math.floor((x.min() - east) / 360), math.ceil((x.max() - west) / 360) + 1)
+    found = {_window(x, west + 360 * turn, east + 360 * turn) for turn in turns} - {None}
+    if len(found) > 1:
+        raise InputError(
+            f"{_where(field)} covers {_extent(field)} and the box '{text}' crosses the border "
+            "where it begins and ends; expected a box on one side of it. Ask for both sides one "
+            "after the other with --bbox."
+        )
+    return found.pop() if found else None
+
+
+def _window(centres: npt.NDArray[np.float64], low: float, high: float) -> tuple[int, int] | None:
+    """First and one past the last cell that a stretch of the axis meets; None beyond its ends."""
+    if centres.size == 1:
+        return (0, 1) if low <= centres[0] <= high else None
+    step = (centres[-1] - centres[0]) / (centres.size - 1)
+    near, far = sorted((edge - centres[0]) / step + 0.5 for edge in (low, high))
+    first, stop = math.floor(near + _SNUG), math.ceil(far - _SNUG)
+    stop = max(stop, first + 1)  # a stretch without width lies in one cell
+    if stop <= 0 or first >= centres.size:
+        return None
+    return max(first, 0), min(stop, centres.size)
+
+
+def _snap(first: int, stop: int, size: int, origin: int) -> tuple[int, int]:
+    """Outward to even cells of the whole field, but not beyond this one's edges."""
+    first -= (first + origin) % SNAP_CELLS
+    stop += -(stop + origin) % SNAP_CELLS
+    first, stop = max(first, 0), min(stop, size)
+    if stop - first < SNAP_CELLS:  # the odd cell at the edge takes neighbours in
+        first, stop = max(first - SNAP_CELLS, 0), min(stop + SNAP_CELLS, size)
+    return first, stop
