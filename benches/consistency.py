@@ -65,7 +65,7 @@ class StoredMembers:
         self.downscaler, self.folder, self.say = downscaler, folder, say
 
     def draw(self, frame: int, coarse: PrecipField, members: int, **options: Any) -> None:
-        """Keep all members of a frame; none of its cells is left out."""
+        """Keep all members of a frame, as far as they are wanted."""
         began = time.perf_counter()
         for sample in self.downscaler.downscale(coarse, members, consistency="none", **options):
             np.save(self._path(frame, sample.member), sample.rate_mm_h)
@@ -104,13 +104,16 @@ class Replay:
         seed: int,
         steps: int | None,
         sampler: str | None,
+        consistency: str,
         wanted: npt.NDArray[np.bool_] | None,
     ) -> Iterator[Sample]:
-        """Members of one frame; ``wanted`` is not heard, for the whole domain is timed."""
+        """Members of one frame with this replay's mode, whatever ``consistency`` says."""
         frame, coarse = self._frames, field.frame(0)
         self._frames += 1
         if not self.stored.holds(frame, members):
-            self.stored.draw(frame, field, members, seed=seed, steps=steps, sampler=sampler)
+            self.stored.draw(
+                frame, field, members, seed=seed, steps=steps, sampler=sampler, wanted=wanted
+            )
         smooth = interpolate(coarse, self.factor)
         for member in range(members):
             rate = self.stored.read(frame, member)
@@ -139,7 +142,7 @@ def show(columns: dict[str, dict[str, float | None]], title: str, console: Conso
     table = Table(
         title=title,
         caption="RAPSD, wet fraction (member minus truth), bias and consistency (|block mean - "
-        "input|) are one member's; s per member is the step's own time over the whole domain.",
+        "input|) are one member's; s per member is the step's own time.",
     )
     table.add_column("score")
     for mode in columns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from wdm_runtime import cli
 from wdm_runtime.bundle import MANIFEST_NAME, Bundle, sha256
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+
+with suppress(ImportError):  # before any test imports ecCodes: see `load_eccodes`
+    import pyproj  # noqa: F401
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SAMPLE = MODELS / "sample" / "mrms_10km.nc"

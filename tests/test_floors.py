@@ -10,15 +10,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"statistics", "plan", "io.atomic", "io.classic", "io.units"},
-    {"bundle", "samplers", "field", "consistency"},
-    {"select", "io.grib2", "io.coordinates"},
-    {"io.netcdf"},
-    {"io.writer", "io.ensemble", "engines.ort"},
-    {"io", "engines"},
-    {"conditioning", "stepping", "plot"},
-    {"downscale"},
-    {"latency"},
+    | {"statistics", "plan", "settings", "io.atomic", "io.classic", "io.dataset", "io.units"},
+    {"bundle", "samplers", "field", "consistency", "io.choice", "io.grib_header"},
+    {"engines.ort", "select", "io.cf", "io.coordinates", "io.foreign"},
+    {"engines", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
+    {"conditioning", "stepping", "io.precipitation"},
+    {"downscale", "io.netcdf", "io.xarray_reader"},
+    {"io", "io.array_output", "io.compare", "io.ensemble"},
+    {"plot", "io.grib_output", "io.zarr_output"},
+    {"io.writer"},
+    {"job"},
+    {"labelled", "latency", "replay"},
+    {"panels"},
     {"cli"},
 ]
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from wdm_runtime import console
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.errors import InputError
 from wdm_runtime.wavelets import WaveletSpec
 
@@ -341,6 +342,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the ensemble")] = 0,
     steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
+    consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
     output: Annotated[Path | None, typer.Option("-o", "--json", help="Write as JSON")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
@@ -363,6 +365,7 @@ def evaluate(
             seed=seed,
             steps=steps,
             sampler=sampler,
+            consistency=consistency or DEFAULT_CONSISTENCY,
             on_progress=lambda line: progress.update(task, note=line),
         )
         manifest = downscaler.manifest
@@ -370,7 +373,9 @@ def evaluate(
     if output:
         write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:
-        options = _given(members=members, seed=seed, steps=steps, sampler=sampler)
+        options = _given(
+            members=members, seed=seed, steps=steps, sampler=sampler, consistency=consistency
+        )
         words = [bundle.as_posix(), *(file.name for file in files)]
         words += [f"--{name} {value}" for name, value in options.items()]
         command = f"wdm-export evaluate {' '.join(words)}"

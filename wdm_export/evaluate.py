@@ -21,6 +21,7 @@ from wdm_export.data import MAX_MISSING_SHARE, MIN_WET_SHARE, PATCH_SIZE_PX, WET
 from wdm_export.metrics import TruthTile
 from wdm_export.score_table import Evaluation, ForecastRow, TilePlace
 from wdm_export.scores import EnsembleTileScores, TileScores
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid, interpolate
@@ -55,6 +56,7 @@ class DownscalerLike(Protocol):
         seed: int,
         steps: int | None,
         sampler: str | None,
+        consistency: str,
         wanted: npt.NDArray[np.bool_] | None,
     ) -> Iterator[SampleLike]:
         """Draw an ensemble; only the ``wanted`` fine cells need a result."""
@@ -168,6 +170,7 @@ def evaluate(
     seed: int,
     steps: int | None = None,
     sampler: str | None = None,
+    consistency: str = DEFAULT_CONSISTENCY,
     tile_px: int = PATCH_SIZE_PX,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -184,7 +187,7 @@ def evaluate(
         1 km truth; each is read when its turn comes, and each of its valid times is run alone.
     members, seed
         Ensemble size and seed. With one member there is no row for the ensemble.
-    steps, sampler
+    steps, sampler, consistency
         Handed on to the downscaler; None takes its defaults.
     tile_px
         Tile edge in fine cells.
@@ -211,7 +214,13 @@ def evaluate(
             wanted[_window(place, tile_px)] = True
         kept = np.full((len(tiles), members, tile_px, tile_px), np.nan, dtype=np.float32)
         for sample in downscaler.downscale(
-            coarse, members=members, seed=seed, steps=steps, sampler=sampler, wanted=wanted
+            coarse,
+            members=members,
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            consistency=consistency,
+            wanted=wanted,
         ):
             for i, place in enumerate(tiles):
                 kept[i, sample.member] = sample.rate_mm_h[_window(place, tile_px)]
@@ -231,7 +240,7 @@ def evaluate(
             "Hand in larger or wetter fields."
         )
     settings = {"members": members, "seed": seed, "steps": steps, "sampler": sampler}
-    return board.result({**settings, "tile_px": tile_px})
+    return board.result({**settings, "consistency": consistency, "tile_px": tile_px})
 
 
 def _frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:

@@ -15,7 +15,7 @@ from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
-from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from wdm_runtime.settings import Settings
@@ -35,7 +35,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors o
 
 def main() -> None:
     """Entry point."""
-    console.run(app)
+    with exit_on_sigterm():
+        console.run(app)
 
 
 @app.callback()

@@ -47,6 +47,7 @@ class Oracle:
         seed: int,
         steps: int | None = None,
         sampler: str | None = None,
+        consistency: str = "none",
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Iterator[Sample]:
         assert field.grid.north_first and len(field.valid_times) == 1

@@ -1,6 +1,8 @@
 """GRIB2 messages written by ecCodes: products, units, times, grids, and what is refused."""
 
 import gzip
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -255,3 +257,17 @@ def test_other_grids_and_editions_are_refused(tmp_path):
     eccodes.codes_release(handle)
     with pytest.raises(InputError, match="edition 1; expected edition 2"):
         read_grib2(write(tmp_path / "one.grib", first))
+
+
+def test_projections_work_after_a_grib_file_was_read(tmp_path):
+    pytest.importorskip("pyproj")
+    path = tmp_path / "rain.grib2"
+    path.write_bytes(message())
+    code = (
+        "import sys; from wdm_runtime.io import read_field; read_field(sys.argv[1]).load(); "
+        "import pyproj; print(pyproj.CRS.from_epsg(3413).name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "Polar" in done.stdout, done.stderr

@@ -26,6 +26,7 @@ from output_files import (
 
 from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
 from wdm_runtime.field import PrecipField, TimeAxis
+from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.writer import open_writer
 
@@ -209,6 +210,22 @@ class TestEveryFormat:
         else:
             magic = b"GRIB" if suffix.startswith(".gr") else b"\x89HDF"
             assert path.read_bytes()[:4] == magic
+
+    @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+    @pytest.mark.parametrize("make", [rate_field, amount_field, flux_field])
+    def test_our_own_reader_gives_it_back(self, tmp_path: Path, suffix: str, make: Any) -> None:
+        field = make()
+        with open_writer(tmp_path / f"out{suffix}", field, FACTOR, 1, {}) as writer:
+            for time in range(2):
+                writer.write(time, 0, rates(field, time, 0))
+        found = read_field(tmp_path / f"out{suffix}")
+        assert found.valid_times == VALID_TIMES
+        assert (found.source.units, found.source.period_h) == (
+            field.source.units,
+            field.source.period_h,
+        )
+        np.testing.assert_allclose(found.frame(1), rates(field, 1, 0), rtol=1e-6)
+        np.testing.assert_allclose(found.grid.y, field.grid.refined(FACTOR).y)
 
     @pytest.mark.parametrize("name", ["out", "out.tif", "out.nc.gz"])
     def test_other_names_are_refused(self, tmp_path: Path, name: str) -> None:

@@ -49,11 +49,15 @@ def read_field(
         GRIB2 without the extra ``grib``, Zarr without the extra ``xarray``.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name too long, a folder above without permission
+        raise _unreadable(path, error) from error
+    if is_folder:
         from wdm_runtime.io.xarray_reader import read_xarray
 
         return read_xarray(path, variable, accumulation_h)
-    if not path.is_file():
+    if not is_file:
         raise InputError(
             f"{path}: no such file; expected a precipitation field in NetCDF, GRIB2, ODIM_H5 or "
             "Zarr on this machine. Check the path, or fetch it first."
@@ -108,7 +112,11 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected a file with permission to read. Change "
-            "its mode."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot be read ({error.strerror}); expected a file with permission to read. "
+        "Check the path, or change the mode of the file and of the folders above."
+    )

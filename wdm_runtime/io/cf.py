@@ -13,6 +13,7 @@ import netCDF4
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.units import amount_factor, to_mm_h
@@ -74,7 +75,10 @@ def output_quantity(source: Source, units: str | None) -> Quantity:
     """
     text = source.units if units is None else units
     quantity = Quantity(text, None if amount_factor(text) is None else source.period_h)
-    to_mm_h(quantity.units, quantity.period_h)  # refuses
+    try:
+        to_mm_h(quantity.units, quantity.period_h)
+    except InputError as error:
+        raise InputError(f"--units cannot be had for this output: {error}") from error
     return quantity
 
 

@@ -47,8 +47,8 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
         found = [wanted] if wanted in fields else [p for p in fields if fields[p].name == wanted]
         if not found:
             raise InputError(
-                f"{dataset.label}: has no field '{requested}'; expected one of "
-                f"{_listed(rain or fields)}. Choose one with --variable."
+                f"{dataset.label}: has no field '{requested}'{_why_not(dataset, wanted)}; expected "
+                f"{_candidates(rain or fields)}"
             )
     else:
         rates = [p for p, v in rain.items() if rate_factor(v.text("units")) is not None]
@@ -62,9 +62,10 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
         )
     if not found and not rain:
         raise InputError(
-            f"{dataset.label}: has no precipitation variable, only {_listed(fields)}; expected a "
-            "standard_name like 'lwe_precipitation_rate', or a name like 'precipitation', in units "
-            "convertible to 'mm h-1'. Choose one with --variable."
+            f"{dataset.label}: has no precipitation variable{', only ' if fields else ''}"
+            f"{_listed(fields)}; expected one with a standard_name like 'lwe_precipitation_rate', "
+            "or a name like 'precipitation', in units convertible to 'mm h-1' and two dimensions "
+            f"or more. {_remedy(fields)}"
         )
     chosen = fields[found[0]] if found else next(iter(rain.values()))
     _check_units(dataset, chosen)
@@ -102,12 +103,31 @@ def _check_units(dataset: Dataset, variable: Variable) -> None:
         has = f"units '{units}'" if units else "no units"
         raise InputError(
             f"{dataset.label}: variable '{variable.path}' has {has}, expected a rate convertible "
-            "to 'mm h-1', or an amount convertible to 'mm' over a known period. "
-            "Choose another with --variable."
+            "to 'mm h-1', or an amount convertible to 'mm' over a known period. Correct its "
+            "attribute 'units', or choose another with --variable."
         )
 
 
 def _listed(variables: Mapping[str, Variable]) -> str:
     texts = [f"'{path}' [{v.text('units') or 'no units'}]" for path, v in variables.items()]
     more = [f"{len(texts) - _LISTED} more"] if len(texts) > _LISTED else []
-    return ", ".join(texts[:_LISTED] + more) or "variables of fewer than two dimensions"
+    return ", ".join(texts[:_LISTED] + more)
+
+
+def _candidates(fields: Mapping[str, Variable]) -> str:
+    listed = f"one of {_listed(fields)}" if fields else "numbers in two dimensions or more"
+    return f"{listed}. {_remedy(fields)}"
+
+
+def _why_not(dataset: Dataset, name: str) -> str:
+    """What a variable is that is there and no field; "" if it is not there."""
+    found = next((v for path, v in dataset.variables.items() if name in (path, v.name)), None)
+    if found is None:
+        return ""
+    numbers = found.dtype is not None and found.dtype.kind in "iuf"
+    holding = "" if numbers else " that holds no numbers"
+    return f", only a variable ({', '.join(found.dimensions)}){holding}"
+
+
+def _remedy(fields: Mapping[str, Variable]) -> str:
+    return "Choose one with --variable." if fields else "Hand in another file."

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import GridMapping, TimeAxis
 from wdm_runtime.grid import Grid
-from wdm_runtime.io.dataset import Dataset, Variable
+from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 
 # What describes the stored numbers and not their meaning: untrue of the finer grid.
 _STORAGE_ATTRIBUTES = re.compile(
@@ -37,6 +37,7 @@ _NAMED_AXES = {
     ),
 }
 _DEGREES = re.compile(r"degrees?_?(n|e)(orth|ast)?")
+_POLE = 90.001  # degrees, with float32's rounding
 _SEPARABLE_WITHIN = 1e-3  # of a cell: what float32 rounding leaves of a repeated row or column
 
 
@@ -126,6 +127,7 @@ def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
             and set(plane.dimensions) <= set(variable.dimensions)
             and _kind(plane) == kind
         ):
+            check_fits(dataset.label, plane, plane.size)
             line = _line(plane)
             if line is not None:
                 return Axis(kind, line.dimensions[0], line.size, line)
@@ -161,14 +163,21 @@ def grid_of(dataset: Dataset, axes: dict[str, Axis]) -> Grid:
     Raises
     ------
     InputError
-        The coordinates are not evenly spaced.
+        The coordinates are not evenly spaced, or lie beyond a pole.
     """
     coordinates = [axes[kind].coordinate for kind in "yx"]
     y, x = (coordinate for coordinate in coordinates if coordinate is not None)
     try:
-        return Grid(y.decoded(), _unwrapped(x), (y.name, x.name), (meaning(y), meaning(x)))
+        grid = Grid(y.decoded(), _unwrapped(x), (y.name, x.name), (meaning(y), meaning(x)))
     except InputError as error:
         raise InputError(f"{dataset.label}: {error}") from error
+    if grid.is_latlon and np.abs(grid.y).max() > _POLE:
+        raise InputError(
+            f"{dataset.label}: coordinate '{y.path}' goes from {grid.y.min():g} to "
+            f"{grid.y.max():g} in units '{y.text('units')}'; expected latitudes from -90 to 90. "
+            "Correct its numbers, or its units if they are no degrees."
+        )
+    return grid
 
 
 def _unwrapped(x: Variable) -> npt.NDArray[np.float64]:
@@ -216,7 +225,7 @@ def valid_times_of(
     try:
         decoded = np.atleast_1d(coordinate.decoded())
         if not np.isfinite(decoded).all():
-            raise ValueError("some times are missing")
+            raise ValueError("some times are missing or infinite")
         # As stored where that is what is meant: int64 does not fit into float64.
         values = decoded if coordinate.is_packed else np.atleast_1d(coordinate.raw()).copy()
         dates = dates_of(values, units, calendar)
@@ -224,8 +233,8 @@ def valid_times_of(
     except (ValueError, OverflowError, TypeError, AttributeError) as error:
         raise InputError(
             f"{dataset.label}: coordinate '{coordinate.name}' has units '{units}' in calendar "
-            f"'{calendar}', which cannot be decoded ({error}); expected '<unit> since <date>'. "
-            "Correct its attributes."
+            f"'{calendar}', which cannot be decoded ({error}); expected a number for each "
+            "time in '<unit> since <date>'. Correct the coordinate and its attributes."
         ) from error
     # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
     half = timedelta(milliseconds=500)

@@ -6,6 +6,7 @@ Nothing is read before it is asked for, and only the part that is.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from wdm_runtime.errors import InputError
 # HDF5 keeps state per library, not per file: every call into netCDF4, here and in the writer, and
 # every read through xarray, which may come out there too, holds it.
 LIBRARY_LOCK = threading.RLock()
+_BYTES_PER_CELL = 32  # of one frame while it is decoded
+_BYTES_PER_TIME = 500  # its date and text, while they are decoded
 
 Index = tuple[int | slice, ...]
 
@@ -130,6 +133,33 @@ def check_unchanged(path: Path, before: tuple[tuple[str, int, int], ...]) -> Non
         raise InputError(
             f"{path}: was changed while it was being read; expected the same file until all of "
             "its times are read. Let its writer finish and run again."
+        )
+
+
+def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> None:
+    """Refuse what could not be read one frame at a time, before anything of that size is made.
+
+    Parameters
+    ----------
+    label
+        The dataset's.
+    cells
+        Of one frame of the variable.
+
+    Raises
+    ------
+    InputError
+        A frame takes more than this machine's memory.
+    """
+    needed_bytes = _BYTES_PER_CELL * cells + _BYTES_PER_TIME * times
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed_bytes > memory_bytes:
+        sizes = " x ".join(map(str, variable.shape))
+        raise InputError(
+            f"{label}: variable '{variable.path}' has {sizes} cells "
+            f"({', '.join(variable.dimensions)}), which take {needed_bytes / 2**30:.0f} GiB to "
+            f"read one time after the other; expected less than this machine's "
+            f"{memory_bytes / 2**30:.1f} GiB. Extract a part of it first."
         )
 
 

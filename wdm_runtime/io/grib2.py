@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError, require
+from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source
 from wdm_runtime.io.foreign import epoch_axis, to_rates
 from wdm_runtime.io.grib_header import (
@@ -27,6 +27,7 @@ from wdm_runtime.io.grib_header import (
     Header,
     header_of,
     identity_of,
+    load_eccodes,
 )
 from wdm_runtime.io.units import to_mm_h
 
@@ -59,7 +60,7 @@ def read_grib2(path: Path) -> PrecipField:
     MissingDependencyError
         Without the extra ``grib``.
     """
-    eccodes = require("eccodes", "grib", "Reading GRIB2")
+    eccodes = load_eccodes("Reading GRIB2")
     found: list[tuple[Header, bytes]] = []
     others: list[str] = []
     for message in _messages(path, _content(path)):
@@ -121,7 +122,7 @@ class GribFrames:
 
     def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
         header = self.header
-        eccodes = require("eccodes", "grib", "Reading GRIB2")
+        eccodes = load_eccodes("Reading GRIB2")
         with _handle(self.path, eccodes, self.messages[index]) as get:
             values = np.asarray(get("values"), dtype=np.float64)
         values = values.reshape(header.rows, header.columns)

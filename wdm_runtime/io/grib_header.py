@@ -6,16 +6,19 @@ discipline, category and number (NSSL's table v12.2, WMO's code table 4.2).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, require
 from wdm_runtime.grid import Grid
 
 # (discipline, category, number) -> name; MRMS's with their period [h], None for rates.
@@ -37,6 +40,17 @@ _UNIT_HOURS = {0: 1 / 60, 1: 1.0, 2: 24.0, 10: 3.0, 11: 6.0, 12: 12.0, 13: 1 / 3
 _CLOCK = ("year", "month", "day", "hour", "minute", "second")
 
 Get = Callable[[str], Any]  # a message's keys, None for those it does not have
+
+
+def load_eccodes(purpose: str) -> ModuleType:
+    """Import ecCodes, or say which extra brings it.
+
+    Its wheels and pyproj's each hold a PROJ library, and ecCodes makes its own known to the whole
+    process: a pyproj imported later takes it for its own and crashes. So pyproj goes first.
+    """
+    with suppress(ImportError):
+        importlib.import_module("pyproj")
+    return require("eccodes", "grib", purpose)
 
 
 @dataclass(frozen=True)

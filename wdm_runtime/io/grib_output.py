@@ -15,11 +15,12 @@ import netCDF4
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import OutputError, require
+from wdm_runtime.errors import OutputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.array_output import Output
 from wdm_runtime.io.cf import is_geographic, output_time
+from wdm_runtime.io.grib_header import load_eccodes
 from wdm_runtime.io.layout import Layout
 from wdm_runtime.io.units import to_mm_h
 from wdm_runtime.statistics import StatisticsBlock, StatisticsSpec
@@ -81,7 +82,7 @@ class GribOutput:
     """A file of messages, in the order in which frames come."""
 
     def __init__(self, temporary: Path, layout: Layout, field: PrecipField) -> None:
-        self._eccodes = require("eccodes", "grib", "Writing GRIB2")
+        self._eccodes = load_eccodes("Writing GRIB2")
         self._ends = _ends(field)
         self._period_h = layout.quantity.period_h
         # kg m-2 of water are mm

@@ -7,7 +7,6 @@ neither rain nor codes, and refused.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +24,7 @@ from wdm_runtime.io.coordinates import (
     grid_of,
     valid_times_of,
 )
-from wdm_runtime.io.dataset import Dataset, Variable
+from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 from wdm_runtime.io.units import rate_factor, to_mm_h
 
 # Codes are in the file's units. A row of nines is one in any; what is more, only where it would
@@ -37,8 +36,6 @@ _NEGATIVE_CODES: Final = (-1.0, -3.0)  # MRMS: missing, no radar coverage
 _CODE_TO: Final = -99.0  # -99, -999, -9999.9 and their like
 _DRY_FROM_MM_H: Final = -1e-3  # packing and resampling leave smaller negatives
 _CLOSE: Final = 1e-6  # codes that went through float32
-_BYTES_PER_CELL: Final = 32  # of one frame while it is decoded
-_BYTES_PER_TIME: Final = 500  # its date and text, while they are decoded
 
 
 def read_precipitation(
@@ -64,7 +61,8 @@ def read_precipitation(
     """
     variable = choose(dataset, requested, accumulation_h)
     axes = find_axes(dataset, variable)
-    _check_size(dataset, variable, axes)
+    times = axes["t"].size if "t" in axes else 1
+    check_fits(dataset.label, variable, axes["y"].size * axes["x"].size, times)
     valid_times, time = valid_times_of(dataset, variable, axes.get("t"))
     units, period_h = variable.text("units"), None
     if rate_factor(units) is None:
@@ -75,6 +73,7 @@ def read_precipitation(
             "amount convertible to 'mm', as an accumulation period was stated. Leave out "
             "--accumulation, or choose another with --variable."
         )
+    _check_packing(dataset, variable)
     grid = grid_of(dataset, axes)
     shape = (len(valid_times), *grid.shape)
     frames = StoredFrames(dataset.label, variable, axes, shape, to_mm_h(units, period_h))
@@ -93,18 +92,19 @@ def read_precipitation(
     return PrecipField(frames, grid, valid_times, source)
 
 
-def _check_size(dataset: Dataset, variable: Variable, axes: dict[str, Axis]) -> None:
-    """Before anything of that size is made."""
-    rows, columns = axes["y"].size, axes["x"].size
-    times = axes["t"].size if "t" in axes else 1
-    needed_bytes = _BYTES_PER_CELL * rows * columns + _BYTES_PER_TIME * times
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed_bytes > memory_bytes:
-        raise InputError(
-            f"{dataset.label}: variable '{variable.path}' has {times} times of {rows} x {columns} "
-            f"cells, which take {needed_bytes / 2**30:.0f} GiB to read one by one; expected less "
-            f"than this machine's {memory_bytes / 2**30:.1f} GiB. Extract a part of it first."
-        )
+def _check_packing(dataset: Dataset, variable: Variable) -> None:
+    """A factor of 0 would make dry ground of any number."""
+    for name, default in (("scale_factor", 1.0), ("add_offset", 0.0)):
+        found = variable.attributes.get(name, default)
+        try:
+            number = float(np.ravel(found)[0])
+        except (ValueError, TypeError, IndexError):
+            number = float("nan")
+        if not np.isfinite(number) or (name == "scale_factor" and number == 0):
+            raise InputError(
+                f"{dataset.label}: variable '{variable.path}' has {name} = {found!r}; expected a "
+                "finite number, and no factor of 0. Correct the attribute."
+            )
 
 
 @dataclass(frozen=True, repr=False)
