@@ -26,12 +26,13 @@ from wdm_export.evaluate import evaluate
 from wdm_export.metrics import BANDS_KM
 from wdm_export.score_table import Evaluation
 from wdm_runtime.consistency import MODES, make_consistent
-from wdm_runtime.downscale import Balance, Downscaler, Sample
+from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import machine
 from wdm_runtime.samplers import DEFAULT_STEPS
+from wdm_runtime.sampling import Balance
 
 TABLE_WIDTH = 100
 UNBALANCED = Balance(np.nan, np.nan, np.nan, np.nan)  # `evaluate` does not look at it

@@ -5,7 +5,7 @@ this package needs NumPy alone: engines and file formats are imported when they 
 """
 
 from wdm_runtime.bundle import Bundle, Manifest
-from wdm_runtime.downscale import Balance, Downscaler, Sample
+from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import (
     BundleError,
     EngineError,
@@ -17,6 +17,7 @@ from wdm_runtime.errors import (
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
+from wdm_runtime.sampling import Balance
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.version import version
 

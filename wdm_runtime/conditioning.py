@@ -37,11 +37,14 @@ class Frame:
         (y, x) coarse cells in which there may be fine rain.
     tiling
         Tiles over the coefficient grid; none if the frame is dry or missing.
+    complete
+        Whether the tiles cover all of ``near_rain``, not only what was wanted.
     """
 
     coarse_mm_h: Array
     near_rain: Mask
     tiling: Tiling
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def look_at(coarse_mm_h: Array, manifest: Manifest, wanted: Mask | None = None) 
     # Small tiles (tests) keep some of their own: a quarter is overlap enough.
     overlap = min(OVERLAP_PX // stride, size // 4)
     tiling = Tiling((rows, columns), size, overlap, _any_in_blocks(fine, stride, (rows, columns)))
-    return Frame(coarse_mm_h, near, tiling)
+    return Frame(coarse_mm_h, near, tiling, complete=wanted is None)
 
 
 def near_rain(coarse_mm_h: Array, wet_from_mm_h: float) -> Mask:

@@ -18,48 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.conditioning import (
-    Condition,
-    Frame,
-    condition,
-    finish,
-    interpolated,
-    look_at,
-    spread,
-    valid_cells,
-)
-from wdm_runtime.consistency import (
-    DEFAULT_CONSISTENCY,
-    block_residual,
-    check_mode,
-    make_consistent,
-    wet_fraction,
-)
+from wdm_runtime.conditioning import Frame, condition, look_at
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import Engine, choose, open_engine
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.noise import INITIAL_STEP, Noise, noise_of
+from wdm_runtime.noise import noise_of
 from wdm_runtime.plan import Plan, sampling_bytes
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, Sampler, get_sampler
-from wdm_runtime.stepping import StepTime, TileNetwork
+from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
+from wdm_runtime.sampling import Balance, Draw, Sampling
+from wdm_runtime.stepping import StepTime
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Balance:
-    """A member against its coarse input.
-
-    ``residual_mm_h`` and ``max_residual_mm_h`` are the mean and largest absolute difference of
-    block means and input before the consistency step [mm h-1]; the wet fractions are shares of
-    valid fine cells at or above the dry threshold, before it and after.
-    """
-
-    residual_mm_h: float
-    max_residual_mm_h: float
-    wet_fraction_before: float
-    wet_fraction_after: float
 
 
 @dataclass(frozen=True)
@@ -73,28 +44,6 @@ class Sample:
     member: int
     rate_mm_h: Array
     balance: Balance
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What all draws of a run share."""
-
-    integrate: Sampler
-    times: npt.NDArray[np.float64]
-    noise_origin: tuple[int, int]
-    consistency: str
-    on_step: Callable[[StepTime], None] | None
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """A member of a frame that waits to be sampled; without a condition it is dry."""
-
-    frame: Frame
-    condition: Condition | None
-    time_index: int
-    member: int
-    noise: Noise
 
 
 class Downscaler:
@@ -277,7 +226,11 @@ class Downscaler:
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         check_mode(consistency)
-        run = _Run(
+        sampling = Sampling(
+            self.manifest,
+            self.engine,
+            self._idwt,
+            self.batch,
             get_sampler(sampler or DEFAULT_SAMPLER),
             self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps),
             self._noise_origin(field),
@@ -288,21 +241,34 @@ class Downscaler:
             noise_of(seed, valid_time, 0, noise_decorrelation_min)  # raises before work is done
         at_most = self._samples_at_most(field, max_bytes)
 
-        def draw_all() -> Iterator[Sample]:
-            waiting: list[_Draw] = []
+        def draws() -> Iterator[Draw]:
             for index, valid_time in enumerate(field.valid_times):
                 frame = self._look(field, index, wanted)
                 given = condition(frame, self.manifest, self._dwt) if frame.tiling.tiles else None
                 for member in range(members):
                     noise = noise_of(seed, valid_time, member, noise_decorrelation_min)
-                    waiting.append(_Draw(frame, given, index, member, noise))
-                    tiles = sum(len(draw.frame.tiling.tiles) for draw in waiting)
-                    if tiles >= self.batch or len(waiting) >= at_most:
-                        yield from self._sample(waiting, run, field, wanted)
-                        waiting.clear()
-            yield from self._sample(waiting, run, field, wanted)
+                    yield Draw(frame, given, index, member, noise)
+
+        def draw_all() -> Iterator[Sample]:
+            flip = _flip(field)
+            for group in self._groups(draws(), at_most):
+                for draw, rate, balance in sampling.run(group):
+                    yield Sample(draw.time_index, draw.member, rate[flip], balance)
 
         return draw_all()
+
+    def _groups(self, draws: Iterator[Draw], at_most: int) -> Iterator[list[Draw]]:
+        """Draws whose tiles fill an engine call, as far as memory goes."""
+        waiting: list[Draw] = []
+        tiles = 0
+        for draw in draws:
+            waiting.append(draw)
+            tiles += len(draw.frame.tiling.tiles)
+            if tiles >= self.batch or len(waiting) >= at_most:
+                yield waiting
+                waiting, tiles = [], 0
+        if waiting:
+            yield waiting
 
     def _look(self, field: PrecipField, index: int, wanted: Mask | None) -> Frame:
         flip = _flip(field)
@@ -342,71 +308,6 @@ class Downscaler:
                 "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
             )
         return fine[0] // stride, fine[1] // stride
-
-    def _sample(
-        self, draws: list[_Draw], run: _Run, field: PrecipField, wanted: Mask | None
-    ) -> Iterator[Sample]:
-        """Integrate the draws that have tiles together, and finish all."""
-        wet = [draw for draw in draws if draw.condition is not None]
-        residuals = dict(zip(map(id, wet), self._integrate(wet, run), strict=True)) if wet else {}
-        for draw in draws:
-            rate, balance = self._finish(draw, residuals.pop(id(draw), None), run, wanted)
-            yield Sample(draw.time_index, draw.member, rate[_flip(field)], balance)
-
-    def _integrate(self, draws: list[_Draw], run: _Run) -> Array:
-        """Standardised residual coefficients (draw, c, h, w)."""
-        given = [draw.condition for draw in draws if draw.condition is not None]
-        subbands, height, width = given[0].standardised.shape
-        top, left = run.noise_origin
-
-        def noise(step: int) -> Array:
-            out = np.empty((len(draws), subbands, height, width), dtype=np.float32)
-            for values, draw in zip(out, draws, strict=True):
-                values[:] = draw.noise.draw(
-                    step,
-                    subbands,
-                    (top, top + height),
-                    (left, left + width),
-                    draw.frame.tiling.covered,
-                )
-            return out
-
-        tilings = [draw.frame.tiling for draw in draws]
-        network = TileNetwork(
-            self.engine,
-            self.batch,
-            list(zip(tilings, [one.standardised for one in given], strict=True)),
-            run.on_step,
-        )
-        start = noise(INITIAL_STEP)
-        network.start()
-        schedule = self.manifest.schedule
-        return run.integrate(network, start, run.times, schedule, noise, network.step)
-
-    def _finish(
-        self, draw: _Draw, residual: Array | None, run: _Run, wanted: Mask | None
-    ) -> tuple[Array, Balance]:
-        """Rates (y, x) [mm h-1], north first, with missing cells and block means put right."""
-        frame, factor = draw.frame, self.factor
-        coarse = frame.coarse_mm_h
-        if residual is None or draw.condition is None:
-            rate = np.zeros([n * factor for n in coarse.shape], dtype=np.float32)
-        else:
-            rate = finish(frame, draw.condition, residual, self.manifest, self._idwt)
-        if np.isnan(coarse).any():
-            rate[~valid_cells(coarse, factor)] = np.nan
-        if wanted is not None:
-            stride = self.manifest.wavelet.stride
-            covered = spread(frame.tiling.covered, stride)[: rate.shape[0], : rate.shape[1]]
-            rate[spread(frame.near_rain, factor) & ~covered] = np.nan
-        dry_mm_h = self.manifest.transform.dry_threshold_mm_h
-        mean, largest = block_residual(rate, coarse, factor)
-        wet_before = wet_after = wet_fraction(rate, dry_mm_h)
-        if run.consistency != "none":
-            smooth = interpolated(coarse, factor)
-            rate = make_consistent(rate, coarse, smooth, factor, run.consistency)
-            wet_after = wet_fraction(rate, dry_mm_h)
-        return rate, Balance(mean, largest, wet_before, wet_after)
 
 
 def _flip(field: PrecipField) -> slice:

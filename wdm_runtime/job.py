@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
-from wdm_runtime.downscale import Balance, Downscaler, Sample
+from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.io import read_field
@@ -18,6 +18,7 @@ from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import Writer, open_writer
 from wdm_runtime.plan import Plan, available_bytes, resident_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
+from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training, select_box, select_times
 from wdm_runtime.settings import Settings
 from wdm_runtime.statistics import MemberStore, StatisticsSpec
@@ -167,7 +168,7 @@ def run(
         for sample in samples:
             watch.balances.append(sample.balance)
             _keep(sample, writer, store, statistics, settings)
-        writer.set_attributes(_balance_attributes(watch.balances))
+        writer.set_attributes(balance_attributes(watch.balances))
     sampler = settings.sampler or DEFAULT_SAMPLER
     return Outcome(plan, sampler, tuple(watch.steps), coarse.grid.area_km2())
 
@@ -204,7 +205,7 @@ def _budget(max_bytes: int | None) -> int:
     return max_bytes - held
 
 
-def _balance_attributes(balances: list[Balance]) -> dict[str, Any]:
+def balance_attributes(balances: list[Balance]) -> dict[str, Any]:
     """Means over members and times; the residual is the one before the consistency step."""
 
     def mean(name: str) -> float:
@@ -227,6 +228,14 @@ def provenance(downscaler: Downscaler, input: Path, command: str) -> dict[str, A
     return {
         "wdm_input": str(input),
         "wdm_input_sha256": hash_of(input),
+        **facts(downscaler),
+        "wdm_command": command,
+    }
+
+
+def facts(downscaler: Downscaler) -> dict[str, Any]:
+    """The bundle, engine and version of a run, as global attributes."""
+    return {
         "wdm_bundle": downscaler.manifest.name,
         "wdm_bundle_sha256": downscaler.bundle.sha256,
         "wdm_engine": downscaler.engine.kind,
@@ -234,7 +243,6 @@ def provenance(downscaler: Downscaler, input: Path, command: str) -> dict[str, A
         "wdm_device": downscaler.engine.device,
         "wdm_precision": downscaler.precision,
         "wdm_version": version(),
-        "wdm_command": command,
     }
 
 

@@ -18,11 +18,11 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
-from wdm_runtime.job import settled
+from wdm_runtime.job import balance_attributes, facts, settled
 from wdm_runtime.plan import available_bytes
+from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training
 from wdm_runtime.settings import Settings
-from wdm_runtime.version import version
 
 # What refers to variables that a single array cannot carry along.
 _REFERENCES = ("bounds", "ancillary_variables", "grid_mapping")
@@ -59,7 +59,7 @@ def downscale(
     variable, accumulation_h
         As in `wdm_runtime.io.xarray_reader.field_from_dataarray`.
     members, seed, steps, sampler, consistency, noise_decorrelation_min
-        As in `Downscaler.downscale`; None takes the default.
+        As in `Downscaler.downscale`; where None is allowed it takes the default.
     units
         Of the result, for example ``"mm h-1"``; None for the input's.
     assume_factor
@@ -117,9 +117,10 @@ def downscale(
         noise_decorrelation_min,
         room,
     )
-    values = _collected(samples, shape, layout.quantity.mm_h)
+    values, balances = _collected(samples, shape, layout.quantity.mm_h)
     times = labelled[coarse.source.time.name].variable if coarse.source.time else None
-    return _labelled(xarray, layout, values, times, _provenance(downscaler, settings, layout))
+    known = _provenance(downscaler, settings, layout) | balance_attributes(balances)
+    return _labelled(xarray, layout, values, times, known)
 
 
 def _without_bounds(coarse: PrecipField) -> PrecipField:
@@ -130,14 +131,15 @@ def _without_bounds(coarse: PrecipField) -> PrecipField:
 
 def _collected(
     samples: Iterator[Sample], shape: tuple[int, ...], mm_h: float
-) -> npt.NDArray[np.float32]:
-    """(time, member, y, x) in units of ``mm_h`` mm h-1."""
-    values = np.empty(shape, dtype=np.float32)
+) -> tuple[npt.NDArray[np.float32], list[Balance]]:
+    """(time, member, y, x) in units of ``mm_h`` mm h-1, and each member's balance."""
+    values, balances = np.empty(shape, dtype=np.float32), []
     for sample in samples:
         place = values[sample.time_index, sample.member]
         # Divided in float64 and rounded once, as the writers of files do.
         np.divide(sample.rate_mm_h, mm_h, out=place, dtype=np.float64, casting="same_kind")
-    return values
+        balances.append(sample.balance)
+    return values, balances
 
 
 def _left_beside(shape: tuple[int, ...]) -> int | None:
@@ -153,18 +155,10 @@ def _left_beside(shape: tuple[int, ...]) -> int | None:
 
 
 def _provenance(downscaler: Downscaler, settings: Settings, layout: Layout) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "wdm_bundle": downscaler.manifest.name,
-        "wdm_bundle_sha256": downscaler.bundle.sha256,
-        "wdm_engine": downscaler.engine.kind,
-        "wdm_engine_version": downscaler.engine.version,
-        "wdm_device": downscaler.engine.device,
-        "wdm_precision": downscaler.precision,
-        "wdm_version": version(),
-    }
+    known = settings.attributes() | facts(downscaler)
     if layout.quantity.period_h is not None:
-        facts["wdm_accumulation_h"] = layout.quantity.period_h
-    return {name: plain(value) for name, value in (settings.attributes() | facts).items()}
+        known["wdm_accumulation_h"] = layout.quantity.period_h
+    return {name: plain(value) for name, value in known.items()}
 
 
 def _labelled(

@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,21 +51,6 @@ def normals_from_words(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]
     np.multiply(radius, np.cos(lower), out=out[..., 0::2])
     np.multiply(radius, np.sin(lower), out=out[..., 1::2])
     return out
-
-
-class Noise(Protocol):
-    """What samplers draw from: `NoiseSource`, or draws blended in time."""
-
-    def draw(
-        self,
-        step: int,
-        subbands: int,
-        rows: tuple[int, int],
-        columns: tuple[int, int],
-        covered: npt.NDArray[np.bool_] | None = None,
-    ) -> Array:
-        """As `NoiseSource.draw`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -160,6 +144,9 @@ class EvolvingNoise:
         later *= np.float32(math.sin(self.angle))
         drawn += later
         return drawn
+
+
+Noise = NoiseSource | EvolvingNoise
 
 
 def noise_of(seed: int, valid_time: str, member: int, decorrelation_min: float = 0.0) -> Noise:

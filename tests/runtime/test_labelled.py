@@ -67,9 +67,9 @@ def projected():
 
 @pytest.mark.parametrize("decoding", [{}, {"decode_times": False}, {"decode_coords": "all"}])
 def test_the_same_as_from_the_file(infer, fine, decoding):
-    options = ("--members", 2, "--seed", 9, "--noise-decorrelation", 20, "--units", "kg m-2 s-1")
+    options = ("--members", 2, "--seed", 9, "--noise-decorrelation", 20, "--units", "mm d-1")
     assert infer("-o", "out.nc", "--no-pixel-probe", *options)[0] == 0
-    chosen = {"members": 2, "seed": 9, "noise_decorrelation_min": 20, "units": "kg m-2 s-1"}
+    chosen = {"members": 2, "seed": 9, "noise_decorrelation_min": 20, "units": "mm d-1"}
     with xarray.open_dataset(SAMPLE, **decoding) as source:
         found = fine(source, **chosen)
     with xarray.open_dataset("out.nc", **decoding) as written:

@@ -48,8 +48,9 @@ def read_netcdf(
     """
     path = Path(path)
     file = NetcdfFile(path)
+    with _library_errors(path):
+        check_classic_length(path)  # first: the library may never come back from a damaged header
     with file.opened() as opened:
-        check_classic_length(path)
         dataset = Dataset(str(path), dict(file.variables(opened)))
         return read_precipitation(dataset, str(path), variable, accumulation_h)
 

@@ -1,0 +1,139 @@
+"""From draws of noise to rates: the reverse SDE of several samples at once, and what comes after.
+
+Arrays are north first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import Manifest
+from wdm_runtime.conditioning import (
+    Condition,
+    Frame,
+    finish,
+    interpolated,
+    spread,
+    valid_cells,
+)
+from wdm_runtime.consistency import block_residual, make_consistent, wet_fraction
+from wdm_runtime.engines import Engine
+from wdm_runtime.noise import INITIAL_STEP, Noise
+from wdm_runtime.samplers import Sampler
+from wdm_runtime.stepping import StepTime, TileNetwork
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A member against its coarse input.
+
+    ``residual_mm_h`` and ``max_residual_mm_h`` are the mean and largest absolute difference of
+    block means and input before the consistency step [mm h-1]; the wet fractions are shares of
+    valid fine cells at or above the dry threshold, before it and after.
+    """
+
+    residual_mm_h: float
+    max_residual_mm_h: float
+    wet_fraction_before: float
+    wet_fraction_after: float
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A member of a frame that waits to be sampled; without a condition it is dry."""
+
+    frame: Frame
+    condition: Condition | None
+    time_index: int
+    member: int
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What all draws of a run share.
+
+    Parameters
+    ----------
+    manifest, engine, idwt, batch
+        The bundle's facts, the score graph and the inverse transform on their engines, and tiles
+        an engine call.
+    integrate, times
+        Sampler and time grid.
+    noise_origin
+        (row, column) of the domain's north-west corner in coefficients of the whole input.
+    consistency
+        A mode of `wdm_runtime.consistency`.
+    on_step
+        Called after each sampler step.
+    """
+
+    manifest: Manifest
+    engine: Engine
+    idwt: Engine
+    batch: int
+    integrate: Sampler
+    times: npt.NDArray[np.float64]
+    noise_origin: tuple[int, int]
+    consistency: str
+    on_step: Callable[[StepTime], None] | None
+
+    def run(self, draws: Sequence[Draw]) -> Iterator[tuple[Draw, Array, Balance]]:
+        """Integrate the draws that have tiles together, and finish all: rates (y, x) [mm h-1]."""
+        wet = [(draw, draw.condition) for draw in draws if draw.condition is not None]
+        residuals = iter(self._integrate(wet)) if wet else iter(())
+        for draw in draws:
+            if draw.condition is None:
+                size = [n * self.manifest.factor for n in draw.frame.coarse_mm_h.shape]
+                rate = np.zeros(size, dtype=np.float32)
+            else:
+                rate = finish(draw.frame, draw.condition, next(residuals), self.manifest, self.idwt)
+            yield draw, *self._put_right(draw.frame, rate)
+
+    def _integrate(self, draws: Sequence[tuple[Draw, Condition]]) -> Array:
+        """Standardised residual coefficients (draw, c, h, w)."""
+        subbands, height, width = draws[0][1].standardised.shape
+        top, left = self.noise_origin
+
+        def noise(step: int) -> Array:
+            out = np.empty((len(draws), subbands, height, width), dtype=np.float32)
+            for values, (draw, _) in zip(out, draws, strict=True):
+                values[:] = draw.noise.draw(
+                    step,
+                    subbands,
+                    (top, top + height),
+                    (left, left + width),
+                    draw.frame.tiling.covered,
+                )
+            return out
+
+        tiles = [(draw.frame.tiling, given.standardised) for draw, given in draws]
+        network = TileNetwork(self.engine, self.batch, tiles, self.on_step)
+        start = noise(INITIAL_STEP)
+        network.start()
+        schedule = self.manifest.schedule
+        return self.integrate(network, start, self.times, schedule, noise, network.step)
+
+    def _put_right(self, frame: Frame, rate: Array) -> tuple[Array, Balance]:
+        """Take out missing and uncomputed cells, then make block means the input's."""
+        factor, coarse = self.manifest.factor, frame.coarse_mm_h
+        if np.isnan(coarse).any():
+            rate[~valid_cells(coarse, factor)] = np.nan
+        if not frame.complete:
+            covered = spread(frame.tiling.covered, self.manifest.wavelet.stride)
+            covered = covered[: rate.shape[0], : rate.shape[1]]
+            rate[spread(frame.near_rain, factor) & ~covered] = np.nan
+        dry_mm_h = self.manifest.transform.dry_threshold_mm_h
+        mean, largest = block_residual(rate, coarse, factor)
+        wet_before = wet_after = wet_fraction(rate, dry_mm_h)
+        if self.consistency != "none":
+            smooth = interpolated(coarse, factor)
+            rate = make_consistent(rate, coarse, smooth, factor, self.consistency)
+            wet_after = wet_fraction(rate, dry_mm_h)
+        return rate, Balance(mean, largest, wet_before, wet_after)
