@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fine", type=Path, help="a 1 km frame, as MRMS GRIB2")
     parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="default: the default; memory needs but few")
     parser.add_argument("--stats", default="none", help="as for wdm-run infer")
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--engine", default="auto")
@@ -55,6 +56,8 @@ def infer(coarse: Path, folder: Path, bbox: str, options: argparse.Namespace) ->
     command += [str(coarse), "-o", str(folder / "out.nc"), "--overwrite", "--no-pixel-probe", "-q"]
     command += ["--members", str(options.members), "--stats", options.stats, f"--bbox={bbox}"]
     command += ["--engine", options.engine, "--report", str(report)]
+    if options.steps:
+        command += ["--steps", str(options.steps)]
     if options.bundle:
         command += ["--bundle", str(options.bundle)]
     if options.max_memory:

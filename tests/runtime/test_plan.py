@@ -3,13 +3,16 @@
 import tracemalloc
 from dataclasses import replace
 
+import netCDF4
 import numpy as np
 import pytest
+from netcdf_files import add, coordinates
 
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+from wdm_runtime.io import read_field
 from wdm_runtime.plan import parse_bytes
 from wdm_runtime.samplers import SAMPLERS
 
@@ -45,6 +48,23 @@ def test_the_plan_counts_what_the_run_does(tiny, wet_field):
     dry = replace(wet_field, rate_mm_h=np.zeros((1, 60, 60), np.float32))
     with Downscaler.open(tiny) as downscaler:
         assert downscaler.plan(dry).dry_share == 1 and downscaler.plan(dry).evaluations == 0
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(tiny, tmp_path):
+    path = tmp_path / "many.nc"
+    with netCDF4.Dataset(path, "w") as data:
+        coordinates(data, np.arange(20) * 0.1, np.arange(20) * 0.1, np.arange(120) / 6)
+        rain = np.random.default_rng(0).gamma(0.3, 3.0, (120, 20, 20))
+        add(data, "rain", rain, units="mm h-1", standard_name="lwe_precipitation_rate")
+    field, peaks = read_field(path), {}
+    with Downscaler.open(tiny) as downscaler:
+        for frames in (10, 120):
+            tracemalloc.start()
+            for _ in downscaler.downscale(field.at(list(range(frames))), steps=2):
+                pass
+            peaks[frames] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    assert peaks[120] < peaks[10] + 200_000  # a frame's result alone takes 160 000 bytes
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class OrtCpuEngine:
     def __init__(self, graph: bytes, entry: GraphEntry, threads: int) -> None:
         ort = require("onnxruntime", "cpu", "Engine 'ort-cpu'")
         self.version = f"onnxruntime {ort.__version__}"
-        self.device = f"CPU, {threads} threads"
+        self.device = f"CPU, {threads} thread" + ("s" if threads > 1 else "")
         try:
             self._session: Any = ort.InferenceSession(
                 graph, _session_options(ort, threads), providers=[_PROVIDER]
