@@ -1,6 +1,9 @@
 """Engines: the names, what is installed, and that what was asked for is what runs."""
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,3 +109,13 @@ def test_an_engine_leaves_the_callers_arithmetic_alone(score):
     score.run(feeds(1))
     tiny = np.full(4, 1e-38, dtype=np.float32)
     assert np.all(tiny * np.float32(0.01) > 0)
+
+
+def test_onnxruntime_leaves_nothing_in_the_users_folders(tiny, tmp_path):
+    # Its telemetry keeps a database and a device identifier there, for uploads.
+    code = f"from wdm_runtime import Downscaler; Downscaler.open({str(tiny)!r}).close()"
+    places = {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "c", "XDG_DATA_HOME": tmp_path / "d"}
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {name: str(path) for name, path in places.items()}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

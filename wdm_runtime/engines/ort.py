@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,17 @@ from wdm_runtime.errors import EngineError, require
 _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3
+
+
+def _onnxruntime() -> Any:
+    """ONNX Runtime without its telemetry.
+
+    Since 1.32 it keeps a database and a device identifier in the user's cache folder and uploads
+    from there. The variable is read once, when the library is loaded; `disable_telemetry_events`
+    comes too late for both. Whoever has set the variable decides.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return require("onnxruntime", "cpu", "Engine 'ort-cpu'")
 
 
 def _session_options(ort: Any, threads: int) -> Any:
@@ -32,7 +44,7 @@ class OrtCpuEngine:
     kind = "ort-cpu"
 
     def __init__(self, graph: bytes, entry: GraphEntry, threads: int) -> None:
-        ort = require("onnxruntime", "cpu", "Engine 'ort-cpu'")
+        ort = _onnxruntime()
         self.version = f"onnxruntime {ort.__version__}"
         self.device = f"CPU, {threads} thread" + ("s" if threads > 1 else "")
         try:
