@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import GraphEntry, TensorSpec
-from wdm_runtime.engines import openvino, ort
+from wdm_runtime.engines.openvino import OpenVinoEngine
+from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import EngineError, MissingDependencyError, install_line
 
 AUTO = "auto"
@@ -98,14 +99,14 @@ def available_threads() -> int:
 
 def _probe_ort_cpu() -> tuple[str, ...]:
     _check_onnxruntime()
-    return ort.precisions()
+    return OrtCpuEngine.precisions()
 
 
 _FAMILIES = {
-    "ort-cpu": _Family(_probe_ort_cpu, ort.OrtCpuEngine, {"fp32": "fp32", "fp16": "fp16"}),
+    "ort-cpu": _Family(_probe_ort_cpu, OrtCpuEngine, {"fp32": "fp32", "fp16": "fp16"}),
     "openvino": _Family(
-        openvino.precisions,
-        openvino.OpenVinoEngine,
+        OpenVinoEngine.precisions,
+        OpenVinoEngine,
         {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
     ),
 }

@@ -38,31 +38,31 @@ def _core() -> Any:
             del sys.modules[_TELEMETRY]
 
 
-def precisions() -> tuple[str, ...]:
-    """What this CPU computes in, best first.
-
-    Raises
-    ------
-    MissingDependencyError
-        OpenVINO is not installed.
-    EngineError
-        It does not run here.
-    """
-    core = _core()
-    try:
-        found = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-    except RuntimeError as error:
-        raise EngineError(
-            f"Engine 'openvino' finds no usable CPU ({error}). "
-            "Choose --engine ort-cpu, or install openvino again."
-        ) from error
-    return tuple(ours for ours, capability, _ in _PRECISIONS if capability in found)
-
-
 class OpenVinoEngine:
     """A graph in OpenVINO's CPU plugin, computing in ``precision`` whatever the graph's own is."""
 
     kind = "openvino"
+
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """What this CPU computes in, best first.
+
+        Raises
+        ------
+        MissingDependencyError
+            OpenVINO is not installed.
+        EngineError
+            It does not run here.
+        """
+        core = _core()
+        try:
+            found = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        except RuntimeError as error:
+            raise EngineError(
+                f"Engine 'openvino' finds no usable CPU ({error}). "
+                "Choose --engine ort-cpu, or install openvino again."
+            ) from error
+        return tuple(ours for ours, capability, _ in _PRECISIONS if capability in found)
 
     def __init__(self, graph: bytes, entry: GraphEntry, precision: str, threads: int) -> None:
         core = _core()

@@ -29,11 +29,6 @@ def _onnxruntime() -> Any:
     return require("onnxruntime", "cpu", "Engine 'ort-cpu'")
 
 
-def precisions() -> tuple[str, ...]:
-    """What a CPU can be asked for, best first: without fp16 arithmetic, fp16 only adds casts."""
-    return ("fp32", "fp16")
-
-
 def _session_options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -49,6 +44,11 @@ class OrtCpuEngine:
     """A graph in ONNX Runtime's CPU provider."""
 
     kind = "ort-cpu"
+
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """What a CPU can be asked for, best first: it has no fp16 arithmetic, only casts."""
+        return ("fp32", "fp16")
 
     def __init__(self, graph: bytes, entry: GraphEntry, precision: str, threads: int) -> None:
         ort = _onnxruntime()
