@@ -140,13 +140,13 @@ def _parse(trt: Any, builder: Any, graph: bytes, entry: GraphEntry, batch: int) 
             "Export the bundle again with a lower opset, or choose --engine ort-cpu."
         )
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    for tensor, spec in zip(inputs, entry.inputs, strict=False):
-        if -1 in tuple(tensor.shape):
-            tensor.shape = fixed_shape(spec, batch)
+    for tensor in inputs:
+        first, *others = tuple(tensor.shape)
+        if first == -1:
+            tensor.shape = (batch, *others)
+    _compare(inputs, entry.file, entry.inputs, batch)  # shapes of outputs follow from them
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    for specs, tensors in ((entry.inputs, inputs), (entry.outputs, outputs)):
-        found = [(t.name, dtype_name(t.dtype), tuple(t.shape)) for t in tensors]
-        check_tensors(entry.file, specs, found, batch)
+    _compare(outputs, entry.file, entry.outputs, batch)
     return network
 
 
@@ -169,6 +169,11 @@ def check_tensors(
             f"{file}: TensorRT has tensors {found}; the manifest says {expected}. Export the "
             "bundle again."
         )
+
+
+def _compare(tensors: list[Any], file: str, specs: tuple[TensorSpec, ...], batch: int) -> None:
+    found = [(t.name, dtype_name(t.dtype), tuple(t.shape)) for t in tensors]
+    check_tensors(file, specs, found, batch)
 
 
 def _set_target(trt: Any, config: Any, capability: tuple[int, int]) -> None:
