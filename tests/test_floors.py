@@ -11,8 +11,8 @@ RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "io.atomic", "io.classic", "io.dataset", "io.units"},
-    {"bundle", "samplers", "field", "consistency", "io.choice", "io.grib_header"},
-    {"engines.ort", "select", "io.cf", "io.coordinates", "io.foreign"},
+    {"bundle", "samplers", "field", "consistency", "io.choice", "io.grib_header", "io.odim_header"},
+    {"engines.ort", "select", "io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
     {"engines", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"conditioning", "stepping", "io.precipitation"},
     {"sampling", "io.netcdf", "io.xarray_reader"},

@@ -20,6 +20,7 @@ Array = npt.NDArray[np.floating]
 KM_PER_DEGREE = 6371.0 * np.pi / 180.0  # mean Earth radius
 NOMINAL_KM_PER_DEGREE = 100.0  # what radar and satellite grids are named by: 0.01 degrees is 1 km
 SPACING_TOLERANCE = 0.1
+_POLE = 90.001  # degrees, with float32's rounding
 _DEGREES = re.compile(r"(arc_?)?deg(ree)?s?([_ ]?(n|e|north|east|true))?", re.IGNORECASE)
 _KM_PER_UNIT = {
     **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), 1e-3),
@@ -43,10 +44,17 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, values in zip(self.names, (self.y, self.x), strict=True):
-            if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)):
+            if values.ndim != 1 or values.size == 0:
                 raise InputError(
-                    f"Coordinate '{name}' has shape {values.shape}; expected one dimension of "
-                    "finite values. Choose a variable on a regular grid with --variable."
+                    f"Coordinate '{name}' has shape {values.shape}; expected one dimension that "
+                    "is not empty. Choose a variable on a regular grid with --variable."
+                )
+            odd = values.size - np.count_nonzero(np.isfinite(values))
+            if odd:
+                raise InputError(
+                    f"Coordinate '{name}' has {odd} values that are not finite among its "
+                    f"{values.size}; expected all to be numbers. Correct the coordinate, or choose "
+                    "a variable on a regular grid with --variable."
                 )
             if values.size > 1 and values.min() == values.max():
                 raise InputError(
@@ -61,6 +69,41 @@ class Grid:
                     f"Coordinate '{name}' has spacings from {steps.min():g} to {steps.max():g}; "
                     "expected an even spacing. Regrid the field first."
                 )
+
+    @classmethod
+    def of_file(
+        cls,
+        label: str,
+        y: npt.NDArray[np.float64],
+        x: npt.NDArray[np.float64],
+        names: tuple[str, str],
+        attributes: tuple[dict[str, Any], dict[str, Any]],
+    ) -> Grid:
+        """The grid a file describes, whose latitudes must end at the poles.
+
+        Not asked of every grid: a cell around a pole has finer cells on its far side.
+
+        Parameters
+        ----------
+        label
+            The file's, which the messages begin with.
+
+        Raises
+        ------
+        InputError
+            The coordinates are not finite and evenly spaced, or lie beyond a pole.
+        """
+        try:
+            grid = cls(y, x, names, attributes)
+        except InputError as error:
+            raise InputError(f"{label}: {error}") from error
+        if grid.is_latlon and np.abs(y).max() > _POLE:
+            raise InputError(
+                f"{label}: coordinate '{names[0]}' goes from {y.min():g} to {y.max():g} in units "
+                f"'{grid.units[0]}'; expected latitudes from -90 to 90. Correct its numbers, or "
+                "its units if they are no degrees."
+            )
+        return grid
 
     @property
     def shape(self) -> tuple[int, int]:

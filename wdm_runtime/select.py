@@ -135,13 +135,20 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
     factor
         Fine cells per coarse cell along one axis.
     assume
-        Skip the check: the caller takes the grid for what the model expects.
+        The caller takes the grid for what the model expects, whatever its spacing.
 
     Raises
     ------
     InputError
-        The spacing differs by more than 10 % along an axis, or cannot be known.
+        The spacing differs by more than 10 % along an axis, or cannot be known; or an axis has one
+        cell, which has no finer grid even if its spacing is assumed.
     """
+    y, x = field.grid.shape
+    if min(y, x) < 2:
+        raise InputError(
+            f"{_where(field)} has {y} x {x} cells (y, x), so their spacing is unknown; expected at "
+            "least two along each axis. Hand in a larger area."
+        )
     if assume:
         return
     expected = spacing_km * factor
@@ -152,10 +159,9 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
     spacing = field.grid.spacing_km
     if spacing is None:
         units = " and ".join(f"'{unit}'" for unit in field.grid.units)
-        y, x = field.grid.shape
         raise InputError(
-            f"{_where(field)} has {y} x {x} cells with coordinates in units {units}, so their "
-            f"spacing is unknown; expected {expected:g} km along both axes. {remedy}"
+            f"{_where(field)} has coordinates in units {units}, so its cells' spacing is unknown; "
+            f"expected {expected:g} km along both axes. {remedy}"
         )
     if not all(same_spacing(got, expected) for got in spacing):
         raise InputError(

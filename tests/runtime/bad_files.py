@@ -242,6 +242,10 @@ def grib_gzipped(folder: Path) -> Path:
     return folder / "in.grib2.gz"
 
 
+def netcdf_gzipped(folder: Path) -> Path:
+    return written("in.nc.gz", gzip.compress(netcdf(folder).read_bytes()))(folder)
+
+
 def odim(folder: Path, kind: str = "COMP", quantity: str | None = "RATE", **where: Any) -> Path:
     """An ODIM_H5 file on a grid of 0.1 degrees."""
     h5py = pytest.importorskip("h5py")
@@ -262,3 +266,13 @@ def odim(folder: Path, kind: str = "COMP", quantity: str | None = "RATE", **wher
                     node.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
         file["dataset1/data1"].create_dataset("data", data=np.ones((4, 5), np.uint8))
     return folder / "in.h5"
+
+
+def huge_odim(folder: Path) -> Path:
+    """Some kB that declare 200,000 x 200,000 cells and hold none."""
+    path = odim(folder, xsize=HUGE, ysize=HUGE, xscale=1e-4, yscale=1e-4)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "a") as file:
+        del file["dataset1/data1/data"]
+        file["dataset1/data1"].create_dataset("data", (HUGE, HUGE), np.uint8, chunks=(1000, 1000))
+    return path

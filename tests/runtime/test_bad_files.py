@@ -29,6 +29,7 @@ WHOLE, EVEN, PERIOD = (
     "expected an even spacing",
     "--accumulation",
 )
+TWO_CELLS, LARGER, ASSUME = "expected at least two", "Hand in a larger area", "--assume-factor"
 REGRID, RATE = "Regrid", "expected a rate convertible to 'mm h-1'"
 RAINY = "expected one with a standard_name like 'lwe_precipitation_rate'"
 BOX, TIMES = "Correct --bbox", "2 times from 2022-08-09T15:00:00 to 2022-08-09T16:00:00"
@@ -36,6 +37,7 @@ QUANTITY, MESSAGE = "expected RATE [mm/h] or ACRR [mm]", "expected a complete fi
 TEMPERATURE = {"discipline": 0, "parameterCategory": 0, "parameterNumber": 0}
 FLUX = {"discipline": 0, "parameterCategory": 1, "parameterNumber": 52}
 MEMBERS = [{**FLUX, "productDefinitionTemplateNumber": 1, "perturbationNumber": n} for n in (1, 2)]
+FROM_90 = {"latitudeOfLastGridPointInDegrees": 90.05}
 HOUR_AND_THREE, FROM_ONE_START = [[-1, 0], [-2, 1]], [[-1, 0], [-1, 1]]
 TEXTS = {"values": np.full(RAIN.shape, "wet", object), "dtype": str}
 
@@ -91,6 +93,7 @@ CONTAINERS = {
         lambda p: truncated(grib(p, {}, {"hour": 15}), 0.8), "no end after", MESSAGE, AGAIN
     ),
     "damaged gzip": Bad(bad.grib_gzipped, "cannot be read", "expected GRIB2", AGAIN),
+    "gzipped NetCDF": Bad(bad.netcdf_gzipped, "unpacks to NetCDF", "other formats plain", "gunzip"),
     "gzipped text": Bad(written("in.gz", bad.gzip.compress(b"rain")), "not GRIB2", "expe", AGAIN),
     "unknown HDF5 filter": Bad(bad.unknown_filter, "undefined filter", WHOLE, "nccopy -d 1"),
     "damaged Zarr": Bad(bad.damaged_zarr, "float77", "xarray can open", "Fetch or write it again"),
@@ -174,17 +177,27 @@ NUMBERS = {
 }
 PLACES = {
     "one row": Bad(
-        rain(values=RAIN[:, :1], lat=LAT[:1]), "'rain' has 1 x 5 cells", "expected", REGRID
+        rain(values=RAIN[:, :1], lat=LAT[:1]), "'rain' has 1 x 5 cells", TWO_CELLS, LARGER
+    ),
+    "one column of assumed width": Bad(
+        rain(values=RAIN[..., :1], lon=LON[:1]), "4 x 1 cells", TWO_CELLS, LARGER, (ASSUME,)
     ),
     "one cell": Bad(
-        rain(values=RAIN[:, :1, :1], lat=LAT[:1], lon=LON[:1]), "1 x 1 cells", "expected", REGRID
+        rain(values=RAIN[:, :1, :1], lat=LAT[:1], lon=LON[:1]), "1 x 1 cells", TWO_CELLS, LARGER
     ),
     "no row": Bad(rain(values=RAIN[:, :0], lat=()), "no entry along 'lat'", "at least one", OTHER),
     "irregular": Bad(rain(lat=[50, 50.1, 50.25, 50.3]), "'lat' has spacings", EVEN, REGRID),
     "curvilinear": Bad(bad.curvilinear, "'lat' varies along both", "a regular grid", REGRID),
     "no coordinates": Bad(bad.without_coordinates, "'rain' has dim", "with coordinates", REGRID),
-    "NaN coordinate": Bad(rain(lat=[50, np.nan, 50.2, 50.3]), "'lat'", "finite values", "regular"),
-    "infinite coordinate": Bad(rain(lon=[5, 5.1, 5.2, 5.3, np.inf]), "'lon'", "finite", "regular"),
+    "NaN coordinate": Bad(
+        rain(lat=[50, np.nan, 50.2, 50.3]),
+        "'lat' has 1 values that are not finite among its 4",
+        "expected all",
+        "regular",
+    ),
+    "infinite coordinate": Bad(
+        rain(lon=[5, 5.1, 5.2, np.inf, np.inf]), "'lon' has 2 values that", "expected", "regular"
+    ),
     "one place": Bad(rain(lat=[50, 50, 50, 50]), "'lat' has 4 cells, all at 50", EVEN, "Correct"),
     "repeated row": Bad(rain(lat=[50, 50.1, 50.1, 50.2]), "'lat' has spacings", EVEN, REGRID),
     "beyond the pole": Bad(
@@ -228,16 +241,38 @@ FOREIGN = {
     "ODIM of another shape": Bad(
         lambda p: odim(p, xsize=6), "(4, 5)", "expected (4, 6)", "Correct"
     ),
+    "ODIM of no size": Bad(lambda p: odim(p, ysize=np.nan), "ysize = nan", "a whole", "Correct"),
+    "ODIM of no width": Bad(
+        lambda p: odim(p, xscale=np.inf), "xscale = inf", "positive", "Correct"
+    ),
+    "ODIM beyond the pole": Bad(
+        lambda p: odim(p, LL_lat=89.9), "'lat' goes from 89.95 to 90.25", "-90 to 90", "Correct"
+    ),
+    "huge ODIM": Bad(bad.huge_odim, "has 200000 x 200000 cells", "GiB", "Extract a part"),
     "part of ODIM": Bad(lambda p: truncated(odim(p)), "HDF error", "expected a complete", "Fetch"),
     "GRIB2 of temperature": Bad(lambda p: grib(p, TEMPERATURE), "0/0/0", "209/6/{1", "PrecipRate"),
     "GRIB2 on Lambert": Bad(
         lambda p: grib(p, {"sample": "GRIB2", "gridType": "lambert"}),
-        "'lambert'",
+        "'PrecipRate' lies on grid type 'lambert'",
         "'regular_ll'",
         REGRID,
     ),
-    "GRIB2 members": Bad(lambda p: grib(p, *MEMBERS), "2 members (1, 2)", "one", "grib_copy"),
-    "GRIB2 twice": Bad(lambda p: grib(p, {}, {}), "2 precipitation messages", "one", "grib_copy"),
+    "GRIB2 members": Bad(
+        lambda p: grib(p, *MEMBERS),
+        "'total_precipitation_rate' has 2 messages of 2 members (1, 2)",
+        "one",
+        "grib_copy",
+    ),
+    "GRIB2 twice": Bad(lambda p: grib(p, {}, {}), "'PrecipRate' has 2 mess", "one", "grib_copy"),
+    "GRIB2 of no day": Bad(
+        lambda p: grib(p, {"dataDate": 20220231}), "'PrecipRate' has the time", "a date", "Fetch"
+    ),
+    "GRIB2 beyond the pole": Bad(
+        lambda p: grib(p, {"latitudeOfFirstGridPointInDegrees": 90.35, **FROM_90}),
+        "'lat' goes from 90.05 to 90.35",
+        "-90 to 90",
+        "Correct",
+    ),
     "negative GRIB2": Bad(
         lambda p: grib(p, {**FLUX, "values": RAIN[0] - 1}), "'total_prec", "at least 0", "Correct"
     ),
@@ -334,12 +369,11 @@ FUZZED = {
     "NetCDF-3": lambda folder: netcdf(folder, form="NETCDF3_CLASSIC"),
     "NetCDF-4": netcdf,
     "GRIB2": grib,
+    "ODIM_H5": odim,
 }
-# The reader of GRIB2 lets through what a damaged size or date makes NumPy and datetime raise.
-GRIB2 = pytest.param("GRIB2", marks=pytest.mark.xfail(strict=False, reason="sizes and dates"))
 
 
-@pytest.mark.parametrize("form", ["NetCDF-3", "NetCDF-4", GRIB2])
+@pytest.mark.parametrize("form", FUZZED)
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(0, 255))
 @example(place=91.5 / 668, change=252)  # of NetCDF-3: its library looks for attributes for ever
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.differing_executors])

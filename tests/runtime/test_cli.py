@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import SAMPLE, edit_manifest
 
-from wdm_runtime import cli, latency
+from wdm_runtime import latency, sampling
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.io import read_field
 
@@ -198,7 +198,7 @@ def test_an_interrupted_run_keeps_the_old_output(infer, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Downscaler, "_finish", stop)
+    monkeypatch.setattr(sampling, "finish", stop)
     code, _, _ = infer("-o", "out.nc", "--overwrite", "--no-pixel-probe")
     assert code != 0 and old.read_text() == "precious"
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]

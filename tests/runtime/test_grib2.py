@@ -3,6 +3,7 @@
 import gzip
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ eccodes = pytest.importorskip("eccodes")
 
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.io import read_field  # noqa: E402
-from wdm_runtime.io.grib2 import read_grib2  # noqa: E402
+from wdm_runtime.io.grib2 import content_of, read_grib2  # noqa: E402
 
 RAIN = np.arange(20, dtype=float).reshape(4, 5)
 MRMS_RATE, MRMS_HOUR = (209, 6, 1), (209, 6, 37)
 FLUX, RATE, AMOUNT = (0, 1, 52), (0, 1, 7), (0, 1, 8)
 END = "OfEndOfOverallTimeInterval"
+BEYOND = {"latitudeOfLastGridPointInDegrees": -130.0}
 
 
 def message(values=RAIN, product=MRMS_RATE, hour=15, **keys):
@@ -183,7 +185,8 @@ def member(number, **keys):
 def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
     one = read_grib2(write(tmp_path / "a.grib2", member(3), member(3, hour=16)))
     assert len(one.valid_times) == 2
-    with pytest.raises(InputError, match=r"2 members \(0, 3\).*perturbationNumber=0"):
+    said = r"'total_precipitation_rate' has 2 messages of 2 members \(0, 3\).*perturbationNumber=0"
+    with pytest.raises(InputError, match=said):
         read_grib2(write(tmp_path / "b.grib2", member(0), member(3)))
 
 
@@ -194,10 +197,14 @@ def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
         ([(AMOUNT, {})], "'total_precipitation' is of no period"),
         ([(FLUX, summed(6, statistic=2))], "of statistic 2"),
         ([(AMOUNT, summed(0))], "summed over 1 ranges of 0"),
-        ([(FLUX, {}), (FLUX, {})], "2 precipitation messages of 1 times"),
+        ([(FLUX, {}), (FLUX, {})], "'total_precipitation_rate' has 2 messages of 1 times"),
         ([(FLUX, {}), (MRMS_RATE, {})], "2 products .PrecipRate, total_precipitation_rate"),
+        ([(MRMS_RATE, {"hour": 45})], "'PrecipRate' has the time 2022-8-9 45:0:0"),
+        ([(MRMS_RATE, {"dataDate": 20220231})], "'PrecipRate' has the time 2022-2-31"),
+        ([(FLUX, {"forecastTime": 2**31 - 2})], "'total_precipitation_rate' has the time 2022-8-9"),
+        ([(MRMS_RATE, {"jDirectionIncrementInDegrees": 60, **BEYOND})], "'lat' goes from -130 to"),
         ([(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=12))], r"2 periods \[h\] \(3.0, 6.0\)"),
-        ([(MRMS_RATE, {"iScansNegatively": 1})], "scanning mode has iScansNegatively"),
+        ([(MRMS_RATE, {"iScansNegatively": 1})], "scanning mode of 'PrecipRate' has iScansNeg"),
     ],
 )
 def test_what_cannot_be_read_as_one_series_is_said(tmp_path, messages, expected):
@@ -208,7 +215,7 @@ def test_what_cannot_be_read_as_one_series_is_said(tmp_path, messages, expected)
 
 
 def test_two_grids_are_not_one_series(tmp_path):
-    with pytest.raises(InputError, match=r"2 precipitation messages of 2 grids"):
+    with pytest.raises(InputError, match=r"'PrecipRate' has 2 messages of 2 grids"):
         read_grib2(write(tmp_path / "a.grib2", message(), message(RAIN[:3], hour=16)))
 
 
@@ -244,13 +251,127 @@ def test_several_fields_in_one_message_are_not_cut_to_the_first(tmp_path):
         read_grib2(write(tmp_path / "a.grib2", double))
 
 
+def sized(data, rows, columns, points, values):
+    """A message whose header says other sizes."""
+    data = bytearray(data)
+    position = 16
+    while data[position : position + 4] != b"7777":
+        section = data[position + 4]
+        for offset, number in {3: ((6, points), (30, columns), (34, rows)), 5: ((5, values),)}.get(
+            section, ()
+        ):
+            start = position + offset
+            data[start : start + 4] = number.to_bytes(4, "big")
+        position += int.from_bytes(data[position : position + 4], "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((5, 5, 20, 20), "'PrecipRate' has 5 x 5 cells of 20 points and 20 values"),
+        ((4, 5, 25, 20), "4 x 5 cells of 25 points"),
+        ((4, 5, 20, 25), "20 points and 25 values"),
+        ((40_000, 50_000, 20, 20), "40000 x 50000 cells of 20 points"),
+        ((0, 0, 0, 0), "0 x 0 cells"),
+        (
+            (60_000, 60_000, 3_600_000_000, 3_600_000_000),
+            "'PrecipRate' has 60000 x 60000 cells.*GiB",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_found_before_anything_is_decoded(tmp_path, sizes, expected):
+    path = write(tmp_path / "a.grib2", sized(message(), *sizes))
+    with pytest.raises(InputError, match=expected) as caught:
+        read_grib2(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def packed(packing, values=RAIN, bits=24, **keys):
+    handle = eccodes.codes_new_from_message(message(values, bitsPerValue=bits))
+    try:
+        eccodes.codes_set(handle, "packingType", packing)
+        for key, value in keys.items():
+            eccodes.codes_set(handle, key, value)
+        return eccodes.codes_get_message(handle)
+    finally:
+        eccodes.codes_release(handle)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"referenceForGroupWidths": 190},
+        {"referenceForGroupWidths": 20},
+        {"numberOfBitsUsedForTheGroupWidths": 44},
+        {"numberOfGroupsOfDataValues": 400_000},
+        {"trueLengthOfLastGroup": 500},
+    ],
+)
+def test_widths_that_would_end_the_process_are_refused(tmp_path, keys):
+    rain = np.tile(RAIN, (5, 5)) ** 1.5
+    for index, packing in enumerate(("grid_complex", "grid_complex_spatial_differencing")):
+        good = read_grib2(write(tmp_path / f"{index}.grib2", packed(packing, rain)))
+        np.testing.assert_allclose(good.load()[0], rain, atol=1e-3)
+    with pytest.raises(InputError, match=r"'PrecipRate' is packed as 'grid_complex' in .* do not"):
+        read_grib2(write(tmp_path / "b.grib2", packed("grid_complex", rain, **keys)))
+
+
+@pytest.mark.parametrize("damage", ["length", "number", "end"])
+def test_images_that_would_end_the_process_are_refused(tmp_path, damage):
+    rain = np.tile(RAIN, (5, 5))
+    whole = packed("grid_png", rain)
+    np.testing.assert_allclose(
+        read_grib2(write(tmp_path / "a.grib2", whole)).load()[0], rain, atol=1e-3
+    )
+    data = bytearray(whole)
+    at = {
+        "length": data.index(b"IDAT") - 3,
+        "number": data.index(b"IDAT") + 20,
+        "end": data.index(b"IEND"),
+    }[damage]
+    data[at] ^= 0x40
+    with pytest.raises(InputError, match=r"'PrecipRate' is packed as 'grid_png' in .* do not fit"):
+        read_grib2(write(tmp_path / "b.grib2", bytes(data)))
+    dry = read_grib2(write(tmp_path / "c.grib2", packed("grid_png", 0 * rain)))
+    assert (dry.load() == 0).all()  # without an image
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16, 24, 32])
+def test_images_of_every_depth_are_read_and_their_size_is_the_headers(tmp_path, bits):
+    whole = packed("grid_png", bits=bits, values=np.tile(RAIN, (5, 5)))
+    assert read_grib2(write(tmp_path / "a.grib2", whole)).grid.shape == (20, 25)
+    fewer = sized(whole, 20, 25, 500, 499)  # more would be written than there is room for
+    with pytest.raises(InputError, match=rf"do not fit; expected 499 numbers of {bits} bits"):
+        read_grib2(write(tmp_path / "b.grib2", fewer))
+    deeper = bytearray(whole)
+    section = deeper.index((21).to_bytes(4, "big") + b"\x05")
+    assert deeper[section + 19] == bits
+    deeper[section + 19] = 200
+    with pytest.raises(InputError, match=r"expected 500 numbers of 200 bits"):
+        read_grib2(write(tmp_path / "c.grib2", bytes(deeper)))
+
+
+def test_what_inflates_without_end_is_refused_while_it_does(tmp_path):
+    bomb = write(tmp_path / "a.grib2.gz", gzip.compress(bytes(60_000_000)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"a\.grib2\.gz: unpacks to more than .*expected"):
+            content_of(bomb, most_bytes=1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    whole = write(tmp_path / "b.grib2.gz", gzip.compress(message()))
+    assert content_of(whole, most_bytes=len(message())) == message()
+
+
 def test_other_grids_and_editions_are_refused(tmp_path):
     handle = eccodes.codes_grib_new_from_samples("polar_stereographic_sfc_grib2")
     for key, value in (("discipline", 209), ("parameterCategory", 6), ("parameterNumber", 1)):
         eccodes.codes_set(handle, key, value)
     polar = eccodes.codes_get_message(handle)
     eccodes.codes_release(handle)
-    with pytest.raises(InputError, match="grid type is 'polar_stereographic'"):
+    with pytest.raises(InputError, match="'PrecipRate' lies on grid type 'polar_stereographic'"):
         read_grib2(write(tmp_path / "polar.grib2", polar))
     handle = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib1")
     first = eccodes.codes_get_message(handle)

@@ -114,6 +114,30 @@ def test_uneven_coordinates_and_wrong_shapes_are_refused():
         PrecipField(np.zeros((2, 2), np.float32), Grid(np.arange(2.0), np.arange(2.0)), ("t",))
 
 
+def test_how_many_coordinates_are_not_finite_is_said():
+    with pytest.raises(InputError, match=r"'y' has 2 values that are not finite among its 4"):
+        Grid(np.array([0.0, np.nan, 2.0, np.inf]), np.arange(2.0), ("y", "x"))
+    for values in (np.zeros((2, 2)), np.zeros(0)):
+        with pytest.raises(InputError, match=r"'y' has shape \((2, 2|0,)\); expected one dim"):
+            Grid(values, np.arange(2.0), ("y", "x"))
+
+
+DEGREES = ({"units": "degrees_north"}, {"units": "degrees_east"})
+
+
+def test_a_files_latitudes_end_at_the_poles():
+    x, names = np.arange(3.0), ("lat", "lon")
+    with pytest.raises(InputError, match=r"^in\.nc: coordinate 'lat' goes from 89.85 to 90.15"):
+        Grid.of_file("in.nc", 89.85 + 0.1 * np.arange(4), x, names, DEGREES)
+    whole = Grid.of_file("in.nc", np.arange(90.0, -91, -1), x, names, DEGREES)
+    assert whole.shape == (181, 3)
+    assert whole.refined(10).y[0] == pytest.approx(90.45)  # half a cell around the pole
+    metres = ({"units": "m"}, {"units": "m"})
+    assert Grid.of_file("in.nc", 1e4 * np.arange(4), x, ("y", "x"), metres).shape == (4, 3)
+    with pytest.raises(InputError, match=r"^in\.nc: Coordinate 'lat' has spacings"):
+        Grid.of_file("in.nc", np.array([0.0, 1.0, 3.0]), x, names, DEGREES)
+
+
 @pytest.mark.parametrize("cells", [2, 3, 50])
 def test_cells_that_all_lie_at_one_place_are_refused(cells):
     with pytest.raises(InputError, match=rf"'x' has {cells} cells, all at 5; expected"):

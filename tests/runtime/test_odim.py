@@ -165,6 +165,7 @@ def test_a_file_is_known_by_its_content(tmp_path):
 DBZH = {**RATE, "quantity": "DBZH"}
 LONG = ("20220809", "140000", "20220809", "150000")
 NEGATIVE = {**RATE, "gain": -0.5}
+NORTH = {"projdef": "+proj=longlat +datum=WGS84", "xscale": 0.1, "yscale": 0.1, "LL_lon": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -178,9 +179,23 @@ NEGATIVE = {**RATE, "gain": -0.5}
         ({"where": {"LL_lon": None, "xscale": None}}, "'where' has no xscale, LL_lon"),
         ({"where": {"projdef": "+proj=nonsense"}}, r"projdef '\+proj=nonsense', which cannot"),
         ({"where": {"projdef": ""}}, "projdef ''"),
-        ({"where": {"xscale": 0.0}}, "expected positive"),
+        ({"where": {"xscale": 0.0}}, "xscale = 0; expected a positive"),
         ({"where": {"LL_lat": 99.0}}, "99 N"),
         ({"where": {"xsize": "five"}}, "xsize = 'five'; expected a number"),
+        ({"where": {"xsize": 2.5}}, "xsize = 2.5; expected a whole number of at least 1"),
+        ({"where": {"ysize": np.nan}}, "ysize = nan; expected a whole number"),
+        ({"where": {"ysize": 0}}, "ysize = 0; expected a whole number"),
+        ({"where": {"xsize": 1e300}}, r"'dataset1/data1/data' has shape \(4, 5\)"),
+        ({"where": {"ysize": 10**12}}, r"\(4, 5\); expected \(1000000000000, 5\)"),
+        ({"where": {"xscale": np.inf}}, "xscale = inf; expected a positive"),
+        ({"where": {"yscale": -1.0}}, "yscale = -1; expected a positive"),
+        ({"where": {"yscale": np.nan}}, "yscale = nan; expected a positive"),
+        ({"where": {"xsize": np.array([5, 5])}}, r"xsize = array\(\[5, 5\]\)"),
+        ({"where": {**NORTH, "LL_lat": 89.9}}, "'lat' goes from 89.95 to 90.25"),
+        ({"layers": [({**RATE, "gain": np.inf}, QUARTER, RAW)]}, "gain = inf; expected a finite"),
+        ({"layers": [({**RATE, "gain": 0.0}, QUARTER, RAW)]}, "gain = 0.*no gain of 0"),
+        ({"layers": [({**RATE, "offset": np.nan}, QUARTER, RAW)]}, "offset = nan; expected a fin"),
+        ({"layers": [(RATE, QUARTER, RAW.astype("S1"))]}, "'dataset1/data1/data' .*numbers"),
         ({"where": {"xsize": 6}}, r"'dataset1/data1/data' has shape \(4, 5\); expected \(4, 6\)"),
         ({"layers": [(RATE, QUARTER, RAW[0])]}, r"shape \(5,\)"),
         ({"layers": [(RATE, QUARTER, None)]}, "no array"),

@@ -251,8 +251,17 @@ def test_both_axes_must_fit_and_the_models_own_spacing_counts():
     with pytest.raises(InputError, match=r"10 x 20 km"):
         check_spacing(oblong, 1.0, 10, assume=False)
     check_spacing(field(0.2 * np.arange(5), 0.2 * np.arange(5)), 2.0, 10, assume=False)
-    with pytest.raises(InputError, match="unknown"):
-        check_spacing(field([50.0], 0.1 * np.arange(5)), 1.0, 10, assume=False)
+
+
+@pytest.mark.parametrize("assume", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+def test_an_axis_of_one_cell_is_refused_whatever_is_assumed(shape, assume):
+    narrow = field(50 + 0.1 * np.arange(shape[0]), 0.1 * np.arange(shape[1]))
+    said = rf"'tp' has {shape[0]} x {shape[1]} cells.*at least two .*Hand in a larger area"
+    with pytest.raises(InputError, match=said) as caught:
+        check_spacing(narrow, 1.0, 10, assume=assume)
+    assert str(caught.value).startswith("rain.nc: variable 'tp'")
+    assert "--assume-factor" not in str(caught.value)  # it could not help
 
 
 def test_a_note_outside_the_latitudes_of_the_training():

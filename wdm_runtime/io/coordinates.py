@@ -37,7 +37,6 @@ _NAMED_AXES = {
     ),
 }
 _DEGREES = re.compile(r"degrees?_?(n|e)(orth|ast)?")
-_POLE = 90.001  # degrees, with float32's rounding
 _SEPARABLE_WITHIN = 1e-3  # of a cell: what float32 rounding leaves of a repeated row or column
 
 
@@ -167,17 +166,8 @@ def grid_of(dataset: Dataset, axes: dict[str, Axis]) -> Grid:
     """
     coordinates = [axes[kind].coordinate for kind in "yx"]
     y, x = (coordinate for coordinate in coordinates if coordinate is not None)
-    try:
-        grid = Grid(y.decoded(), _unwrapped(x), (y.name, x.name), (meaning(y), meaning(x)))
-    except InputError as error:
-        raise InputError(f"{dataset.label}: {error}") from error
-    if grid.is_latlon and np.abs(grid.y).max() > _POLE:
-        raise InputError(
-            f"{dataset.label}: coordinate '{y.path}' goes from {grid.y.min():g} to "
-            f"{grid.y.max():g} in units '{y.text('units')}'; expected latitudes from -90 to 90. "
-            "Correct its numbers, or its units if they are no degrees."
-        )
-    return grid
+    names, attributes = (y.name, x.name), (meaning(y), meaning(x))
+    return Grid.of_file(dataset.label, y.decoded(), _unwrapped(x), names, attributes)
 
 
 def _unwrapped(x: Variable) -> npt.NDArray[np.float64]:

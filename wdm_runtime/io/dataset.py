@@ -136,6 +136,11 @@ def check_unchanged(path: Path, before: tuple[tuple[str, int, int], ...]) -> Non
         )
 
 
+def memory_bytes() -> int:
+    """Of the whole machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> None:
     """Refuse what could not be read one frame at a time, before anything of that size is made.
 
@@ -152,14 +157,13 @@ def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> No
         A frame takes more than this machine's memory.
     """
     needed_bytes = _BYTES_PER_CELL * cells + _BYTES_PER_TIME * times
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed_bytes > memory_bytes:
+    if needed_bytes > memory_bytes():
         sizes = " x ".join(map(str, variable.shape))
         raise InputError(
             f"{label}: variable '{variable.path}' has {sizes} cells "
             f"({', '.join(variable.dimensions)}), which take {needed_bytes / 2**30:.0f} GiB to "
             f"read one time after the other; expected less than this machine's "
-            f"{memory_bytes / 2**30:.1f} GiB. Extract a part of it first."
+            f"{memory_bytes() / 2**30:.1f} GiB. Extract a part of it first."
         )
 
 

@@ -11,7 +11,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import TimeAxis
 
 _EPOCH = datetime(1970, 1, 1)
-_DRY_FROM_MM_H = -1e-3  # packing leaves smaller negatives
+DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
 
 
 def epoch_axis(ends: list[datetime], period_h: float | None) -> TimeAxis:
@@ -49,7 +49,7 @@ def to_rates(label: str, values: npt.NDArray[np.float64], factor: float) -> npt.
         Infinite or negative numbers: neither rain nor missing.
     """
     rates = values * factor
-    wrong = int(np.isinf(rates).sum()) + int((np.isfinite(rates) & (rates < _DRY_FROM_MM_H)).sum())
+    wrong = int(np.isinf(rates).sum()) + int((np.isfinite(rates) & (rates < DRY_FROM_MM_H)).sum())
     if wrong:
         raise InputError(
             f"{label} has {wrong} infinite or negative numbers in its {rates.size} cells, down to "

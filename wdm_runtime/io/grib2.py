@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source
+from wdm_runtime.io.dataset import memory_bytes
 from wdm_runtime.io.foreign import epoch_axis, to_rates
 from wdm_runtime.io.grib_header import (
     MRMS_PRODUCTS,
@@ -29,10 +30,15 @@ from wdm_runtime.io.grib_header import (
     identity_of,
     load_eccodes,
 )
+from wdm_runtime.io.grib_packing import check_packing
 from wdm_runtime.io.units import to_mm_h
 
 _SENTINEL_FROM = 9999.0  # also ecCodes' own mark where a bitmap says missing
 _DATA_SECTION = 7
+_NETCDF = (b"CDF", b"\x89HDF")
+_CHUNK_BYTES = 1 << 20
+# Of a file read as a whole: its bytes are there twice, as such and cut up, beside decoded frames.
+_MEMORY_SHARE = 4
 
 
 def read_grib2(path: Path) -> PrecipField:
@@ -56,18 +62,22 @@ def read_grib2(path: Path) -> PrecipField:
     ------
     InputError
         Not GRIB2, damaged, or no precipitation; several products, grids, ensemble members or
-        periods; or two messages of one time; not a regular latitude-longitude grid.
+        periods; or two messages of one time; not a regular latitude-longitude grid, one beyond a
+        pole or beyond this machine's memory; infinite or negative rates, or nothing but missing
+        cells.
     MissingDependencyError
         Without the extra ``grib``.
     """
     eccodes = load_eccodes("Reading GRIB2")
     found: list[tuple[Header, bytes]] = []
     others: list[str] = []
-    for message in _messages(path, _content(path)):
+    for message in _messages(path, content_of(path)):
         with _handle(path, eccodes, message) as get:
             identity = identity_of(get)
             if identity in MRMS_PRODUCTS or identity in WMO_PRODUCTS:
-                found.append((header_of(path, get, identity), message))
+                header = header_of(path, get, identity)
+                check_packing(path, header.name, get, _data_sections(message)[0])
+                found.append((header, message))
             else:
                 others.append("/".join(map(str, identity)))
     if not found:
@@ -80,6 +90,7 @@ def read_grib2(path: Path) -> PrecipField:
     _require_one_series(path, headers)
     found.sort(key=lambda pair: pair[0].end)
     first = found[0][0]
+    grid = first.grid(path)
     frames = GribFrames(path, first, tuple(message for _, message in found))
     ends = [header.end for header, _ in found]
     # Every message once, so that damage is found here and not half-way through the work.
@@ -94,7 +105,7 @@ def read_grib2(path: Path) -> PrecipField:
         )
     return PrecipField(
         rate_mm_h=decoded[None] if len(found) == 1 else frames,
-        grid=first.grid(),
+        grid=grid,
         valid_times=tuple(end.isoformat(timespec="seconds") for end in ends),
         source=Source(
             path=str(path),
@@ -125,6 +136,11 @@ class GribFrames:
         eccodes = load_eccodes("Reading GRIB2")
         with _handle(self.path, eccodes, self.messages[index]) as get:
             values = np.asarray(get("values"), dtype=np.float64)
+        if values.size != header.rows * header.columns:
+            raise InputError(
+                f"{self.path}: '{header.name}' has {values.size} values; expected {header.rows} x "
+                f"{header.columns} as its grid says. Fetch the file again."
+            )
         values = values.reshape(header.rows, header.columns)
         missing = values >= _SENTINEL_FROM
         if header.name not in WMO_PRODUCTS.values():  # MRMS's codes
@@ -134,19 +150,53 @@ class GribFrames:
         return to_rates(label, values, to_mm_h(header.units, header.period_h))
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path, most_bytes: int | None = None) -> bytes:
+    """All bytes of a file, unpacked if it is gzipped.
+
+    Parameters
+    ----------
+    path
+        Plain or gzipped; its content tells, not its name.
+    most_bytes
+        How many may come out, which is watched while they do: what a file promises of its size may
+        be untrue. None is a quarter of this machine's memory.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is damaged, or holds more.
+    """
+    if most_bytes is None:
+        most_bytes = memory_bytes() // _MEMORY_SHARE
+    content = bytearray()
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if packed else raw
+            while len(content) <= most_bytes and (chunk := file.read(_CHUNK_BYTES)):
+                content += chunk
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); expected GRIB2, plain or gzipped. "
             "Fetch the file again."
         ) from error
+    if len(content) > most_bytes:
+        raise InputError(
+            f"{path}: {'unpacks to' if packed else 'has'} more than {most_bytes / 2**30:.3g} GiB; "
+            "expected less, as this machine's memory allows. Split it into files of fewer times "
+            "first."
+        )
+    return bytes(content)
 
 
 def _messages(path: Path, content: bytes) -> Iterator[bytes]:
     """The messages of a file; bulletin headers between them are passed over."""
+    if content.startswith(_NETCDF):
+        raise InputError(
+            f"{path}: unpacks to NetCDF or HDF5; expected GRIB2 in gzip, and other formats plain. "
+            "Unpack it first (gunzip)."
+        )
     start = content.find(b"GRIB")
     if start < 0:
         raise InputError(
@@ -166,22 +216,25 @@ def _messages(path: Path, content: bytes) -> Iterator[bytes]:
                 f"{path}: the GRIB2 message at byte {start} is damaged (no end after "
                 f"{stop - start} bytes); expected a complete field. Fetch the file again."
             )
-        if _fields(message) != 1:
+        fields = len(_data_sections(message))
+        if fields != 1:
             raise InputError(
-                f"{path}: the GRIB2 message at byte {start} holds {_fields(message)} fields; "
+                f"{path}: the GRIB2 message at byte {start} holds {fields} fields; "
                 "expected one a message. Split them first (grib_copy FILE 'OUT_[count].grib2')."
             )
         yield message
         start = content.find(b"GRIB", stop)
 
 
-def _fields(message: bytes) -> int:
-    """How many data sections a message has."""
-    position, count = 16, 0
+def _data_sections(message: bytes) -> list[bytes]:
+    """The packed values of a message's fields."""
+    position, found = 16, []
     while position + 5 <= len(message) - 4:
-        count += message[position + 4] == _DATA_SECTION
-        position += max(int.from_bytes(message[position : position + 4], "big"), 5)
-    return count
+        stop = position + max(int.from_bytes(message[position : position + 4], "big"), 5)
+        if message[position + 4] == _DATA_SECTION:
+            found.append(message[position + 5 : stop])
+        position = stop
+    return found
 
 
 @contextmanager
@@ -209,6 +262,8 @@ def _handle(path: Path, eccodes: Any, message: bytes) -> Iterator[Get]:
 
 def _require_one_series(path: Path, headers: list[Header]) -> None:
     """The messages must differ in their times alone."""
+    names = ", ".join(f"'{name}'" for name in sorted({header.name for header in headers}))
+    has = f"{path}: {names} has {len(headers)} messages"
     for what, values, remedy in (
         ("products", {h.name for h in headers}, "grib_copy -w parameterNumber=52"),
         ("members", {h.member for h in headers}, "grib_copy -w perturbationNumber=0"),
@@ -219,12 +274,12 @@ def _require_one_series(path: Path, headers: list[Header]) -> None:
         if len(values) > 1:
             listed = ", ".join(sorted(map(str, values))[:10])
             raise InputError(
-                f"{path}: holds {len(headers)} precipitation messages of {len(values)} {what} "
-                f"({listed}); expected one. Extract one first ({remedy} FILE OUT.grib2)."
+                f"{has} of {len(values)} {what} ({listed}); expected one. Extract one "
+                f"first ({remedy} FILE OUT.grib2)."
             )
     ends = [header.end for header in headers]
     if len(set(ends)) < len(ends):
         raise InputError(
-            f"{path}: holds {len(ends)} precipitation messages of {len(set(ends))} times; expected "
-            "one a time. Extract one level or run first (grib_copy -w level=0 FILE OUT.grib2)."
+            f"{has} of {len(set(ends))} times; expected one a time. Extract one level or run "
+            "first (grib_copy -w level=0 FILE OUT.grib2)."
         )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, require
 from wdm_runtime.grid import Grid
+from wdm_runtime.io.dataset import Variable, check_fits
 
 # (discipline, category, number) -> name; MRMS's with their period [h], None for rates.
 MRMS_PRODUCTS: dict[tuple[int, int, int], tuple[str, float | None]] = {
@@ -68,10 +69,11 @@ class Header:
     corners: tuple[float, float, float, float]  # first and last latitude, first and last longitude
     steps: tuple[float, float]  # along y and x, 0 where not given
 
-    def grid(self) -> Grid:
+    def grid(self, path: Path) -> Grid:
         """The grid from the header: asking ecCodes for every cell's position takes seconds."""
         north, south, west, east = self.corners
-        return Grid(
+        return Grid.of_file(
+            str(path),
             _axis(north, south, self.steps[0], self.rows),
             _axis(west, east + 360 * (east < west), self.steps[1], self.columns),
             ("lat", "lon"),
@@ -87,13 +89,15 @@ def identity_of(get: Get) -> tuple[int, int, int]:
 
 
 def header_of(path: Path, get: Get, identity: tuple[int, int, int]) -> Header:
-    _require_plain_grid(path, get)
     statistic = get("typeOfStatisticalProcessing")
     if identity in MRMS_PRODUCTS:
         name, period_h = MRMS_PRODUCTS[identity]
         units = "mm h-1" if period_h is None else "mm"
     else:
-        name = WMO_PRODUCTS[identity]
+        name, period_h = WMO_PRODUCTS[identity], None
+    _require_plain_grid(path, name, get)
+    rows, columns = _sizes(path, name, get)
+    if identity in WMO_PRODUCTS:
         _require_rate_or_sum(path, name, identity == _WMO_AMOUNT, statistic)
         period_h = _period_h(path, name, get) if statistic == _ACCUMULATION else None
         units = "kg m-2 s-1" if period_h is None else "kg m-2"
@@ -107,10 +111,10 @@ def header_of(path: Path, get: Get, identity: tuple[int, int, int]) -> Header:
         units=units,
         period_h=period_h,
         averaged=statistic == _AVERAGE,
-        end=_reference(get) if statistic is None else _instant(get, "OfEndOfOverallTimeInterval"),
+        end=_valid_time(path, name, get, statistic is None),
         member=get("perturbationNumber"),
-        rows=get("Nj"),
-        columns=get("Ni"),
+        rows=rows,
+        columns=columns,
         corners=(corners[0], corners[1], corners[2], corners[3]),
         steps=(
             float(get("jDirectionIncrementInDegrees") or 0),
@@ -119,18 +123,42 @@ def header_of(path: Path, get: Get, identity: tuple[int, int, int]) -> Header:
     )
 
 
-def _require_plain_grid(path: Path, get: Get) -> None:
+def _require_plain_grid(path: Path, name: str, get: Get) -> None:
     if get("gridType") != "regular_ll":
         raise InputError(
-            f"{path}: grid type is '{get('gridType')}'; expected 'regular_ll'. Regrid it first."
+            f"{path}: '{name}' lies on grid type '{get('gridType')}'; expected 'regular_ll'. "
+            "Regrid it first."
         )
     flags = ("iScansNegatively", "jPointsAreConsecutive", "alternativeRowScanning")
     found = [flag for flag in flags if get(flag)]
     if found:
         raise InputError(
-            f"{path}: the grid's scanning mode has {' and '.join(found)}; expected rows one after "
-            "the other, each from west to east. Convert it first (cdo -f nc copy)."
+            f"{path}: the scanning mode of '{name}' has {' and '.join(found)}; expected rows one "
+            "after the other, each from west to east. Convert it first (cdo -f nc copy)."
         )
+
+
+def _sizes(path: Path, name: str, get: Get) -> tuple[int, int]:
+    """Rows and columns, before ecCodes makes room for as many values as it is told."""
+    rows, columns = get("Nj"), get("Ni")
+    points, coded = get("numberOfDataPoints"), get("numberOfValues")
+    # A bitmap leaves values out, so that there may be fewer.
+    if not 0 < rows * columns == points >= coded:
+        raise InputError(
+            f"{path}: '{name}' has {rows} x {columns} cells of {points} points and {coded} values; "
+            "expected a point for each cell and no more values. Fetch the file again."
+        )
+    shape = rows, columns
+    described = Variable(
+        name,
+        ("lat", "lon"),
+        shape,
+        np.dtype(np.float64),
+        {},
+        read=lambda index: np.reshape(get("values"), shape)[index],
+    )
+    check_fits(str(path), described, described.size)
+    return shape
 
 
 def _require_rate_or_sum(path: Path, name: str, is_amount: bool, statistic: int | None) -> None:
@@ -155,15 +183,20 @@ def _period_h(path: Path, name: str, get: Get) -> float:
     return float(period_h)
 
 
-def _reference(get: Get) -> datetime:
-    """When the field is valid: the reference time and the forecast's length after it."""
-    unit_h = _UNIT_HOURS.get(get("indicatorOfUnitOfTimeRange"), 0.0)
-    return _instant(get, "") + timedelta(hours=unit_h * (get("forecastTime") or 0))
-
-
-def _instant(get: Get, suffix: str) -> datetime:
-    year, month, day, hour, minute, second = (int(get(f"{part}{suffix}")) for part in _CLOCK)
-    return datetime(year, month, day, hour, minute, second)
+def _valid_time(path: Path, name: str, get: Get, of_instant: bool) -> datetime:
+    """The end of the period; of an instant the reference time and the forecast's length."""
+    suffix = "" if of_instant else "OfEndOfOverallTimeInterval"
+    clock = tuple(get(f"{part}{suffix}") for part in _CLOCK)
+    unit_h = _UNIT_HOURS.get(get("indicatorOfUnitOfTimeRange"), 0.0) if of_instant else 0.0
+    ahead_h = unit_h * (get("forecastTime") or 0)
+    try:
+        return datetime(*clock) + timedelta(hours=ahead_h)
+    except (ValueError, OverflowError, TypeError) as error:
+        date, time = ("-".join(map(str, clock[:3])), ":".join(map(str, clock[3:])))
+        raise InputError(
+            f"{path}: '{name}' has the time {date} {time} and {ahead_h:g} h after it, which is "
+            f"none ({error}); expected a date and time of the calendar. Fetch the file again."
+        ) from error
 
 
 def _axis(first: float, last: float, step: float, count: int) -> npt.NDArray[np.float64]:

@@ -61,7 +61,7 @@ def is_odim(path: Path) -> bool:
         with LIBRARY_LOCK, netCDF4.Dataset(str(path.absolute())) as opened:
             conventions = str(getattr(opened, "Conventions", ""))
             return conventions.startswith("ODIM_H5") or {"what", "where"} <= set(opened.groups)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, UnicodeError, AttributeError):
         return False  # reading it says what is wrong
 
 

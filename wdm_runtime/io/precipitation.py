@@ -25,6 +25,7 @@ from wdm_runtime.io.coordinates import (
     valid_times_of,
 )
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
+from wdm_runtime.io.foreign import DRY_FROM_MM_H
 from wdm_runtime.io.units import rate_factor, to_mm_h
 
 # Codes are in the file's units. A row of nines is one in any; what is more, only where it would
@@ -34,7 +35,6 @@ _CODE_FROM: Final = 9999.0
 _IMPOSSIBLE_FROM_MM_H: Final = 1000.0
 _NEGATIVE_CODES: Final = (-1.0, -3.0)  # MRMS: missing, no radar coverage
 _CODE_TO: Final = -99.0  # -99, -999, -9999.9 and their like
-_DRY_FROM_MM_H: Final = -1e-3  # packing and resampling leave smaller negatives
 _CLOSE: Final = 1e-6  # codes that went through float32
 
 
@@ -143,7 +143,7 @@ class StoredFrames:
         for index in range(self.shape[0]):
             values = self._values(index)
             rates = values * self.factor
-            below = rates < _DRY_FROM_MM_H  # infinite ones too, which are reported as such
+            below = rates < DRY_FROM_MM_H  # infinite ones too, which are reported as such
             infinite += int(np.isinf(values).sum())
             negative += int(below.sum())
             valid += int(np.isfinite(values).sum())
