@@ -12,7 +12,7 @@ import pytest
 from wdm_runtime import wavelets
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import choose, open_engine, select
+from wdm_runtime.engines import open_engine, select
 from wdm_runtime.errors import EngineError, MissingDependencyError, require
 
 KINDS = (("ort-cpu", "fp32"), ("ort-cpu", "fp16"), ("openvino", "fp32"), ("openvino", "bf16"))
@@ -27,37 +27,19 @@ def installed(names):
     return version
 
 
-def test_unknown_names_list_the_known():
-    with pytest.raises(EngineError, match="ort-cpu"):
-        choose("cuda", "auto")
-    with pytest.raises(EngineError, match="fp16"):
-        choose("auto", "int8")
-
-
 def test_both_onnxruntime_packages_is_an_error_with_the_install_line(monkeypatch):
     monkeypatch.setattr(
         importlib.metadata, "version", installed({"onnxruntime", "onnxruntime-gpu"})
     )
     with pytest.raises(EngineError, match=r"pip install 'wdm-edge\[cpu\]'") as caught:
-        choose("auto", "auto")
+        select("ort-cpu")
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(caught.value)
-
-
-def test_no_engine_is_an_error_with_the_install_line(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", installed(set()))
-    with pytest.raises(EngineError, match=r"pip install 'wdm-edge\[cpu\]'"):
-        choose("auto", "auto")
 
 
 def test_a_missing_extra_names_its_install_line():
     with pytest.raises(MissingDependencyError, match=r"pip install 'wdm-edge\[grib\]'") as caught:
         require("no_such_module_at_all", "grib", "Reading GRIB2")
     assert caught.value.extra == "grib" and caught.value.exit_code == 4
-
-
-def test_auto_is_fp32_on_a_cpu():
-    assert choose("auto", "auto") == ("ort-cpu", "fp32")
-    assert choose("ort-cpu", "fp16") == ("ort-cpu", "fp16")
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +157,8 @@ def test_a_whole_run_is_that_of_onnx_runtime(tiny, field, kind, precision, large
         dwt, idwt = (
             open_engine(bundle.graph(role), graphs[role], score.kind) for role in ("dwt", "idwt")
         )
-        with Downscaler(bundle, score, (dwt, idwt), score.precision, 1) as downscaler:
+        choice = select(score.kind, score.precision)
+        with Downscaler(bundle, score, (dwt, idwt), choice, 1) as downscaler:
             return np.stack([s.rate_mm_h for s in downscaler.downscale(field, steps=4)])
 
     reference = rates(open_chosen(tiny, "ort-cpu", "fp32"))

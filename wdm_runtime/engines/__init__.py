@@ -119,8 +119,8 @@ _AUTO_ORDER = (
     ("openvino", "fp16"),
     ("ort-cpu", "fp16"),
 )
-ENGINES = (AUTO, "ort-cpu")
-PRECISIONS = (AUTO, "fp32", "fp16")
+ENGINES = (AUTO, *_FAMILIES)
+PRECISIONS = (AUTO, "fp32", "fp16", "bf16")
 
 
 def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
@@ -129,7 +129,7 @@ def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
     Parameters
     ----------
     engine
-        A family's name; ``"auto"`` takes the fastest that works.
+        One of `ENGINES`; ``"auto"`` takes the fastest that works.
     precision
         One of `PRECISIONS`; ``"auto"`` takes the engine's best.
 
@@ -140,8 +140,8 @@ def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
     MissingDependencyError
         The engine that was asked for is not installed.
     """
-    _check_known(engine, (AUTO, *_FAMILIES), "--engine")
-    _check_known(precision, (AUTO, "fp32", "fp16", "bf16"), "--precision")
+    _check_known(engine, ENGINES, "--engine")
+    _check_known(precision, PRECISIONS, "--precision")
     if engine == AUTO:
         return _best(precision)
     works = _FAMILIES[engine].probe()
@@ -182,20 +182,6 @@ def _best(precision: str) -> Choice:
 def _choice(kind: str, precision: str, reason: str) -> Choice:
     graph = _FAMILIES[kind].graphs[precision]
     return Choice(kind, precision, graph, f"Engine {kind} in {precision}: {reason}")
-
-
-def choose(engine: str, precision: str) -> tuple[str, str]:
-    """ONNX Runtime's name and the precision of the graph it gets.
-
-    Raises
-    ------
-    EngineError
-        A name is unknown, no engine is installed, or two packages exclude each other.
-    """
-    _check_known(engine, ENGINES, "--engine")
-    _check_known(precision, PRECISIONS, "--precision")
-    chosen = select("ort-cpu", precision)
-    return chosen.kind, chosen.graph
 
 
 def open_engine(
