@@ -180,7 +180,7 @@ def main() -> None:
             columns[mode] = scores(evaluation, replay)
         facts = {
             "device": machine(),
-            "engine": f"{downscaler.engine.version}, {downscaler.precision}",
+            "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}",
             "bundle": downscaler.manifest.name,
             "files": ", ".join(path.name for path in options.files),
             "ensemble": f"{options.members} members x {options.steps} steps, seed {options.seed}",

@@ -178,7 +178,7 @@ def main() -> None:
             rounds.append(shares(member, parts.seconds_a_step()))
         facts: dict[str, Any] = {
             "device": machine(),
-            "engine": f"{downscaler.engine.version}, {downscaler.precision}, "
+            "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}, "
             f"{downscaler.engine.device}, batch {downscaler.batch}",
             "bundle": downscaler.manifest.name,
             "state": " x ".join(map(str, parts.x.shape)),

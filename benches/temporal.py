@@ -195,7 +195,7 @@ def main() -> None:
         rows = member_rows(downscaler, coarse, smooth, options)
         facts = {
             "device": machine(),
-            "engine": f"{downscaler.engine.version}, {downscaler.precision}",
+            "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}",
             "bundle": downscaler.manifest.name,
             "frames": f"{len(fine.valid_times)} from {fine.valid_times[0]}",
             "ensemble": f"{options.members} members x {options.steps} steps, seed {options.seed}, "

@@ -52,10 +52,10 @@ def field() -> PrecipField:
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
+def run(monkeypatch, tmp_path, tmp_path_factory, capsys):
     """Call wdm-run in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["wdm-run", *map(str, arguments)])

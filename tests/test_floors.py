@@ -10,10 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"statistics", "plan", "settings", "io.atomic", "io.classic", "io.dataset", "io.units"},
-    {"bundle", "samplers", "field", "consistency", "io.choice", "io.grib_header", "io.odim_header"},
-    {"engines.ort", "select", "io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
-    {"engines", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
+    | {"statistics", "plan", "settings", "cache"}
+    | {"io.atomic", "io.classic", "io.dataset", "io.units"},
+    {"bundle", "samplers", "field", "consistency"}
+    | {"io.choice", "io.grib_header", "io.odim_header"}
+    | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
+    {"engines.ort", "engines.openvino", "engines.tensorrt_plan", "select"}
+    | {"io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
+    {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
+    {"engines"},
     {"conditioning", "stepping", "io.precipitation"},
     {"sampling", "io.netcdf", "io.xarray_reader"},
     {"downscale", "io", "io.array_output", "io.compare", "io.ensemble"},

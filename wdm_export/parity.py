@@ -92,7 +92,7 @@ def compare_score(
     rng = np.random.default_rng(seed)
     size = entry.inputs[0].shape[1:]
     worst = 0.0
-    engine = open_engine(graph, entry, _ENGINE)
+    engine = open_engine(graph, entry, _ENGINE, precision="fp16" if fp16 else "fp32")
     try:
         for t in _TIMES:
             for batch in _BATCHES:

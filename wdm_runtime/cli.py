@@ -198,6 +198,7 @@ class _Progress:
     def on_plan(self, plan: Plan, note: str | None) -> None:
         line = panels.plan_line(plan, self._downscaler.seconds_per_tile())
         console.out.print(line, highlight=False, soft_wrap=True)
+        console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
         if note:
             console.out.print(f"note: {note}", highlight=False, soft_wrap=True)
         self._task = self._bar.add_task("sampling", total=plan.evaluations)

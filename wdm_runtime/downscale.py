@@ -20,7 +20,7 @@ import numpy.typing as npt
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
-from wdm_runtime.engines import Engine, choose, open_engine
+from wdm_runtime.engines import Choice, Engine, open_engine, select
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
@@ -57,13 +57,13 @@ class Downscaler:
     """
 
     def __init__(
-        self, bundle: Bundle, score: Engine, transforms: tuple[Engine, Engine], precision: str,
+        self, bundle: Bundle, score: Engine, transforms: tuple[Engine, Engine], choice: Choice,
         batch: int,
     ) -> None:  # fmt: skip
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.engine = score
-        self.precision = precision
+        self.choice = choice
         self.batch = batch
         self._dwt, self._idwt = transforms
 
@@ -97,14 +97,18 @@ class Downscaler:
             bundle = Bundle.open(bundle)
         if batch is not None and batch < 1:
             raise InputError(f"Got a batch of {batch} tiles; expected at least 1. Set --batch.")
-        kind, precision = choose(engine, precision)
+        choice = select(engine, precision)
         graphs = bundle.manifest.graphs
-        engines = [
-            open_engine(bundle.graph(role), graphs[role], kind, threads)
-            for role in (f"score_{precision}", "dwt", "idwt")
-        ]
+        score, dwt, idwt = (
+            open_engine(bundle.graph(role), graphs[role], choice.kind, threads, computes_in)
+            for role, computes_in in (
+                (f"score_{choice.graph}", choice.precision),
+                ("dwt", "fp32"),
+                ("idwt", "fp32"),
+            )
+        )
         # A CPU gains nothing from batches: the caches are the limit, and batch 1 is the fastest.
-        return cls(bundle, engines[0], (engines[1], engines[2]), precision, batch or 1)
+        return cls(bundle, score, (dwt, idwt), choice, batch or 1)
 
     def __enter__(self) -> Downscaler:
         return self

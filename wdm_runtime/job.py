@@ -241,7 +241,7 @@ def facts(downscaler: Downscaler) -> dict[str, Any]:
         "wdm_engine": downscaler.engine.kind,
         "wdm_engine_version": downscaler.engine.version,
         "wdm_device": downscaler.engine.device,
-        "wdm_precision": downscaler.precision,
+        "wdm_precision": downscaler.choice.precision,
         "wdm_version": version(),
     }
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.cache import cache_folder
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import Engine, available_threads, open_engine
+from wdm_runtime.engines import Choice, Engine, available_threads, open_engine
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.job import Outcome
@@ -90,7 +91,7 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
     return Report(
         engine=downscaler.engine.kind,
         device=downscaler.engine.device,
-        precision=downscaler.precision,
+        precision=downscaler.choice.precision,
         sampler=outcome.sampler,
         steps=plan.steps,
         members=plan.members,
@@ -142,12 +143,6 @@ def seconds_since_process_start() -> float:
         return time.process_time()  # no /proc: the CPU time is a lower bound
 
 
-def cache_folder() -> Path:
-    """This project's folder below the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "wdm-edge"
-
-
 def machine() -> str:
     """What makes two machines differ in speed, in words."""
     model = platform.processor()
@@ -162,18 +157,18 @@ def machine() -> str:
 
 
 def measure_pixel(
-    bundle: Bundle, engine: Engine, precision: str, threads: int | None
+    bundle: Bundle, engine: Engine, choice: Choice, threads: int | None
 ) -> float | None:
     """Time the pixel model's score network on one tile, or take the cached time [ms].
 
     Measured once per bundle, engine, precision and machine; None if the bundle has no pixel graph
     of this precision. The best of a few calls after a warm-up.
     """
-    role = _PIXEL_ROLES[precision]
+    role = _PIXEL_ROLES[choice.graph]
     if role not in bundle.manifest.graphs:
         return None
     threads = threads or available_threads()
-    key = "|".join((bundle.sha256[:16], engine.version, precision, machine(), str(threads)))
+    key = "|".join((bundle.sha256[:16], engine.version, choice.precision, machine(), str(threads)))
     path = cache_folder() / "pixel-probe.json"
     try:
         cached = json.loads(path.read_text())
@@ -182,7 +177,7 @@ def measure_pixel(
     except (OSError, ValueError, AttributeError):
         cached = {}  # absent or damaged: measured anew below
     entry = bundle.manifest.graphs[role]
-    pixel = open_engine(bundle.graph(role), entry, engine.kind, threads)
+    pixel = open_engine(bundle.graph(role), entry, choice.kind, threads, choice.precision)
     try:
         shape = [size if isinstance(size, int) else 1 for size in entry.inputs[0].shape]
         x = np.zeros(shape, dtype=np.float32)
@@ -202,7 +197,7 @@ def measure_pixel(
 def with_pixel_probe(report: Report, downscaler: Downscaler, threads: int | None) -> Report:
     """A report with the pixel model's time and the ratio to the step's median."""
     began = time.perf_counter()
-    pixel = measure_pixel(downscaler.bundle, downscaler.engine, downscaler.precision, threads)
+    pixel = measure_pixel(downscaler.bundle, downscaler.engine, downscaler.choice, threads)
     step = report.step_latency_ms
     return replace(
         report,

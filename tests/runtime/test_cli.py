@@ -152,7 +152,7 @@ def test_bad_input_is_a_clear_error_and_leaves_nothing(infer, tmp_path, case):
     [
         (("infer", "rain.grib2"), "eccodes", "grib"),
         (("plot", "rain.nc", "-o", "rain.png"), "matplotlib", "plot"),
-        (("infer", SAMPLE), "onnxruntime", "cpu"),
+        (("infer", SAMPLE, "--engine", "ort-cpu"), "onnxruntime", "cpu"),
     ],
 )
 def test_a_missing_extra_names_its_install_line(

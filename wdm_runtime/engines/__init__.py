@@ -1,19 +1,24 @@
-"""Engines run one ONNX graph. `open_engine` is the only way to get one."""
+"""Engines run one ONNX graph. `select` says which one, `open_engine` is the only way to get it.
+
+A family of engines is one entry of `_FAMILIES`, and one or more lines of `_AUTO_ORDER`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry
-from wdm_runtime.errors import EngineError, install_line
+from wdm_runtime.bundle import GraphEntry, TensorSpec
+from wdm_runtime.engines.openvino import OpenVinoEngine
+from wdm_runtime.engines.ort import OrtCpuEngine
+from wdm_runtime.errors import EngineError, MissingDependencyError, install_line
 
-ENGINES = ("auto", "ort-cpu")
-PRECISIONS = ("auto", "fp32", "fp16")
+AUTO = "auto"
 
 
 class Engine(Protocol):
@@ -34,6 +39,21 @@ class Engine(Protocol):
         """Library and version."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """What it computes in, one of `PRECISIONS`."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors `run` takes."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the graph, of which `run` returns the first."""
+        ...
+
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """The graph's single output for the inputs by name."""
         ...
@@ -43,6 +63,33 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Family:
+    """Engines of one library.
+
+    ``probe`` gives the precisions that work on this machine, best first, or raises what is missing
+    and how to get it; ``open`` takes a graph, its entry, a precision and CPU threads; ``graphs``
+    says of which precision the graph has to be for each precision it computes in.
+    """
+
+    probe: Callable[[], tuple[str, ...]]
+    open: Callable[[bytes, GraphEntry, str, int], Engine]
+    graphs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and a precision that work here.
+
+    ``graph`` is the precision of the graph it takes, and ``why`` one line for the user.
+    """
+
+    kind: str
+    precision: str
+    graph: str
+    why: str
+
+
 def available_threads() -> int:
     """CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -50,28 +97,100 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def choose(engine: str, precision: str) -> tuple[str, str]:
-    """Resolve ``auto``: the engine's name and the precision of the graph it gets.
+def _probe_ort_cpu() -> tuple[str, ...]:
+    _check_onnxruntime()
+    return OrtCpuEngine.precisions()
+
+
+_FAMILIES = {
+    "ort-cpu": _Family(_probe_ort_cpu, OrtCpuEngine, {"fp32": "fp32", "fp16": "fp16"}),
+    "openvino": _Family(
+        OpenVinoEngine.precisions,
+        OpenVinoEngine,
+        {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
+    ),
+}
+# The fastest first, as benches/step_latency.py measures them: in fp32 the two are equal, and ONNX
+# Runtime loads faster and takes less memory. On a CPU, fp16 is for those who ask for it.
+_AUTO_ORDER = (
+    ("openvino", "bf16"),
+    ("ort-cpu", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "fp16"),
+    ("ort-cpu", "fp16"),
+)
+ENGINES = (AUTO, *_FAMILIES)
+PRECISIONS = (AUTO, "fp32", "fp16", "bf16")
+
+
+def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
+    """Find an engine that works here.
+
+    Parameters
+    ----------
+    engine
+        One of `ENGINES`; ``"auto"`` takes the fastest that works.
+    precision
+        One of `PRECISIONS`; ``"auto"`` takes the engine's best.
 
     Raises
     ------
     EngineError
-        A name is unknown, no engine is installed, or two packages exclude each other.
+        A name is unknown, or what was asked for by name cannot be had; never another instead.
+    MissingDependencyError
+        The engine that was asked for is not installed.
     """
-    for value, known, option in (
-        (engine, ENGINES, "--engine"),
-        (precision, PRECISIONS, "--precision"),
-    ):
-        if value not in known:
-            raise EngineError(
-                f"{option} got '{value}'; expected one of {', '.join(known)}. Choose one of them."
+    _check_known(engine, ENGINES, "--engine")
+    _check_known(precision, PRECISIONS, "--precision")
+    if engine == AUTO:
+        return _best(precision)
+    works = _FAMILIES[engine].probe()
+    if precision != AUTO and precision not in works:
+        raise EngineError(
+            f"--precision got '{precision}'; engine '{engine}' does {', '.join(works)} on this "
+            "machine. Choose one of them, or --precision auto."
+        )
+    chosen = works[0] if precision == AUTO else precision
+    return _choice(engine, chosen, "as asked for.")
+
+
+def _best(precision: str) -> Choice:
+    """The first of the order that works, and what came before it and does not."""
+    works: dict[str, tuple[str, ...]] = {}
+    missing: dict[str, str] = {}
+    for kind, candidate in _AUTO_ORDER:
+        if precision not in (AUTO, candidate):
+            continue
+        if kind not in works:
+            try:
+                works[kind] = _FAMILIES[kind].probe()
+            except (EngineError, MissingDependencyError) as error:
+                works[kind] = ()
+                missing[kind] = str(error)
+        if candidate in works[kind]:
+            reason = (
+                "the fastest that works here" if precision == AUTO else f"fastest in {candidate}"
             )
-    _check_onnxruntime()
-    # A CPU has no fp16 arithmetic: an fp16 graph would only add conversions.
-    return "ort-cpu", "fp32" if precision == "auto" else precision
+            return _choice(kind, candidate, " ".join([f"{reason}.", *missing.values()]))
+        missing.setdefault(kind, f"{kind} does not compute in {candidate} on this machine.")
+    wanted, remedy = (
+        ("", "") if precision == AUTO else (f" in {precision}", " Or choose another --precision.")
+    )
+    raise EngineError(f"No engine works here{wanted}. {' '.join(missing.values())}{remedy}")
 
 
-def open_engine(graph: bytes, entry: GraphEntry, kind: str, threads: int | None = None) -> Engine:
+def _choice(kind: str, precision: str, reason: str) -> Choice:
+    graph = _FAMILIES[kind].graphs[precision]
+    return Choice(kind, precision, graph, f"Engine {kind} in {precision}: {reason}")
+
+
+def open_engine(
+    graph: bytes,
+    entry: GraphEntry,
+    kind: str,
+    threads: int | None = None,
+    precision: str = "fp32",
+) -> Engine:
     """Load a graph.
 
     Parameters
@@ -81,22 +200,29 @@ def open_engine(graph: bytes, entry: GraphEntry, kind: str, threads: int | None 
     entry
         The manifest's word on the graph's tensors; the loaded graph must agree.
     kind
-        An engine's name as `choose` returned it.
+        An engine's name as in a `Choice`.
     threads
         CPU threads; by default all this process may use.
+    precision
+        What to compute in, as in a `Choice`.
 
     Raises
     ------
     EngineError
         The engine does not load the graph, or its tensors are not what the manifest says.
+    MissingDependencyError
+        The engine is not installed.
     """
-    from wdm_runtime.engines.ort import OrtCpuEngine
+    _check_known(kind, tuple(_FAMILIES), "--engine")
+    _check_known(precision, tuple(_FAMILIES[kind].graphs), "--precision")
+    return _FAMILIES[kind].open(graph, entry, precision, threads or available_threads())
 
-    if kind != OrtCpuEngine.kind:
+
+def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
+    if value not in known:
         raise EngineError(
-            f"Engine '{kind}' is unknown; expected {OrtCpuEngine.kind}. Choose it with --engine."
+            f"{what} got '{value}'; expected one of {', '.join(known)}. Choose one of them."
         )
-    return OrtCpuEngine(graph, entry, threads or available_threads())
 
 
 def _check_onnxruntime() -> None:
@@ -110,7 +236,7 @@ def _check_onnxruntime() -> None:
             continue
     if not installed:
         raise EngineError(
-            "No engine is installed; expected onnxruntime or onnxruntime-gpu. "
+            "Engine 'ort-cpu' is not installed; expected onnxruntime or onnxruntime-gpu. "
             f"Install one with: {install_line('cpu')}"
         )
     if len(installed) > 1:

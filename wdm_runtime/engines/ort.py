@@ -15,6 +15,7 @@ from wdm_runtime.errors import EngineError, require
 _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3
+_RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 
 
 def _onnxruntime() -> Any:
@@ -35,6 +36,7 @@ def _session_options(ort: Any, threads: int) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads fight the NumPy loop, and their neighbours, for the few cores of a small box.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(_RECORD_PLACEMENT, "1")
     return options
 
 
@@ -43,10 +45,16 @@ class OrtCpuEngine:
 
     kind = "ort-cpu"
 
-    def __init__(self, graph: bytes, entry: GraphEntry, threads: int) -> None:
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """What a CPU can be asked for, best first: it has no fp16 arithmetic, only casts."""
+        return ("fp32", "fp16")
+
+    def __init__(self, graph: bytes, entry: GraphEntry, precision: str, threads: int) -> None:
         ort = _onnxruntime()
         self.version = f"onnxruntime {ort.__version__}"
         self.device = f"CPU, {threads} thread" + ("s" if threads > 1 else "")
+        self.precision, self.inputs, self.outputs = precision, entry.inputs, entry.outputs
         try:
             self._session: Any = ort.InferenceSession(
                 graph, _session_options(ort, threads), providers=[_PROVIDER]
@@ -56,11 +64,7 @@ class OrtCpuEngine:
                 f"{self.version} does not load {entry.file} ({error}). "
                 f"Export the bundle again or upgrade: {_upgrade()}"
             ) from error
-        if self._session.get_providers() != [_PROVIDER]:
-            raise EngineError(
-                f"{entry.file} was to run on {_PROVIDER} but got {self._session.get_providers()}. "
-                "Report this with the output of 'wdm-run info'."
-            )
+        _check_placement(self._session, entry.file, _PROVIDER)
         for specs, found in (
             (entry.inputs, self._session.get_inputs()),
             (entry.outputs, self._session.get_outputs()),
@@ -83,6 +87,18 @@ class OrtCpuEngine:
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+def _check_placement(session: Any, file: str, provider: str) -> None:
+    """The provider that was asked for has the graph, and every node of it."""
+    got = session.get_providers()
+    if hasattr(session, "get_provider_graph_assignment_info"):  # since 1.24
+        got = got + [part.ep_name for part in session.get_provider_graph_assignment_info()]
+    if set(got) != {provider}:
+        raise EngineError(
+            f"{file} was to run on {provider} but got {', '.join(sorted(set(got)))}. "
+            "Report this with the output of 'wdm-run info'."
+        )
 
 
 def _upgrade() -> str:

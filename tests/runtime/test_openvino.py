@@ -1,0 +1,84 @@
+"""OpenVINO's model cache: a private folder that only ever saves time."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.cache import private_folder
+from wdm_runtime.engines import open_engine
+
+# Not `importorskip`: an import by anyone but the engine reports to Google Analytics.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="needs the extra 'openvino'"
+)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "wdm-edge"
+
+
+@pytest.fixture
+def answer(tiny, cache):
+    """Load the score graph anew and run it."""
+    bundle = Bundle.open(tiny)
+    x, condition = np.random.default_rng(0).standard_normal((2, 1, 16, 16, 16), dtype=np.float32)
+    feeds = {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
+
+    def load_and_run():
+        entry = bundle.manifest.graphs["score_fp32"]
+        engine = open_engine(bundle.graph("score_fp32"), entry, "openvino", 1)
+        try:
+            return engine.run(feeds)
+        finally:
+            engine.close()
+
+    return load_and_run
+
+
+def files(cache):
+    return [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_the_compiled_graph_is_kept_under_its_hash_and_used_again(answer, cache, tiny):
+    first = answer()
+    (kept,) = files(cache)
+    assert Bundle.open(tiny).manifest.graphs["score_fp32"].sha256 in kept.parts
+    written = kept.stat().st_mtime_ns
+    np.testing.assert_array_equal(answer(), first)
+    assert files(cache) == [kept] and kept.stat().st_mtime_ns == written
+
+
+def test_a_truncated_entry_is_compiled_anew(answer, cache):
+    first = answer()
+    (kept,) = files(cache)
+    size = kept.stat().st_size
+    kept.chmod(0o600)
+    kept.write_bytes(kept.read_bytes()[: size // 2])
+    np.testing.assert_array_equal(answer(), first)
+    assert [path.stat().st_size for path in files(cache)] == [size]
+
+
+def test_only_the_user_can_write_to_the_cache(answer, cache):
+    answer()
+    for folder in (path for path in (cache / "openvino").rglob("*") if path.is_dir()):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(answer, cache):
+    first = answer()
+    (kept,) = files(cache)
+    kept.unlink()
+    kept.parent.chmod(0o777)
+    np.testing.assert_array_equal(answer(), first)
+    assert files(cache) == []
+    assert private_folder("openvino") == cache / "openvino"
+
+
+def test_without_a_folder_to_write_to_it_runs_all_the_same(answer, cache):
+    cache.write_text("a file in the way")
+    assert private_folder("openvino") is None
+    assert np.isfinite(answer()).all()

@@ -1,0 +1,155 @@
+"""CUDA memory, copies, streams and graphs through cuda-bindings, with every status checked."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import EngineError, require
+
+_REMEDIES = {
+    "cudaErrorMemoryAllocation": "Lower --batch, or close other programs on the GPU.",
+    "cudaErrorInsufficientDriver": (
+        "Update the NVIDIA driver, or install the cuda-bindings of the CUDA version that "
+        "nvidia-smi shows."
+    ),
+}
+_OTHER_REMEDY = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A tensor on the GPU and the page-locked host array it is copied from or to.
+
+    ``host`` is written again by every copy from the GPU, and is gone once its `Device` is closed:
+    whoever gives it away gives a copy.
+    """
+
+    host: npt.NDArray[Any]
+    address: int
+
+
+class Device:
+    """The first GPU: one stream, and all that was allocated for it until `close`.
+
+    Parameters
+    ----------
+    note
+        Told what cannot be released; nobody can do anything about it but report it.
+
+    Raises
+    ------
+    EngineError
+        CUDA does not start: in each method, any status that is not success.
+    MissingDependencyError
+        cuda-bindings is not installed.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._runtime: Any = cuda_runtime()
+        self._note = note
+        with ExitStack() as owned:
+            self._call("cudaSetDevice", 0)  # starts CUDA, so that a refusal is met here
+            # Work on the default stream cannot be captured.
+            flags = self._runtime.cudaStreamNonBlocking
+            self._stream = self._call("cudaStreamCreateWithFlags", flags)
+            owned.callback(self._release, "cudaStreamDestroy", self._stream)
+            self._owned = owned.pop_all()
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream)
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Staged:
+        """A tensor of zeros on the host and room for it on the GPU."""
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        pinned = self._call("cudaHostAlloc", count, self._runtime.cudaHostAllocDefault)
+        self._owned.callback(self._release, "cudaFreeHost", pinned)
+        address = self._call("cudaMalloc", count)
+        self._owned.callback(self._release, "cudaFree", address)
+        raw = (ctypes.c_uint8 * count).from_address(int(pinned))
+        host = np.frombuffer(memoryview(raw), dtype=dtype).reshape(shape)
+        host.fill(0)
+        return Staged(host, int(address))
+
+    def upload(self, tensor: Staged) -> None:
+        """Queue the copy from the host to the GPU."""
+        self._copy(tensor.address, tensor.host.ctypes.data, tensor, "cudaMemcpyHostToDevice")
+
+    def download(self, tensor: Staged) -> None:
+        """Queue the copy from the GPU to the host."""
+        self._copy(tensor.host.ctypes.data, tensor.address, tensor, "cudaMemcpyDeviceToHost")
+
+    def _copy(self, target: int, source: int, tensor: Staged, kind: str) -> None:
+        direction = getattr(self._runtime.cudaMemcpyKind, kind)
+        self._call("cudaMemcpyAsync", target, source, tensor.host.nbytes, direction, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait for all that was queued."""
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``queue`` queues as a CUDA graph, and return what replays it.
+
+        After an error the stream is as before, and the work can be queued directly.
+        """
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            queue()
+            graph = self._call("cudaStreamEndCapture", self._stream)
+            try:
+                replay = self._call("cudaGraphInstantiate", graph, 0)
+            finally:
+                self._release("cudaGraphDestroy", graph)
+        except BaseException:
+            self._abandon_capture()
+            raise
+        self._owned.callback(self._release, "cudaGraphExecDestroy", replay)
+        return partial(self._call, "cudaGraphLaunch", replay, self._stream)
+
+    def _abandon_capture(self) -> None:
+        """End a capture that failed; its statuses only repeat the failure."""
+        _, graph = self._runtime.cudaStreamEndCapture(self._stream)
+        if graph:
+            self._runtime.cudaGraphDestroy(graph)
+        # CUDA keeps the last error, which TensorRT would take for one of its next call.
+        self._runtime.cudaGetLastError()
+
+    def close(self) -> None:
+        """Free everything, the latest first; host arrays are gone after this."""
+        self._owned.close()
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        status, *results = getattr(self._runtime, function)(*arguments)
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            raise EngineError(
+                f"CUDA's {function} gave {status.name}; expected cudaSuccess. "
+                f"{_REMEDIES.get(status.name, _OTHER_REMEDY)}"
+            )
+        return results[0] if results else None
+
+    def _release(self, function: str, handle: Any) -> None:
+        try:
+            self._call(function, handle)
+        except EngineError as error:  # one that fails must not keep the others
+            self._note(str(error))
+
+
+def cuda_runtime() -> Any:
+    """cuda-bindings' runtime module.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed.
+    """
+    return require("cuda.bindings.runtime", "gpu", "Running on an NVIDIA GPU")

@@ -1,0 +1,181 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import GraphEntry, TensorSpec
+from wdm_runtime.cache import private_folder
+from wdm_runtime.errors import EngineError, require
+
+_DEVICE = "CPU"
+_TELEMETRY = "openvino_telemetry"
+_DTYPES = {"f32": "float32", "f16": "float16", "i64": "int64"}
+# Ours, OpenVINO's word for a capability of the CPU, its inference precision. Best first.
+_PRECISIONS = (("bf16", "BF16", "bf16"), ("fp16", "FP16", "f16"), ("fp32", "FP32", "f32"))
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO itself, without its telemetry.
+
+    Importing it reports to Google Analytics and leaves an identifier in the home folder, unless
+    the package for that is not there: then it uses an inert stand-in of its own.
+    """
+    hidden = _TELEMETRY not in sys.modules
+    if hidden:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return require("openvino", "openvino", "Engine 'openvino'").Core()
+    finally:
+        if hidden:
+            del sys.modules[_TELEMETRY]
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO's CPU plugin, computing in ``precision`` whatever the graph's own is."""
+
+    kind = "openvino"
+
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """What this CPU computes in, best first.
+
+        Raises
+        ------
+        MissingDependencyError
+            OpenVINO is not installed.
+        EngineError
+            It does not run here.
+        """
+        core = _core()
+        try:
+            found = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        except RuntimeError as error:
+            raise EngineError(
+                f"Engine 'openvino' finds no usable CPU ({error}). "
+                "Choose --engine ort-cpu, or install openvino again."
+            ) from error
+        return tuple(ours for ours, capability, _ in _PRECISIONS if capability in found)
+
+    def __init__(self, graph: bytes, entry: GraphEntry, precision: str, threads: int) -> None:
+        core = _core()
+        release = core.get_versions(_DEVICE)[_DEVICE].build_number
+        self.version = f"openvino {release.partition('-')[0]}"
+        self.device = f"CPU, {threads} thread" + ("s" if threads > 1 else "")
+        self.precision, self.inputs, self.outputs = precision, entry.inputs, entry.outputs
+        hint = {ours: word for ours, _, word in _PRECISIONS}[precision]
+        self._options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": hint,
+        }
+        cache = private_folder("openvino", release.replace("/", "-"), entry.sha256)
+        if cache:
+            self._options["CACHE_DIR"] = str(cache)
+        self._file = entry.file
+        try:
+            self._model = core.read_model(graph)
+        except RuntimeError as error:
+            raise self._not_loaded(error) from error
+        _compare(entry.file, entry.inputs, self._model.inputs)
+        _compare(entry.file, entry.outputs, self._model.outputs)
+        # A network of fixed shape is faster than one of any shape, and gives the same bits. Most
+        # calls are of one tile; the networks of any shape are compiled when first needed.
+        single = _single(entry.inputs)
+        self._single = self._compile(single) if single else None
+        self._any = None if single else self._compile(None)
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The graph's output for the inputs by name."""
+        shapes = {name: value.shape for name, value in feeds.items()}
+        expected = {spec.name: spec.shape for spec in self.inputs}
+        if shapes.keys() != expected.keys():  # it would take the last call's for a missing one
+            raise EngineError(
+                f"{self._file}: got inputs {sorted(shapes)}; expected {sorted(expected)}. "
+                "Report this with the output of 'wdm-run info'."
+            )
+        try:
+            if self._single and shapes == _single(self.inputs):
+                request = self._single
+            else:
+                request = self._any = self._any or self._compile(None)
+            # Inputs are read in place; the output is a copy.
+            result = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+            array: npt.NDArray[np.float32] = result[0]
+        except Exception as error:  # RuntimeError of OpenVINO, TypeError of its bindings
+            raise EngineError(
+                f"{self.version} failed on inputs {shapes} ({error}). "
+                "Lower --batch, or report this with the output of 'wdm-run info'."
+            ) from error
+        return array
+
+    def close(self) -> None:
+        """Free the networks."""
+        self._single = self._any = self._model = None
+
+    def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> Any:
+        try:
+            model = self._model
+            if shapes:
+                model = model.clone()
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+            network = _core().compile_model(model, _DEVICE, self._options)
+            self._check(network)
+            return network.create_infer_request()
+        except RuntimeError as error:
+            raise self._not_loaded(error) from error
+
+    def _check(self, network: Any) -> None:
+        """What runs is what was asked for, on the device that was asked for."""
+        devices = list(network.get_property("EXECUTION_DEVICES"))
+        got = network.get_property("INFERENCE_PRECISION_HINT").to_string()
+        wanted = self._options["INFERENCE_PRECISION_HINT"]
+        if devices != [_DEVICE] or got != wanted:
+            raise EngineError(
+                f"{self._file} was to run on {_DEVICE} in {wanted} but got {devices} in {got}. "
+                "Choose another --precision or --engine."
+            )
+
+    def _not_loaded(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"{self.version} does not load {self._file} ({error}). "
+            "Export the bundle again or upgrade: pip install -U openvino"
+        )
+
+
+def _single(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of a call with one tile; None where more than the batch is dynamic."""
+    shapes = {}
+    for spec in specs:
+        first, *rest = spec.shape
+        if any(isinstance(size, str) for size in rest):
+            return None
+        shapes[spec.name] = tuple(1 if isinstance(n, str) else n for n in (first, *rest))
+    return shapes
+
+
+def _compare(file: str, specs: tuple[TensorSpec, ...], found: list[Any]) -> None:
+    """The loaded graph's tensors must be the manifest's, dynamic sizes wherever it says so."""
+    got = [
+        (
+            port.any_name,
+            _DTYPES.get(port.element_type.to_string(), port.element_type.to_string()),
+            tuple(None if n.is_dynamic else n.get_length() for n in port.partial_shape),
+        )
+        for port in found
+    ]
+    expected = [
+        (s.name, s.dtype, tuple(n if isinstance(n, int) else None for n in s.shape)) for s in specs
+    ]
+    if got != expected:
+        raise EngineError(
+            f"{file}: the graph has tensors {got}; the manifest says {expected}. "
+            "Export the bundle again."
+        )

@@ -1,0 +1,95 @@
+"""The NVIDIA GPU and its driver, asked of the driver alone.
+
+Asked before any TensorRT object exists: TensorRT 11 without a driver ends the process with a
+segmentation fault instead of an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from wdm_runtime.errors import EngineError
+
+DRIVER_LIBRARY = "libcuda.so.1"
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NAME_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU the driver shows (`CUDA_VISIBLE_DEVICES` decides which that is).
+
+    ``cuda`` is the newest CUDA the driver can run, as (major, minor).
+    """
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    cuda: tuple[int, int]
+
+    def __str__(self) -> str:
+        major, minor = self.capability
+        return f"{self.name}, compute capability {major}.{minor}"
+
+
+def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
+    """Ask the driver for its first GPU.
+
+    Parameters
+    ----------
+    library
+        Name or path of the driver's library.
+
+    Raises
+    ------
+    EngineError
+        There is no driver, it does not start, or it has no GPU.
+    """
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise EngineError(
+            f"There is no NVIDIA driver ({error}); expected its library {library}. Install the "
+            "driver, in a container start it with --gpus all, or choose --engine auto."
+        ) from error
+    version, count, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_size_t()
+    _call(driver, "cuInit", ctypes.c_uint(0))
+    _call(driver, "cuDriverGetVersion", ctypes.byref(version))
+    _call(driver, "cuDeviceGetCount", ctypes.byref(count))
+    if count.value == 0:
+        raise EngineError(
+            "The NVIDIA driver shows no GPU; expected one. Check CUDA_VISIBLE_DEVICES and "
+            "nvidia-smi, or choose --engine auto."
+        )
+    _call(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+    _call(driver, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
+    _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    return Gpu(
+        name.value.decode(errors="replace"),
+        (
+            _attribute(driver, _CAPABILITY_MAJOR, device),
+            _attribute(driver, _CAPABILITY_MINOR, device),
+        ),
+        memory.value,
+        (version.value // 1000, version.value % 1000 // 10),
+    )
+
+
+def _attribute(driver: ctypes.CDLL, attribute: int, device: ctypes.c_int) -> int:
+    value = ctypes.c_int()
+    _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
+    return value.value
+
+
+def _call(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
+    status: int = getattr(driver, function)(*arguments)
+    if status:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorName(ctypes.c_int(status), ctypes.byref(text))
+        cause = text.value.decode() if text.value else "an unknown status"
+        raise EngineError(
+            f"The NVIDIA driver's {function} gave {cause} ({status}); expected CUDA_SUCCESS. Check "
+            "nvidia-smi, restart after an update of the driver, or choose --engine auto."
+        )

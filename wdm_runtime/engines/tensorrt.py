@@ -1,0 +1,322 @@
+"""TensorRT 10 and 11, and TensorRT-RTX: one class on the parts they share.
+
+Nothing here has run on a GPU of this project's own; see the README for what is tested instead. So
+an engine proves itself when it is opened: its answers have to be finite, to follow each input, and
+to be the same with the CUDA graph as without.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import GraphEntry
+from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
+from wdm_runtime.engines.plan_cache import PlanCache
+from wdm_runtime.engines.probe import probe_gpu
+from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger, version_of
+from wdm_runtime.engines.tensorrt_plan import (
+    Progress,
+    build_plan,
+    check_tensors,
+    fixed_shape,
+    plan_key,
+    runtime_cache_key,
+    timing_key,
+)
+from wdm_runtime.errors import EngineError
+
+Array = npt.NDArray[np.float32]
+_REPORT = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How a plan is got and run.
+
+    Parameters
+    ----------
+    cache
+        Where plans are kept.
+    batch
+        Tiles a launch. Other numbers of tiles work, the last launch with some of its work wasted.
+    build
+        Whether to build a plan that is not in the cache, which takes seconds to minutes.
+    cuda_graph
+        Whether to replay a CUDA graph instead of launching kernel by kernel.
+    progress
+        Called while a plan is built with phase, steps done and steps in all.
+    note
+        Told, in one line each, what did not go as planned but is made good.
+    """
+
+    cache: PlanCache
+    batch: int = 1
+    build: bool = True
+    cuda_graph: bool = True
+    progress: Progress | None = None
+    note: Callable[[str], None] = warnings.warn
+
+
+def precisions(kind: str) -> tuple[str, ...]:
+    """What works on this machine, best first.
+
+    Raises
+    ------
+    EngineError
+        There is no driver or GPU, or the TensorRT found is older than 10.
+    MissingDependencyError
+        TensorRT or cuda-bindings is not installed.
+    """
+    probe_gpu()
+    cuda_runtime()
+    load_module(kind)
+    return ("fp16", "fp32")
+
+
+class TensorRtEngine:
+    """A plan on the first GPU, with fixed buffers: one call at a time, others wait.
+
+    Parameters
+    ----------
+    graph, entry
+        The bytes of an ONNX file and what the manifest says of its tensors.
+    precision
+        The graph's, which is the engine's.
+    kind
+        ``"tensorrt"`` or ``"tensorrt-rtx"``.
+    options
+        How the plan is got and run.
+
+    Raises
+    ------
+    EngineError
+        There is no GPU; the plan cannot be built, read or run, or gives wrong answers.
+    MissingDependencyError
+        TensorRT or cuda-bindings is not installed.
+    """
+
+    def __init__(
+        self, graph: bytes, entry: GraphEntry, precision: str, kind: str, options: PlanOptions
+    ) -> None:
+        self._gpu = probe_gpu()
+        cuda_runtime()  # cheap, where TensorRT takes its time
+        self._trt = load_module(kind)
+        self.kind, self.precision, self.batch = kind, precision, options.batch
+        self.device, self.version = str(self._gpu), version_of(self._trt)
+        self.inputs, self.outputs = entry.inputs, entry.outputs
+        self._file, self._options, self._lock = entry.file, options, threading.Lock()
+        self._kernels: Any = None  # TensorRT-RTX only
+        self._known_kernels: bytes | None = None
+        self._key = plan_key(self._trt, kind, graph, options.batch, self._gpu)
+        with ExitStack() as owned:
+            self._device = Device(options.note)
+            owned.callback(self._device.close)
+            self._load(graph, entry, owned)
+            self._allocate()
+            self._launch = self._queue
+            answer = self._check_answers()
+            self._keep_kernels()
+            if options.cuda_graph:
+                self._use_cuda_graph(answer)
+            self._owned: ExitStack | None = owned.pop_all()
+
+    @property
+    def replays(self) -> bool:
+        """Whether a call is one launch of a CUDA graph."""
+        return self._launch != self._queue
+
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The graph's output for the inputs by name; any number of tiles."""
+        with self._lock:
+            if self._owned is None:
+                raise EngineError(
+                    f"{self._file}: this engine was closed; expected an open one. Open another."
+                )
+            return self._run(feeds)
+
+    def close(self) -> None:
+        """Free the GPU's memory; a later call of `run` is an error."""
+        with self._lock:
+            if self._owned is not None:
+                owned, self._owned = self._owned, None
+                owned.close()
+
+    def _run(self, feeds: Mapping[str, Array]) -> Array:
+        tiles = self._check_feeds(feeds)
+        output, staged = self.outputs[0], self._tensors[self.outputs[0].name]
+        result = np.empty(fixed_shape(output, tiles), dtype=staged.host.dtype)
+        for first in range(0, tiles, self.batch):
+            rows = slice(first, min(first + self.batch, tiles))
+            for spec in self.inputs:
+                host, values = self._tensors[spec.name].host, feeds[spec.name]
+                if isinstance(spec.shape[0], str):
+                    host[: rows.stop - first] = values[rows]
+                else:
+                    host[...] = values
+            self._launch()
+            self._device.synchronize()
+            result[rows] = staged.host[: rows.stop - first]  # the caller's own from here on
+        return result
+
+    def _check_feeds(self, feeds: Mapping[str, Array]) -> int:
+        """The number of tiles. Assigning to a buffer would broadcast a wrong shape."""
+        batches = {
+            feeds[spec.name].shape[0]
+            for spec in self.inputs
+            if spec.name in feeds and isinstance(spec.shape[0], str) and feeds[spec.name].ndim
+        }
+        tiles = batches.pop() if len(batches) == 1 else self.batch
+        got = {name: value.shape for name, value in feeds.items()}
+        expected = {spec.name: fixed_shape(spec, tiles) for spec in self.inputs}
+        if got != expected or tiles < 1:
+            raise EngineError(
+                f"{self.version} failed on inputs {got}; expected {expected}. Report this with the "
+                "output of 'wdm-run info'."
+            )
+        return tiles
+
+    def _load(self, graph: bytes, entry: GraphEntry, owned: ExitStack) -> None:
+        """The plan from the cache or the builder, as an engine with a context to run it."""
+        self._log = logger(self._trt)
+        runtime = self._trt.Runtime(self._log)
+        plan = self._options.cache.read(self._key)
+        if plan is None:
+            plan = self._built(graph, entry)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            if not self._options.build:
+                raise self._error("does not load its plan of", "Build it again without --no-build.")
+            self._options.note(
+                f"{self.version} does not load its plan of {self._file} ({self._log.take()}); it "
+                "is built again."
+            )
+            self._options.cache.remove(self._key)
+            engine = runtime.deserialize_cuda_engine(self._built(graph, entry))
+        if engine is None:
+            raise self._error("does not load the plan it has just built of", _REPORT)
+        self._compare(engine, entry)
+        self._context = self._create_context(engine)
+        # Each needs the one before it for as long as it lives, and all of them CUDA.
+        self._objects = [runtime, engine, self._context]
+        owned.callback(self._drop_objects)
+
+    def _drop_objects(self) -> None:
+        self._context = self._kernels = None
+        while self._objects:
+            self._objects.pop()
+
+    def _built(self, graph: bytes, entry: GraphEntry) -> bytes:
+        options = self._options
+        if not options.build:
+            raise EngineError(
+                f"There is no plan of {self._file} for {self.version}, {self.device} and batch "
+                f"{self.batch} in {options.cache.folder}; expected one. Run 'wdm-run "
+                "build-engine', or leave out --no-build."
+            )
+        with options.cache.only_one(self._key):
+            plan = options.cache.read(self._key)
+            if plan is None:  # else another process built it while this one waited
+                plan = build_plan(
+                    self._trt,
+                    graph,
+                    entry,
+                    self.batch,
+                    self._gpu.capability,
+                    (options.cache, timing_key(self._key)),
+                    options.progress,
+                )
+                options.cache.write(self._key, plan)
+        return plan
+
+    def _compare(self, engine: Any, entry: GraphEntry) -> None:
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        modes = self._trt.TensorIOMode
+        for specs, mode in ((entry.inputs, modes.INPUT), (entry.outputs, modes.OUTPUT)):
+            found = [
+                (n, dtype_name(engine.get_tensor_dtype(n)), tuple(engine.get_tensor_shape(n)))
+                for n in names
+                if engine.get_tensor_mode(n) == mode
+            ]
+            check_tensors(entry.file, specs, found, self.batch)
+
+    def _create_context(self, engine: Any) -> Any:
+        if not hasattr(self._trt, "IRuntimeCache"):
+            context = engine.create_execution_context()
+        else:  # TensorRT-RTX compiles kernels when a plan first runs: keep them for the next start
+            config = engine.create_runtime_config()
+            self._kernels = config.create_runtime_cache()
+            self._known_kernels = self._options.cache.read(runtime_cache_key(self._key, self._gpu))
+            if self._known_kernels is not None:
+                self._kernels.deserialize(self._known_kernels)  # refused: it compiles them again
+            config.set_runtime_cache(self._kernels)
+            context = engine.create_execution_context(config)
+        if context is None:
+            raise self._error("has no memory to run", "Lower --batch, or free GPU memory.")
+        return context
+
+    def _keep_kernels(self) -> None:
+        made = self._kernels.serialize() if self._kernels else None
+        if made is not None and bytes(made) != self._known_kernels:
+            self._options.cache.write(runtime_cache_key(self._key, self._gpu), bytes(made))
+
+    def _allocate(self) -> None:
+        self._tensors: dict[str, Staged] = {}
+        for spec in (*self.inputs, *self.outputs):
+            staged = self._device.allocate(fixed_shape(spec, self.batch), spec.dtype)
+            if not self._context.set_tensor_address(spec.name, staged.address):
+                raise self._error(f"refuses the address of '{spec.name}' in", _REPORT)
+            self._tensors[spec.name] = staged
+
+    def _queue(self) -> None:
+        """Queue copies to the GPU, the graph's kernels and the copy back."""
+        for spec in self.inputs:
+            self._device.upload(self._tensors[spec.name])
+        if not self._context.execute_async_v3(self._device.stream):
+            raise self._error("failed in", "Lower --batch, or choose --engine ort-cpu.")
+        for spec in self.outputs:
+            self._device.download(self._tensors[spec.name])
+
+    def _use_cuda_graph(self, answer: Array) -> None:
+        """Replay a CUDA graph if it gives the same answers, else go on launching kernels.
+
+        TensorRT may allocate and synchronize in the first run, which a capture forbids: the check
+        that gave ``answer`` was that run.
+        """
+        try:
+            self._launch = self._device.capture(self._queue)
+            if not np.allclose(self._check_answers(), answer, rtol=1e-2, atol=1e-3):
+                raise self._error("gives other values with a CUDA graph in", _REPORT)
+        except EngineError as error:
+            self._launch = self._queue
+            self._options.note(f"{self._file}: runs without a CUDA graph. {error}")
+            self._check_answers()  # what failed may have taken the GPU with it
+
+    def _check_answers(self) -> Array:
+        """Run with inputs that differ in one tensor at a time; what the first run gave.
+
+        Kernels that read or write another address than ours would answer too, but wrongly.
+        """
+        random = np.random.default_rng(0)
+        shapes = {spec.name: fixed_shape(spec, self.batch) for spec in self.inputs}
+        first, other = (
+            {name: random.random(shape, dtype=np.float32) for name, shape in shapes.items()}
+            for _ in range(2)
+        )
+        answer = self._run(first)
+        if not np.isfinite(answer).all():
+            raise self._error("gives values that are not finite for", _REPORT)
+        for changed in shapes:
+            if np.array_equal(self._run({**first, changed: other[changed]}), answer):
+                raise self._error(f"gives the same for every '{changed}' in", _REPORT)
+        return answer
+
+    def _error(self, what: str, remedy: str) -> EngineError:
+        return EngineError(f"{self.version} {what} {self._file} ({self._log.take()}). {remedy}")

@@ -1,0 +1,65 @@
+"""The Python modules of TensorRT and TensorRT-RTX, imported and named."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cache
+from typing import Any
+
+from wdm_runtime.errors import EngineError, require
+
+MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+_LOGGED = 6  # errors a message repeats: the first names the cause, the last what came of it
+
+
+def load_module(kind: str) -> Any:
+    """The module of an engine. Only for a machine with a driver: see `wdm_runtime.engines.probe`.
+
+    Raises
+    ------
+    EngineError
+        It is older than TensorRT 10.
+    MissingDependencyError
+        It is not installed.
+    """
+    module, extra = MODULES[kind]
+    trt: Any = require(module, extra, f"Engine '{kind}'")
+    if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__:
+        raise EngineError(
+            f"Engine '{kind}' found {version_of(trt)}; expected TensorRT 10 or newer, on Jetson "
+            "that of JetPack 6. Upgrade it, or choose --engine ort-cpu."
+        )
+    return trt
+
+
+def version_of(trt: Any) -> str:
+    """The module and its version, for people."""
+    return f"{trt.__name__} {trt.__version__}"
+
+
+def dtype_name(dtype: Any) -> str:
+    """NumPy's name of a TensorRT data type."""
+    text = str(dtype.name)
+    return {"FLOAT": "float32", "HALF": "float16"}.get(text, text.lower())
+
+
+@cache
+def logger(trt: Any) -> Any:
+    """The one logger of a TensorRT module, which ignores every later one. Keeps errors only."""
+
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: deque[str] = deque(maxlen=_LOGGED)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                self._errors.append(msg.strip())
+
+        def take(self) -> str:
+            """What went wrong since the last call."""
+            text = "; ".join(self._errors) or "no reason given"
+            self._errors.clear()
+            return text
+
+    return ErrorLog()
