@@ -179,7 +179,7 @@ def replay(
         _Progress(downscaler, quiet) as progress,
     ):
         verdict = repeat(record, downscaler, _bytes(max_memory), progress.on_plan, progress.on_step)
-    console.out.print(verdict, highlight=False)
+    console.out.print(verdict, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Progress:
@@ -197,10 +197,12 @@ class _Progress:
 
     def on_plan(self, plan: Plan, note: str | None) -> None:
         line = panels.plan_line(plan, self._downscaler.seconds_per_tile())
-        console.out.print(line, highlight=False, soft_wrap=True)
-        console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
+        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.out.print(
+            self._downscaler.choice.why, markup=False, highlight=False, soft_wrap=True
+        )
         if note:
-            console.out.print(f"note: {note}", highlight=False, soft_wrap=True)
+            console.out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         self._task = self._bar.add_task("sampling", total=plan.evaluations)
 
     def on_step(self, step: StepTime) -> None:

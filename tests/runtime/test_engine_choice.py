@@ -42,7 +42,7 @@ def test_auto_takes_bf16_where_the_cpu_has_it(openvino_does):
     openvino_does("bf16", "fp32")
     chosen = select()
     assert (chosen.kind, chosen.precision, chosen.graph) == ("openvino", "bf16", "fp32")
-    assert chosen.why == "Engine openvino in bf16: the fastest that works here."
+    assert chosen.why == "engine: openvino in bf16, the fastest that works here."
 
 
 def test_auto_says_why_it_is_not_the_fastest(openvino_does):

@@ -110,8 +110,8 @@ _FAMILIES = {
         {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
     ),
 }
-# The fastest first, as benches/step_latency.py measures them: in fp32 the two are equal, and ONNX
-# Runtime loads faster and takes less memory. On a CPU, fp16 is for those who ask for it.
+# The fastest first. In fp32 the two take about the same time, and ONNX Runtime loads faster and
+# takes less memory. On a CPU, fp16 is for those who ask for it.
 _AUTO_ORDER = (
     ("openvino", "bf16"),
     ("ort-cpu", "fp32"),
@@ -164,7 +164,10 @@ def _best(precision: str) -> Choice:
         if kind not in works:
             try:
                 works[kind] = _FAMILIES[kind].probe()
-            except (EngineError, MissingDependencyError) as error:
+            except MissingDependencyError as error:
+                works[kind] = ()
+                missing[kind] = f"{kind} is not installed ({install_line(error.extra)})."
+            except EngineError as error:
                 works[kind] = ()
                 missing[kind] = str(error)
         if candidate in works[kind]:
@@ -181,7 +184,7 @@ def _best(precision: str) -> Choice:
 
 def _choice(kind: str, precision: str, reason: str) -> Choice:
     graph = _FAMILIES[kind].graphs[precision]
-    return Choice(kind, precision, graph, f"Engine {kind} in {precision}: {reason}")
+    return Choice(kind, precision, graph, f"engine: {kind} in {precision}, {reason}")
 
 
 def open_engine(
