@@ -8,6 +8,7 @@ from conftest import SAMPLE, edit_manifest
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
+from wdm_runtime.plan import resident_bytes
 from wdm_runtime.settings import Settings
 
 RAIN = "precipitation_rate"
@@ -68,7 +69,9 @@ def test_a_box_gives_a_part_of_the_whole(infer):
 def test_statistics_are_those_of_the_members(infer):
     options = ("--members", 5, "--no-pixel-probe", "--quantiles", "0.5", "--thresholds", "1,5")
     assert infer("-o", "also.nc", "--stats", "also", *options)[0] == 0
-    assert infer("-o", "only.nc", "--stats", "only", *options, "--max-memory", "400MB")[0] == 0
+    # What pytest holds already counts, so the limit is a little above it.
+    limit = ("--max-memory", str(resident_bytes() + 80_000_000))
+    assert infer("-o", "only.nc", "--stats", "only", *options, *limit)[0] == 0
     names = [f"{RAIN}_{name}" for name in ("mean", "standard_deviation", "quantile", "exceedance")]
     members, mean, spread, quantile, share = arrays("also.nc", RAIN, *names)
     np.testing.assert_allclose(mean, members.mean(1), rtol=1e-5, atol=1e-6)
