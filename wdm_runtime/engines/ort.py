@@ -29,13 +29,16 @@ def _onnxruntime() -> Any:
     return require("onnxruntime", "cpu", "Engine 'ort-cpu'")
 
 
-def _session_options(ort: Any, threads: int) -> Any:
+def _session_options(ort: Any, threads: int, entry: GraphEntry) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads fight the NumPy loop, and their neighbours, for the few cores of a small box.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if any(isinstance(size, str) for spec in entry.inputs for size in spec.shape[1:]):
+        # The arena never gives back what the largest field took, several times its size.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry(_RECORD_PLACEMENT, "1")
     return options
 
@@ -57,7 +60,7 @@ class OrtCpuEngine:
         self.precision, self.inputs, self.outputs = precision, entry.inputs, entry.outputs
         try:
             self._session: Any = ort.InferenceSession(
-                graph, _session_options(ort, threads), providers=[_PROVIDER]
+                graph, _session_options(ort, threads, entry), providers=[_PROVIDER]
             )
         except Exception as error:  # its exceptions share no base class below Exception
             raise EngineError(
