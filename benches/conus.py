@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wdm_export.coarsen import coarsen_file
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import machine
 
@@ -90,12 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         coarse = folder / "coarse.nc"
-        # In a process of its own too: a child's peak memory begins at its parent's.
-        code = "from wdm_export.cli import main; main()"
-        subprocess.run(
-            [sys.executable, "-c", code, "coarsen", str(options.fine), "-o", str(coarse)],
-            check=True,
-        )
+        coarsen_file(options.fine, coarse)
         for domain, rows, columns in DOMAINS:
             if options.only in (None, domain):
                 results[domain] = infer(coarse, folder, box(coarse, rows, columns), options)

@@ -125,6 +125,10 @@ def outside_engine_fraction(steps: list[StepTime]) -> float | None:
 
 def peak_rss_mib() -> float | None:
     """Largest resident set of this process so far [MiB], None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        # Not getrusage, whose peak of a new process begins at its parent's.
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
     try:
         import resource
     except ImportError:  # Windows

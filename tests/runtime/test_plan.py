@@ -72,9 +72,10 @@ def test_memory_does_not_grow_with_the_number_of_frames(tiny, tmp_path):
 
 
 RUN = """
-import resource, sys
+import sys
 import numpy as np
 from wdm_runtime import Downscaler, Grid, PrecipField
+from wdm_runtime.latency import peak_rss_mib
 from wdm_runtime.plan import resident_bytes
 
 # So large that the C library gives each array back to the system: above 32 MiB.
@@ -87,7 +88,7 @@ with Downscaler.open(sys.argv[1], engine="ort-cpu") as downscaler:
     planned = downscaler.plan(field).memory_bytes
     for sample in downscaler.downscale(field, 2, steps=3):
         del sample
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = int(2**20 * peak_rss_mib())
     print(planned, peak - held, resident_bytes() - held)
 """
 
