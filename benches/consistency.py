@@ -27,6 +27,7 @@ from wdm_export.metrics import BANDS_KM
 from wdm_export.score_table import Evaluation
 from wdm_runtime.consistency import MODES, make_consistent
 from wdm_runtime.downscale import Downscaler, Sample
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.io import read_field
@@ -162,7 +163,7 @@ def main() -> None:
     columns: dict[str, dict[str, float | None]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="consistency-") as folder,
-        Downscaler.open(options.bundle, threads=options.threads) as downscaler,
+        Downscaler.open(options.bundle, options=EngineOptions(options.threads)) as downscaler,
         console.status("Drawing") as status,
     ):
         stored = StoredMembers(downscaler, Path(folder), status.update)

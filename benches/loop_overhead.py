@@ -23,6 +23,7 @@ from rich.table import Table
 from wdm_runtime.conditioning import condition, look_at
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
@@ -158,7 +159,7 @@ def main() -> None:
     console = Console()
     field = read_field(options.input) if options.input else synthetic_field()
     with Downscaler.open(
-        options.bundle, batch=options.batch, threads=options.threads
+        options.bundle, options=EngineOptions(options.threads, options.batch)
     ) as downscaler:
         parts = Parts(downscaler, field, options.steps, options.sampler)
         everything: list[StepTime] = []

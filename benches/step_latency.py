@@ -26,7 +26,8 @@ from wdm_export.config import NetworkConfig
 from wdm_export.graphs import graph_entry, score_graph
 from wdm_export.package import TILE_PX
 from wdm_export.unet import UNet, parameter_count
-from wdm_runtime.engines import Engine, available_threads, open_engine
+from wdm_runtime.engines import Engine, open_engine
+from wdm_runtime.engines.options import EngineOptions, available_threads
 from wdm_runtime.latency import machine
 from wdm_runtime.wavelets import WaveletSpec
 
@@ -153,7 +154,12 @@ def candidates(
 
     model = score_graph(network, TILE_PX, fp16=False)
     data = model.SerializeToString()
-    engine = open_engine(data, graph_entry(model, f"{name}.onnx", data), "ort-cpu", options.threads)
+    engine = open_engine(
+        data,
+        graph_entry(model, f"{name}.onnx", data),
+        "ort-cpu",
+        options=EngineOptions(options.threads),
+    )
     calls = {"torch": on_torch(network)}
     if options.compile:
         calls["torch.compile"] = on_torch(torch.compile(network))

@@ -23,6 +23,7 @@ from rich.table import Table
 from wdm_export.coarsen import coarsen
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean, interpolate
@@ -181,7 +182,7 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console = Console(width=TABLE_WIDTH)
-    with Downscaler.open(options.bundle, threads=options.threads) as downscaler:
+    with Downscaler.open(options.bundle, options=EngineOptions(options.threads)) as downscaler:
         fine = read_window(options.files, options.cells, downscaler.factor)
         coarse = coarsen(fine, downscaler.factor)
         transform = downscaler.manifest.transform

@@ -10,12 +10,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"statistics", "plan", "settings", "cache"}
+    | {"statistics", "plan", "settings", "cache", "engines.options"}
     | {"io.atomic", "io.classic", "io.dataset", "io.units"},
     {"bundle", "samplers", "field", "consistency"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
-    {"engines.ort", "engines.openvino", "engines.tensorrt_plan", "select"}
+    {
+        "engines.ort",
+        "engines.numpy_transform",
+        "engines.openvino",
+        "engines.tensorrt_plan",
+        "select",
+    }
     | {"io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},

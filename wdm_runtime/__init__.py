@@ -6,6 +6,7 @@ this package needs NumPy alone: engines and file formats are imported when they 
 
 from wdm_runtime.bundle import Bundle, Manifest
 from wdm_runtime.downscale import Downscaler, Sample
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import (
     BundleError,
     EngineError,
@@ -27,6 +28,7 @@ __all__ = [
     "BundleError",
     "Downscaler",
     "EngineError",
+    "EngineOptions",
     "Grid",
     "InputError",
     "Manifest",

@@ -14,6 +14,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.plan import Plan, parse_bytes
@@ -26,6 +27,10 @@ _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
 BatchOption = Annotated[str, typer.Option("--batch", help="Tiles an engine call, or auto")]
+BuildOption = Annotated[
+    bool,
+    typer.Option("--build/--no-build", help="Build a TensorRT plan that is not there yet"),
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: all")]
 MemoryOption = Annotated[
     str | None, typer.Option("--max-memory", help="For example 2GiB; default: what is free")
@@ -98,6 +103,7 @@ def infer(
     max_memory: MemoryOption = None,
     batch: BatchOption = "auto",
     threads: ThreadsOption = None,
+    build: BuildOption = True,
     report: Annotated[Path | None, typer.Option(help="Write the latency report as JSON")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output")] = False,
     no_pixel_probe: Annotated[
@@ -131,7 +137,8 @@ def infer(
     check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
-    with Downscaler.open(bundle, engine, precision, _batch(batch), threads) as downscaler:
+    options = _engine_options(batch, threads, build, quiet)
+    with Downscaler.open(bundle, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
             outcome = job.run(
@@ -166,6 +173,7 @@ def replay(
     max_memory: MemoryOption = None,
     batch: BatchOption = "auto",
     threads: ThreadsOption = None,
+    build: BuildOption = True,
     quiet: QuietOption = False,
 ) -> None:
     """Make an output again from its own attributes, and say whether it matches."""
@@ -174,8 +182,9 @@ def replay(
     console.out.quiet = quiet
     record = open_record(output, input)
     engine, precision = engine or record.text("engine"), record.text("precision")
+    options = _engine_options(batch, threads, build, quiet)
     with (
-        Downscaler.open(bundle, engine, precision, _batch(batch), threads) as downscaler,
+        Downscaler.open(bundle, engine, precision, options) as downscaler,
         _Progress(downscaler, quiet) as progress,
     ):
         verdict = repeat(record, downscaler, _bytes(max_memory), progress.on_plan, progress.on_step)
@@ -209,6 +218,16 @@ class _Progress:
         self._bar.advance(self._task, step.tiles)
 
 
+def _engine_options(batch: str, threads: int | None, build: bool, quiet: bool) -> EngineOptions:
+    return EngineOptions(
+        threads=threads,
+        batch=_batch(batch),
+        build=build,
+        progress=panels.build_line(quiet),
+        note=panels.note,
+    )
+
+
 def _batch(text: str) -> int | None:
     if text == "auto":
         return None
@@ -226,6 +245,28 @@ def _stem(path: Path) -> str:
     while name.lower().endswith(_SUFFIXES):
         name = name.rpartition(".")[0]
     return name or path.name
+
+
+@app.command()
+def build_engine(
+    bundle: BundleOption = None,
+    engine: Annotated[str, typer.Option(help="tensorrt | tensorrt-rtx")] = "tensorrt",
+    precision: Annotated[str, typer.Option(help="auto | fp16 | fp32")] = "auto",
+    batch: Annotated[list[int] | None, typer.Option(help="Tiles a launch; repeatable; 1")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Build TensorRT plans on this machine, so that no later run has to."""
+    console.out.quiet = quiet
+    for size in batch or [1]:
+        options = _engine_options(str(size), None, True, quiet)
+        with Downscaler.open(bundle, engine, precision, options) as opened:
+            seconds = opened.seconds_per_tile()
+            console.out.print(
+                f"{opened.engine.kind} in {opened.choice.precision}, batch {size}: "
+                f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",
+                markup=False,
+                highlight=False,
+            )
 
 
 @app.command()

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
-from wdm_runtime.engines import Choice, Engine, open_engine, select
-from wdm_runtime.errors import InputError
+from wdm_runtime.engines import AUTO, Choice, Engine, open_engine, open_transforms, select
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
 from wdm_runtime.plan import Plan, sampling_bytes
@@ -71,10 +72,9 @@ class Downscaler:
     def open(
         cls,
         bundle: str | Path | Bundle | None = None,
-        engine: str = "auto",
-        precision: str = "auto",
-        batch: int | None = None,
-        threads: int | None = None,
+        engine: str = AUTO,
+        precision: str = AUTO,
+        options: EngineOptions | None = None,
     ) -> Downscaler:
         """Load a bundle onto an engine.
 
@@ -84,10 +84,8 @@ class Downscaler:
             Folder or opened bundle; by default the one shipped with the package.
         engine, precision
             Names from `wdm_runtime.engines`; ``"auto"`` takes the best that works.
-        batch
-            Tiles per engine call; None lets the engine decide.
-        threads
-            CPU threads; None takes all this process may use.
+        options
+            How the engine is opened.
 
         Raises
         ------
@@ -95,20 +93,11 @@ class Downscaler:
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle)
-        if batch is not None and batch < 1:
-            raise InputError(f"Got a batch of {batch} tiles; expected at least 1. Set --batch.")
-        choice = select(engine, precision)
-        graphs = bundle.manifest.graphs
-        score, dwt, idwt = (
-            open_engine(bundle.graph(role), graphs[role], choice.kind, threads, computes_in)
-            for role, computes_in in (
-                (f"score_{choice.graph}", choice.precision),
-                ("dwt", "fp32"),
-                ("idwt", "fp32"),
-            )
-        )
+        options = options or EngineOptions()
+        choice, score = _open_score(bundle, engine, precision, options)
+        transforms = open_transforms(bundle, choice.kind, options)
         # A CPU gains nothing from batches: the caches are the limit, and batch 1 is the fastest.
-        return cls(bundle, score, (dwt, idwt), choice, batch or 1)
+        return cls(bundle, score, transforms, choice, options.batch or 1)
 
     def __enter__(self) -> Downscaler:
         return self
@@ -312,6 +301,23 @@ class Downscaler:
                 "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
             )
         return fine[0] // stride, fine[1] // stride
+
+
+def _open_score(
+    bundle: Bundle, engine: str, precision: str, options: EngineOptions
+) -> tuple[Choice, Engine]:
+    """The score graph on the engine asked for, or on the best that really opens it."""
+    rejected: dict[str, str] = {}
+    while True:
+        choice = select(engine, precision, rejected)
+        role = f"score_{choice.graph}"
+        graph, entry = bundle.graph(role), bundle.manifest.graphs[role]
+        try:
+            return choice, open_engine(graph, entry, choice.kind, choice.precision, options)
+        except EngineError as error:
+            if engine != AUTO:
+                raise
+            rejected[choice.kind] = str(error)
 
 
 def _flip(field: PrecipField) -> slice:

@@ -41,6 +41,10 @@ class EngineError(WdmError):
     exit_code = 4
 
 
+class NoDeviceError(EngineError):
+    """This machine has no device of the kind an engine runs on."""
+
+
 class MissingDependencyError(WdmError):
     """An optional package is not installed; `extra` names the extra that brings it."""
 

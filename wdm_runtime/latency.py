@@ -17,7 +17,8 @@ import numpy as np
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import cache_folder
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import Choice, Engine, available_threads, open_engine
+from wdm_runtime.engines import Choice, Engine, open_engine
+from wdm_runtime.engines.options import EngineOptions, available_threads
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.job import Outcome
@@ -181,7 +182,8 @@ def measure_pixel(
     except (OSError, ValueError, AttributeError):
         cached = {}  # absent or damaged: measured anew below
     entry = bundle.manifest.graphs[role]
-    pixel = open_engine(bundle.graph(role), entry, choice.kind, threads, choice.precision)
+    options = EngineOptions(threads)
+    pixel = open_engine(bundle.graph(role), entry, choice.kind, choice.precision, options)
     try:
         shape = [size if isinstance(size, int) else 1 for size in entry.inputs[0].shape]
         x = np.zeros(shape, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.panel import Panel
@@ -27,6 +28,23 @@ def progress_bar(quiet: bool) -> Progress:
         disable=quiet or not console.err.is_terminal,
         transient=True,
     )
+
+
+def build_line(quiet: bool) -> Callable[[str, int, int], None]:
+    """What shows the phases of a TensorRT build, a line each, on the error stream."""
+    shown: set[str] = set()
+
+    def show(phase: str, _: int, __: int) -> None:
+        if not quiet and phase not in shown:
+            shown.add(phase)
+            console.err.print(f"building the plan: {phase}", markup=False, highlight=False)
+
+    return show
+
+
+def note(text: str) -> None:
+    """One line on the error stream."""
+    console.err.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan_line(plan: Plan, seconds_per_tile: float) -> str:

@@ -18,6 +18,7 @@ from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.bundle import TensorSpec  # noqa: E402
 from wdm_runtime.engines import open_engine  # noqa: E402
+from wdm_runtime.engines.options import EngineOptions  # noqa: E402
 from wdm_runtime.errors import ParityError  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 
@@ -57,7 +58,12 @@ def session(model):
 
 def engine(model):
     data = model.SerializeToString()
-    return open_engine(data, graphs.graph_entry(model, "graph.onnx", data), "ort-cpu", 1)
+    return open_engine(
+        data,
+        graphs.graph_entry(model, "graph.onnx", data),
+        "ort-cpu",
+        options=EngineOptions(threads=1),
+    )
 
 
 def compared(network, model, fp16=False):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid, block_mean
@@ -15,7 +16,7 @@ STEPS = 3
 
 
 def ensemble(bundle, field, batch=None, **options):
-    with Downscaler.open(bundle, batch=batch) as downscaler:
+    with Downscaler.open(bundle, options=EngineOptions(batch=batch)) as downscaler:
         options = {"members": 2, "steps": STEPS, **options}
         return {
             (s.time_index, s.member): s.rate_mm_h for s in downscaler.downscale(field, **options)
@@ -172,7 +173,7 @@ def test_members_of_an_evolving_ensemble_resemble_their_last_frame(tiny, field):
 
 
 def test_memory_asked_for_is_bounded_by_what_is_given(tiny, field):
-    with Downscaler.open(tiny, batch=64) as downscaler:
+    with Downscaler.open(tiny, options=EngineOptions(batch=64)) as downscaler:
         generous, tight = downscaler.plan(field), downscaler.plan(field, max_bytes=15_000_000)
         assert tight.memory_bytes <= 15_000_000 < generous.memory_bytes
         assert tight.samples_at_once < generous.samples_at_once
@@ -226,5 +227,5 @@ def test_bad_options_are_input_errors(tiny, field, options, message):
 
 
 def test_bad_batch_is_an_input_error(tiny):
-    with pytest.raises(InputError, match="batch of 0"):
-        Downscaler.open(tiny, batch=0)
+    with pytest.raises(InputError, match="Got batch 0; expected at least 1"):
+        EngineOptions(batch=0)

@@ -180,7 +180,7 @@ def test_nothing_is_reported_to_anybody(tiny, kind, tmp_path):
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine
 bundle = Bundle.open({str(tiny)!r})
-open_engine(bundle.graph("dwt"), bundle.manifest.graphs["dwt"], {kind!r}, 1)
+open_engine(bundle.graph("dwt"), bundle.manifest.graphs["dwt"], {kind!r})
 """
     environment = {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True)

@@ -30,7 +30,7 @@ def answer(tiny, cache):
 
     def load_and_run():
         entry = bundle.manifest.graphs["score_fp32"]
-        engine = open_engine(bundle.graph("score_fp32"), entry, "openvino", 1)
+        engine = open_engine(bundle.graph("score_fp32"), entry, "openvino")
         try:
             return engine.run(feeds)
         finally:

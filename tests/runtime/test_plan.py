@@ -12,6 +12,7 @@ import pytest
 from netcdf_files import add, coordinates
 
 from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
@@ -43,7 +44,7 @@ def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consi
 
 def test_the_plan_counts_what_the_run_does(tiny, wet_field):
     seen = []
-    with Downscaler.open(tiny, batch=3) as downscaler:
+    with Downscaler.open(tiny, options=EngineOptions(batch=3)) as downscaler:
         plan = downscaler.plan(wet_field, members=2, steps=3)
         list(downscaler.downscale(wet_field, 2, steps=3, on_step=seen.append))
     assert sum(step.tiles for step in seen) == plan.evaluations

@@ -15,9 +15,10 @@ from fake_tensorrt import VERSIONS, fake_tensorrt
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine
 from wdm_runtime.engines import tensorrt as engine_module
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.probe import Gpu
-from wdm_runtime.engines.tensorrt import PlanOptions, TensorRtEngine, precisions
+from wdm_runtime.engines.tensorrt import TensorRtEngine, precisions
 from wdm_runtime.errors import EngineError, MissingDependencyError
 
 GPU = Gpu("Fake RTX", (8, 6), 8 << 30, (13, 0))
@@ -40,9 +41,9 @@ class Box:
         self.patch.setattr(engine_module, "probe_gpu", lambda: gpu)
 
     def open(self, role="score_fp32", **options):
-        options = PlanOptions(self.cache, note=self.notes.append, **options)
+        options = EngineOptions(note=self.notes.append, **options)
         entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
-        return TensorRtEngine(graph, entry, role[-4:], self.kind, options)
+        return TensorRtEngine(graph, entry, role[-4:], self.kind, self.cache, options)
 
     def reference(self, feeds, role="score_fp32"):
         entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
@@ -256,7 +257,7 @@ def test_a_build_that_fails_says_why(box):
 def test_a_file_that_is_no_graph_says_why(box):
     entry = box.bundle.manifest.graphs["score_fp32"]
     with pytest.raises(EngineError, match=r"does not parse score_fp32.onnx \(not an ONNX file\)"):
-        TensorRtEngine(b"no", entry, "fp32", box.kind, PlanOptions(box.cache))
+        TensorRtEngine(b"no", entry, "fp32", box.kind, box.cache, EngineOptions())
 
 
 def test_building_reports_progress(box):

@@ -5,7 +5,7 @@ A family of engines is one entry of `_FAMILIES`, and one or more lines of `_AUTO
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,10 +13,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry, TensorSpec
+from wdm_runtime.bundle import Bundle, GraphEntry, TensorSpec
+from wdm_runtime.cache import cache_folder
+from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.engines.openvino import OpenVinoEngine
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
-from wdm_runtime.errors import EngineError, MissingDependencyError, install_line
+from wdm_runtime.engines.plan_cache import PlanCache
+from wdm_runtime.engines.tensorrt import TensorRtEngine
+from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
+from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError, install_line
 
 AUTO = "auto"
 
@@ -68,13 +74,15 @@ class _Family:
     """Engines of one library.
 
     ``probe`` gives the precisions that work on this machine, best first, or raises what is missing
-    and how to get it; ``open`` takes a graph, its entry, a precision and CPU threads; ``graphs``
-    says of which precision the graph has to be for each precision it computes in.
+    and how to get it; ``open`` takes a graph, its entry, a precision and options; ``graphs`` says
+    of which precision the graph has to be for each precision it computes in; ``any_size`` whether
+    it takes graphs with more free sizes than the batch.
     """
 
     probe: Callable[[], tuple[str, ...]]
-    open: Callable[[bytes, GraphEntry, str, int], Engine]
+    open: Callable[[bytes, GraphEntry, str, EngineOptions], Engine]
     graphs: Mapping[str, str]
+    any_size: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,30 +98,50 @@ class Choice:
     why: str
 
 
-def available_threads() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _probe_ort_cpu() -> tuple[str, ...]:
     _check_onnxruntime()
     return OrtCpuEngine.precisions()
 
 
+def _open_on_cpu(
+    engine: Callable[[bytes, GraphEntry, str, int], Engine],
+) -> Callable[[bytes, GraphEntry, str, EngineOptions], Engine]:
+    return lambda graph, entry, precision, options: engine(
+        graph, entry, precision, options.cpu_threads
+    )
+
+
+def _tensorrt(kind: str) -> _Family:
+    def open_plan(
+        graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
+    ) -> Engine:
+        cache = PlanCache(cache_folder() / "plans", options.note)
+        return TensorRtEngine(graph, entry, precision, kind, cache, options)
+
+    probe = functools.partial(tensorrt_precisions, kind)
+    return _Family(probe, open_plan, {"fp16": "fp16", "fp32": "fp32"}, any_size=False)
+
+
 _FAMILIES = {
-    "ort-cpu": _Family(_probe_ort_cpu, OrtCpuEngine, {"fp32": "fp32", "fp16": "fp16"}),
+    "ort-cpu": _Family(
+        _probe_ort_cpu, _open_on_cpu(OrtCpuEngine), {"fp32": "fp32", "fp16": "fp16"}
+    ),
     "openvino": _Family(
         OpenVinoEngine.precisions,
-        OpenVinoEngine,
+        _open_on_cpu(OpenVinoEngine),
         {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
     ),
+    "tensorrt": _tensorrt("tensorrt"),
+    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
 }
 # The fastest first. In fp32 the two take about the same time, and ONNX Runtime loads faster and
 # takes less memory. On a CPU, fp16 is for those who ask for it.
 _AUTO_ORDER = (
+    ("tensorrt", "fp16"),
+    ("tensorrt-rtx", "fp16"),
     ("openvino", "bf16"),
+    ("tensorrt", "fp32"),
+    ("tensorrt-rtx", "fp32"),
     ("ort-cpu", "fp32"),
     ("openvino", "fp32"),
     ("openvino", "fp16"),
@@ -123,7 +151,9 @@ ENGINES = (AUTO, *_FAMILIES)
 PRECISIONS = (AUTO, "fp32", "fp16", "bf16")
 
 
-def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
+def select(
+    engine: str = AUTO, precision: str = AUTO, rejected: Mapping[str, str] | None = None
+) -> Choice:
     """Find an engine that works here.
 
     Parameters
@@ -132,6 +162,8 @@ def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
         One of `ENGINES`; ``"auto"`` takes the fastest that works.
     precision
         One of `PRECISIONS`; ``"auto"`` takes the engine's best.
+    rejected
+        Engines that ``"auto"`` passes over, and why.
 
     Raises
     ------
@@ -143,7 +175,7 @@ def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
     _check_known(engine, ENGINES, "--engine")
     _check_known(precision, PRECISIONS, "--precision")
     if engine == AUTO:
-        return _best(precision)
+        return _best(precision, rejected or {})
     works = _FAMILIES[engine].probe()
     if precision != AUTO and precision not in works:
         raise EngineError(
@@ -154,16 +186,20 @@ def select(engine: str = AUTO, precision: str = AUTO) -> Choice:
     return _choice(engine, chosen, "as asked for.")
 
 
-def _best(precision: str) -> Choice:
+def _best(precision: str, rejected: Mapping[str, str]) -> Choice:
     """The first of the order that works, and what came before it and does not."""
-    works: dict[str, tuple[str, ...]] = {}
+    works: dict[str, tuple[str, ...]] = {kind: () for kind in rejected}
     missing: dict[str, str] = {}
     for kind, candidate in _AUTO_ORDER:
         if precision not in (AUTO, candidate):
             continue
-        if kind not in works:
+        if kind in rejected:
+            missing[kind] = rejected[kind]
+        elif kind not in works:
             try:
                 works[kind] = _FAMILIES[kind].probe()
+            except NoDeviceError:
+                works[kind], missing[kind] = (), ""  # nobody expects it: not worth a word
             except MissingDependencyError as error:
                 works[kind] = ()
                 missing[kind] = f"{kind} is not installed ({install_line(error.extra)})."
@@ -171,15 +207,14 @@ def _best(precision: str) -> Choice:
                 works[kind] = ()
                 missing[kind] = str(error)
         if candidate in works[kind]:
-            reason = (
-                "the fastest that works here" if precision == AUTO else f"fastest in {candidate}"
-            )
-            return _choice(kind, candidate, " ".join([f"{reason}.", *missing.values()]))
+            best = "the fastest that works here" if precision == AUTO else f"fastest in {candidate}"
+            return _choice(kind, candidate, " ".join([f"{best}.", *filter(None, missing.values())]))
         missing.setdefault(kind, f"{kind} does not compute in {candidate} on this machine.")
     wanted, remedy = (
         ("", "") if precision == AUTO else (f" in {precision}", " Or choose another --precision.")
     )
-    raise EngineError(f"No engine works here{wanted}. {' '.join(missing.values())}{remedy}")
+    reasons = " ".join(filter(None, missing.values()))
+    raise EngineError(f"No engine works here{wanted}. {reasons}{remedy}")
 
 
 def _choice(kind: str, precision: str, reason: str) -> Choice:
@@ -191,8 +226,8 @@ def open_engine(
     graph: bytes,
     entry: GraphEntry,
     kind: str,
-    threads: int | None = None,
     precision: str = "fp32",
+    options: EngineOptions | None = None,
 ) -> Engine:
     """Load a graph.
 
@@ -202,12 +237,10 @@ def open_engine(
         The bytes of an ONNX file, already checked against its hash.
     entry
         The manifest's word on the graph's tensors; the loaded graph must agree.
-    kind
-        An engine's name as in a `Choice`.
-    threads
-        CPU threads; by default all this process may use.
-    precision
-        What to compute in, as in a `Choice`.
+    kind, precision
+        An engine and what it computes in, as in a `Choice`.
+    options
+        How it is opened.
 
     Raises
     ------
@@ -218,7 +251,25 @@ def open_engine(
     """
     _check_known(kind, tuple(_FAMILIES), "--engine")
     _check_known(precision, tuple(_FAMILIES[kind].graphs), "--precision")
-    return _FAMILIES[kind].open(graph, entry, precision, threads or available_threads())
+    return _FAMILIES[kind].open(graph, entry, precision, options or EngineOptions())
+
+
+def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[Engine, Engine]:
+    """The wavelet transform and its inverse beside an engine of a kind: of fields of any size.
+
+    Raises
+    ------
+    EngineError, MissingDependencyError
+        As for `open_engine`.
+    """
+    entries = bundle.manifest.graphs
+
+    def transform(role: str) -> Engine:
+        if not _FAMILIES[kind].any_size:
+            return NumpyTransform(role, entries[role], bundle.manifest.wavelet)
+        return open_engine(bundle.graph(role), entries[role], kind, "fp32", options)
+
+    return transform("dwt"), transform("idwt")
 
 
 def _check_known(value: str, known: tuple[str, ...], what: str) -> None:

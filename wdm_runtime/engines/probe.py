@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from wdm_runtime.errors import EngineError
+from wdm_runtime.errors import EngineError, NoDeviceError
 
 DRIVER_LIBRARY = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
@@ -43,13 +43,15 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
 
     Raises
     ------
+    NoDeviceError
+        There is no driver.
     EngineError
-        There is no driver, it does not start, or it has no GPU.
+        It does not start, or has no GPU.
     """
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:
-        raise EngineError(
+        raise NoDeviceError(
             f"There is no NVIDIA driver ({error}); expected its library {library}. Install the "
             "driver, in a container start it with --gpus all, or choose --engine auto."
         ) from error

@@ -8,10 +8,8 @@ to be the same with the CUDA graph as without.
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,11 @@ import numpy.typing as npt
 
 from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.probe import probe_gpu
 from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger, version_of
 from wdm_runtime.engines.tensorrt_plan import (
-    Progress,
     build_plan,
     check_tensors,
     fixed_shape,
@@ -35,34 +33,6 @@ from wdm_runtime.errors import EngineError
 
 Array = npt.NDArray[np.float32]
 _REPORT = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """How a plan is got and run.
-
-    Parameters
-    ----------
-    cache
-        Where plans are kept.
-    batch
-        Tiles a launch. Other numbers of tiles work, the last launch with some of its work wasted.
-    build
-        Whether to build a plan that is not in the cache, which takes seconds to minutes.
-    cuda_graph
-        Whether to replay a CUDA graph instead of launching kernel by kernel.
-    progress
-        Called while a plan is built with phase, steps done and steps in all.
-    note
-        Told, in one line each, what did not go as planned but is made good.
-    """
-
-    cache: PlanCache
-    batch: int = 1
-    build: bool = True
-    cuda_graph: bool = True
-    progress: Progress | None = None
-    note: Callable[[str], None] = warnings.warn
 
 
 def precisions(kind: str) -> tuple[str, ...]:
@@ -92,6 +62,8 @@ class TensorRtEngine:
         The graph's, which is the engine's.
     kind
         ``"tensorrt"`` or ``"tensorrt-rtx"``.
+    cache
+        Where plans are kept.
     options
         How the plan is got and run.
 
@@ -104,18 +76,25 @@ class TensorRtEngine:
     """
 
     def __init__(
-        self, graph: bytes, entry: GraphEntry, precision: str, kind: str, options: PlanOptions
+        self,
+        graph: bytes,
+        entry: GraphEntry,
+        precision: str,
+        kind: str,
+        cache: PlanCache,
+        options: EngineOptions,
     ) -> None:
         self._gpu = probe_gpu()
         cuda_runtime()  # cheap, where TensorRT takes its time
         self._trt = load_module(kind)
-        self.kind, self.precision, self.batch = kind, precision, options.batch
+        self.kind, self.precision, self.batch = kind, precision, options.batch or 1
         self.device, self.version = str(self._gpu), version_of(self._trt)
         self.inputs, self.outputs = entry.inputs, entry.outputs
-        self._file, self._options, self._lock = entry.file, options, threading.Lock()
+        self._file, self._cache, self._options = entry.file, cache, options
+        self._lock = threading.Lock()
         self._kernels: Any = None  # TensorRT-RTX only
         self._known_kernels: bytes | None = None
-        self._key = plan_key(self._trt, kind, graph, options.batch, self._gpu)
+        self._key = plan_key(self._trt, kind, graph, self.batch, self._gpu)
         with ExitStack() as owned:
             self._device = Device(options.note)
             owned.callback(self._device.close)
@@ -187,7 +166,7 @@ class TensorRtEngine:
         """The plan from the cache or the builder, as an engine with a context to run it."""
         self._log = logger(self._trt)
         runtime = self._trt.Runtime(self._log)
-        plan = self._options.cache.read(self._key)
+        plan = self._cache.read(self._key)
         if plan is None:
             plan = self._built(graph, entry)
         engine = runtime.deserialize_cuda_engine(plan)
@@ -198,7 +177,7 @@ class TensorRtEngine:
                 f"{self.version} does not load its plan of {self._file} ({self._log.take()}); it "
                 "is built again."
             )
-            self._options.cache.remove(self._key)
+            self._cache.remove(self._key)
             engine = runtime.deserialize_cuda_engine(self._built(graph, entry))
         if engine is None:
             raise self._error("does not load the plan it has just built of", _REPORT)
@@ -218,11 +197,11 @@ class TensorRtEngine:
         if not options.build:
             raise EngineError(
                 f"There is no plan of {self._file} for {self.version}, {self.device} and batch "
-                f"{self.batch} in {options.cache.folder}; expected one. Run 'wdm-run "
+                f"{self.batch} in {self._cache.folder}; expected one. Run 'wdm-run "
                 "build-engine', or leave out --no-build."
             )
-        with options.cache.only_one(self._key):
-            plan = options.cache.read(self._key)
+        with self._cache.only_one(self._key):
+            plan = self._cache.read(self._key)
             if plan is None:  # else another process built it while this one waited
                 plan = build_plan(
                     self._trt,
@@ -230,10 +209,10 @@ class TensorRtEngine:
                     entry,
                     self.batch,
                     self._gpu.capability,
-                    (options.cache, timing_key(self._key)),
+                    (self._cache, timing_key(self._key)),
                     options.progress,
                 )
-                options.cache.write(self._key, plan)
+                self._cache.write(self._key, plan)
         return plan
 
     def _compare(self, engine: Any, entry: GraphEntry) -> None:
@@ -253,7 +232,7 @@ class TensorRtEngine:
         else:  # TensorRT-RTX compiles kernels when a plan first runs: keep them for the next start
             config = engine.create_runtime_config()
             self._kernels = config.create_runtime_cache()
-            self._known_kernels = self._options.cache.read(runtime_cache_key(self._key, self._gpu))
+            self._known_kernels = self._cache.read(runtime_cache_key(self._key, self._gpu))
             if self._known_kernels is not None:
                 self._kernels.deserialize(self._known_kernels)  # refused: it compiles them again
             config.set_runtime_cache(self._kernels)
@@ -265,7 +244,7 @@ class TensorRtEngine:
     def _keep_kernels(self) -> None:
         made = self._kernels.serialize() if self._kernels else None
         if made is not None and bytes(made) != self._known_kernels:
-            self._options.cache.write(runtime_cache_key(self._key, self._gpu), bytes(made))
+            self._cache.write(runtime_cache_key(self._key, self._gpu), bytes(made))
 
     def _allocate(self) -> None:
         self._tensors: dict[str, Staged] = {}

@@ -1,0 +1,37 @@
+"""The wavelet transforms in NumPy, for engines whose graphs cannot be of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import GraphEntry
+from wdm_runtime.errors import EngineError
+from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
+
+
+class NumpyTransform:
+    """What the bundle's graph ``"dwt"`` or ``"idwt"`` computes, as an engine."""
+
+    kind, device, precision = "numpy", "CPU, 1 thread", "fp32"
+    version = f"numpy {np.__version__}"
+
+    def __init__(self, role: str, entry: GraphEntry, spec: WaveletSpec) -> None:
+        self.inputs, self.outputs = entry.inputs, entry.outputs
+        self._transform, self._spec = {"dwt": dwt, "idwt": idwt}[role], spec
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The transform of the one tensor (1, c, y, x)."""
+        name = self.inputs[0].name
+        if feeds.keys() != {name} or feeds[name].ndim != 4 or len(feeds[name]) != 1:
+            got = {key: value.shape for key, value in feeds.items()}
+            raise EngineError(
+                f"The wavelet transform got {got}; expected '{name}' of shape "
+                f"{self.inputs[0].shape}. Report this with the output of 'wdm-run info'."
+            )
+        return self._transform(feeds[name][0], self._spec)[None]
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,58 @@
+"""What can be asked of an engine besides its name and precision."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wdm_runtime.errors import InputError
+
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+
+def available_threads() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is opened. Each family takes what concerns it.
+
+    Parameters
+    ----------
+    threads
+        CPU threads; None takes all this process may use.
+    batch
+        Tiles a call; None lets the engine decide. On TensorRT it is the size of the fixed buffers:
+        other numbers of tiles work, the last launch with some of its work wasted.
+    build
+        Whether to build a TensorRT plan that is not in the cache, which takes seconds to minutes.
+    cuda_graph
+        Whether to replay a CUDA graph instead of launching kernel by kernel.
+    progress
+        Called while a plan is built with phase, steps done and steps in all.
+    note
+        Told, in one line each, what did not go as planned but is made good.
+    """
+
+    threads: int | None = None
+    batch: int | None = None
+    build: bool = True
+    cuda_graph: bool = True
+    progress: Progress | None = None
+    note: Callable[[str], None] = warnings.warn
+
+    def __post_init__(self) -> None:
+        for name, value in (("threads", self.threads), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise InputError(f"Got {name} {value}; expected at least 1. Set --{name}.")
+
+    @property
+    def cpu_threads(self) -> int:
+        """The number of CPU threads to use."""
+        return self.threads or available_threads()
