@@ -1,0 +1,107 @@
+"""`wdm-run` on a box with a (fake) GPU: plans, what auto takes, and whole runs."""
+
+import sys
+
+import numpy as np
+import pytest
+from fake_cuda import cudaError_t
+from fake_tensorrt import VERSIONS
+from gpu_box import Box
+
+from wdm_runtime.engines import select
+from wdm_runtime.engines import tensorrt as engine_module
+from wdm_runtime.engines.probe import Gpu
+from wdm_runtime.errors import EngineError, NoDeviceError
+
+
+@pytest.fixture(params=VERSIONS)
+def box(request, tiny, tmp_path, monkeypatch):
+    return Box(request.param, tiny, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def box10(tiny, tmp_path, monkeypatch):
+    return Box("10.16", tiny, tmp_path, monkeypatch)
+
+
+def rates(path):
+    import netCDF4
+
+    with netCDF4.Dataset(path) as file:
+        return np.ma.filled(file["precipitation_rate"][:], np.nan)
+
+
+@pytest.mark.parametrize("batch", ["auto", 3])
+def test_a_run_gives_what_the_cpu_gives(box, infer, batch):
+    code, _, error = infer("--engine", "ort-cpu", "-o", "cpu.nc")
+    assert code == 0, error
+    code, out, error = infer(
+        "--engine", box.kind, "--precision", "fp32", "--batch", batch, "-o", "gpu.nc"
+    )
+    assert code == 0, error
+    assert "Fake RTX, compute capability 8.6" in out
+    np.testing.assert_allclose(rates("gpu.nc"), rates("cpu.nc"), rtol=1e-4, atol=1e-4)
+    assert box.cuda.live == 0
+
+
+def test_auto_takes_the_gpu_in_half_precision(box):
+    chosen = select()
+    assert (chosen.kind, chosen.precision, chosen.graph) == (box.kind, "fp16", "fp16")
+
+
+def test_an_engine_that_does_not_open_is_passed_over_by_auto_and_named(box10, infer):
+    box10.trt.Builder.build_serialized_network = lambda *_: None
+    code, out, error = infer("-o", "out.nc")
+    assert code == 0, error
+    assert "engine: " in out and "does not build score_fp16.onnx" in out
+
+
+def test_an_engine_asked_for_by_name_is_never_replaced(box10, infer, tmp_path):
+    box10.trt.Builder.build_serialized_network = lambda *_: None
+    code, _, error = infer("--engine", "tensorrt", "-o", "out.nc")
+    assert code == 4 and "does not build score_fp16.onnx" in error
+    assert not (tmp_path / "out.nc").exists()
+
+
+def test_no_build_refuses_until_the_plan_is_there(box, infer, run, tiny):
+    code, _, error = infer("--engine", box.kind, "--no-build", "-o", "out.nc")
+    assert code == 4 and "wdm-run build-engine" in error
+    code, out, error = run("build-engine", "--engine", box.kind, "--bundle", tiny)
+    assert code == 0, error
+    assert "batch 1" in out and "ms a tile on Fake RTX" in out
+    assert "building the plan" in error
+    code, _, error = infer("--engine", box.kind, "--no-build", "--no-pixel-probe", "-o", "out.nc")
+    assert code == 0, error
+    assert "building" not in error
+
+
+def test_one_command_builds_plans_of_several_batches(box10, infer, run, tiny):
+    sizes = ("--batch", 1, "--batch", 4)
+    code, out, error = run("build-engine", "--bundle", tiny, *sizes)
+    assert code == 0, error
+    assert "batch 1" in out and "batch 4" in out
+    options = ("--engine", "tensorrt", "--no-build", "--no-pixel-probe")
+    assert infer(*options, "--batch", 4, "-o", "four.nc")[0] == 0
+    assert infer(*options, "--batch", 2, "-o", "two.nc")[0] == 4
+
+
+def test_a_driver_that_is_too_old_says_so(box10, infer):
+    box10.cuda.faults["cudaSetDevice"] = cudaError_t.cudaErrorInsufficientDriver
+    code, _, error = infer("--engine", "tensorrt", "-o", "out.nc")
+    assert code == 4 and "Update the NVIDIA driver" in error
+
+
+def test_without_a_driver_auto_says_nothing_of_gpus(monkeypatch):
+    def no_driver():
+        raise NoDeviceError("There is no NVIDIA driver")
+
+    monkeypatch.setattr(engine_module, "probe_gpu", no_driver)
+    assert "NVIDIA" not in select().why and "tensorrt" not in select().why
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        select("tensorrt")
+
+
+def test_a_gpu_without_tensorrt_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(engine_module, "probe_gpu", lambda: Gpu("A", (8, 6), 1 << 30, (13, 0)))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "wdm-edge[gpu]" in select().why
