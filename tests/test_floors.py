@@ -25,7 +25,7 @@ RUNTIME_FLOORS = [
     | {"io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},
-    {"conditioning", "stepping", "io.precipitation"},
+    {"conditioning", "stepping", "engines.watched", "io.precipitation"},
     {"sampling", "io.netcdf", "io.xarray_reader"},
     {"downscale", "io", "io.array_output", "io.compare", "io.ensemble"},
     {"plot", "io.grib_output", "io.zarr_output"},

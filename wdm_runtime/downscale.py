@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO, Choice, Engine, open_engine, open_transforms, select
 from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
@@ -58,9 +60,13 @@ class Downscaler:
     """
 
     def __init__(
-        self, bundle: Bundle, score: Engine, transforms: tuple[Engine, Engine], choice: Choice,
+        self,
+        bundle: Bundle,
+        score: WatchedEngine,
+        transforms: tuple[Engine, Engine],
+        choice: Choice,
         batch: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.engine = score
@@ -305,15 +311,20 @@ class Downscaler:
 
 def _open_score(
     bundle: Bundle, engine: str, precision: str, options: EngineOptions
-) -> tuple[Choice, Engine]:
+) -> tuple[Choice, WatchedEngine]:
     """The score graph on the engine asked for, or on the best that really opens it."""
+
+    def opened(kind: str, graph: str, computes_in: str) -> Engine:
+        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
+        return open_engine(data, entry, kind, computes_in, options)
+
     rejected: dict[str, str] = {}
     while True:
         choice = select(engine, precision, rejected)
-        role = f"score_{choice.graph}"
-        graph, entry = bundle.graph(role), bundle.manifest.graphs[role]
+        full = partial(opened, choice.kind, "fp32", "fp32") if choice.precision != "fp32" else None
         try:
-            return choice, open_engine(graph, entry, choice.kind, choice.precision, options)
+            score = opened(choice.kind, choice.graph, choice.precision)
+            return choice, WatchedEngine(score, full, options.note)
         except EngineError as error:
             if engine != AUTO:
                 raise

@@ -32,11 +32,12 @@ _USABLE = 0.9  # of the memory that is free: the system and the file cache want 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did."""
+    """What a run did; ``fp32_reruns`` as in `wdm_runtime.latency.Report`."""
 
     plan: Plan
     sampler: str
     steps: tuple[StepTime, ...]
+    fp32_reruns: int
     area_km2: float
 
 
@@ -123,7 +124,7 @@ def run(
     plan = downscaler.plan(coarse, settings.members, settings.steps, budget)
     if on_plan:
         on_plan(plan, outside_training(coarse, domain.latitudes))
-    watch = _Watch()
+    watch, reruns_before = _Watch(), downscaler.engine.fp32_reruns
 
     def note(step: StepTime) -> None:
         watch.steps.append(step)
@@ -168,9 +169,10 @@ def run(
         for sample in samples:
             watch.balances.append(sample.balance)
             _keep(sample, writer, store, statistics, settings)
-        writer.set_attributes(balance_attributes(watch.balances))
+        reruns = downscaler.engine.fp32_reruns - reruns_before
+        writer.set_attributes(outcome_attributes(watch.balances, reruns))
     sampler = settings.sampler or DEFAULT_SAMPLER
-    return Outcome(plan, sampler, tuple(watch.steps), coarse.grid.area_km2())
+    return Outcome(plan, sampler, tuple(watch.steps), reruns, coarse.grid.area_km2())
 
 
 def _keep(
@@ -205,7 +207,7 @@ def _budget(max_bytes: int | None) -> int:
     return max_bytes - held
 
 
-def balance_attributes(balances: list[Balance]) -> dict[str, Any]:
+def outcome_attributes(balances: list[Balance], fp32_reruns: int) -> dict[str, Any]:
     """Means over members and times; the residual is the one before the consistency step."""
 
     def mean(name: str) -> float:
@@ -220,6 +222,7 @@ def balance_attributes(balances: list[Balance]) -> dict[str, Any]:
         ),
         "wdm_wet_fraction_before": mean("wet_fraction_before"),
         "wdm_wet_fraction_after": mean("wet_fraction_after"),
+        "wdm_fp32_reruns": fp32_reruns,
     }
 
 

@@ -18,7 +18,7 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
-from wdm_runtime.job import balance_attributes, facts, settled
+from wdm_runtime.job import facts, outcome_attributes, settled
 from wdm_runtime.plan import available_bytes
 from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training
@@ -117,9 +117,11 @@ def downscale(
         noise_decorrelation_min,
         room,
     )
+    reruns_before = downscaler.engine.fp32_reruns
     values, balances = _collected(samples, shape, layout.quantity.mm_h)
     times = labelled[coarse.source.time.name].variable if coarse.source.time else None
-    known = _provenance(downscaler, settings, layout) | balance_attributes(balances)
+    reruns = downscaler.engine.fp32_reruns - reruns_before
+    known = _provenance(downscaler, settings, layout) | outcome_attributes(balances, reruns)
     return _labelled(xarray, layout, values, times, known)
 
 

@@ -85,6 +85,8 @@ def latency_panel(report: Report, target: Path) -> Panel:
         )
     if report.outside_engine_fraction is not None:
         rows.add_row("outside engine", f"{report.outside_engine_fraction:.1%} of the loop")
+    if report.fp32_reruns:
+        rows.add_row("again in fp32", f"{report.fp32_reruns} x a batch that was not finite")
     if report.pixel_step_latency_ms:
         ratio = f": this one is {report.speedup_vs_pixel:.1f} x faster"
         rows.add_row(

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from wdm_runtime import wavelets
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, select
+from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, MissingDependencyError, require
 
 KINDS = (("ort-cpu", "fp32"), ("ort-cpu", "fp16"), ("openvino", "fp32"), ("openvino", "bf16"))
@@ -158,7 +160,8 @@ def test_a_whole_run_is_that_of_onnx_runtime(tiny, field, kind, precision, large
             open_engine(bundle.graph(role), graphs[role], score.kind) for role in ("dwt", "idwt")
         )
         choice = select(score.kind, score.precision)
-        with Downscaler(bundle, score, (dwt, idwt), choice, 1) as downscaler:
+        watched = WatchedEngine(score, None, warnings.warn)
+        with Downscaler(bundle, watched, (dwt, idwt), choice, 1) as downscaler:
             return np.stack([s.rate_mm_h for s in downscaler.downscale(field, steps=4)])
 
     reference = rates(open_chosen(tiny, "ort-cpu", "fp32"))

@@ -1,0 +1,72 @@
+"""An engine whose answers are looked at: what half precision cannot hold is computed in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.engines import Engine
+from wdm_runtime.errors import EngineError
+
+Array = npt.NDArray[np.float32]
+
+
+class WatchedEngine:
+    """An engine that never gives NaN or Inf.
+
+    Parameters
+    ----------
+    engine
+        Runs the graph.
+    open_full
+        Opens the graph in fp32 where ``engine`` computes in less, else None. Called at most once,
+        when first needed.
+    note
+        Told once that a batch was computed again.
+    """
+
+    def __init__(
+        self, engine: Engine, open_full: Callable[[], Engine] | None, note: Callable[[str], None]
+    ) -> None:
+        self._engine, self._open_full, self._note = engine, open_full, note
+        self._full: Engine | None = None
+        self.kind, self.device, self.version = engine.kind, engine.device, engine.version
+        self.precision, self.inputs, self.outputs = engine.precision, engine.inputs, engine.outputs
+        self.fp32_reruns = 0
+
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The graph's output, all of it finite.
+
+        Raises
+        ------
+        EngineError
+            Not even fp32 gives finite values.
+        """
+        answer = self._engine.run(feeds)
+        if np.isfinite(answer).all():
+            return answer
+        if self._open_full is not None:
+            self._full = self._full or self._open_full()
+            self.fp32_reruns += 1
+            if self.fp32_reruns == 1:
+                self._note(
+                    f"{self.kind} in {self.precision} gave values that are not finite; such "
+                    "batches are computed again in fp32, and the report counts them."
+                )
+            answer = self._full.run(feeds)
+            if np.isfinite(answer).all():
+                return answer
+        bad = int(answer.size - np.isfinite(answer).sum())
+        raise EngineError(
+            f"{self.version} in fp32 gave {bad} of {answer.size} values that are not finite; "
+            "expected none. Check the input's rates, try --engine ort-cpu, or export the bundle "
+            "again."
+        )
+
+    def close(self) -> None:
+        """Free both engines."""
+        self._engine.close()
+        if self._full is not None:
+            self._full.close()
