@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"statistics", "plan", "settings", "cache", "engines.options"}
+    | {"statistics", "plan", "settings", "cache", "elf", "engines.options"}
     | {"io.atomic", "io.classic", "io.dataset", "io.units"},
     {"bundle", "samplers", "field", "consistency"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
@@ -26,13 +26,15 @@ RUNTIME_FLOORS = [
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},
     {"conditioning", "stepping", "engines.watched", "io.precipitation"},
-    {"sampling", "io.netcdf", "io.xarray_reader"},
-    {"downscale", "io", "io.array_output", "io.compare", "io.ensemble"},
+    {"doctor", "sampling", "io.netcdf", "io.xarray_reader"},
+    {"downscale", "selftest", "io", "io.array_output", "io.compare", "io.ensemble"},
     {"plot", "io.grib_output", "io.zarr_output"},
     {"io.writer"},
     {"job"},
     {"labelled", "latency", "replay"},
     {"panels"},
+    {"cli_options"},
+    {"cli_engines"},
     {"cli"},
 ]
 

@@ -15,8 +15,10 @@ import torch
 from wdm_export import graphs, parity
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import NetworkConfig
+from wdm_export.golden import golden_file
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.bundle import (
+    GOLDEN_NAME,
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Bundle,
@@ -147,6 +149,8 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     for precision in ("fp32", "fp16"):
         notify(f"Exporting the pixel model for the latency comparison in {precision}")
         add(f"pixel_{precision}", graphs.score_graph(pixel, tile_px, precision == "fp16"))
+    golden = golden_file(network, tile_px)
+    (folder / GOLDEN_NAME).write_bytes(golden)
     model = released.model
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -162,7 +166,7 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
         residual_scale=model.residual_scale,
         condition_scale=model.condition_scale,
         graphs=entries,
-        files=(),
+        files=(_entry(GOLDEN_NAME, golden),),
         training={
             "network": asdict(model.network),
             "parameters": parameter_count(network),
@@ -175,11 +179,16 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     write_manifest(folder, manifest)
 
 
+def _entry(file: str, data: bytes) -> FileEntry:
+    return FileEntry(file, sha256(data), len(data))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the model card and then the manifest that hashes it."""
     card = model_card(manifest).encode()
     (folder / CARD_NAME).write_bytes(card)
-    manifest = replace(manifest, files=(FileEntry(CARD_NAME, sha256(card), len(card)),))
+    others = [entry for entry in manifest.files if entry.file != CARD_NAME]
+    manifest = replace(manifest, files=(_entry(CARD_NAME, card), *others))
     temporary = folder / f".{MANIFEST_NAME}.tmp"
     temporary.write_text(manifest.to_json())
     os.replace(temporary, folder / MANIFEST_NAME)

@@ -23,6 +23,7 @@ from wdm_runtime.wavelets import WaveletSpec
 
 SCHEMA_VERSION = 2  # 2: `domain`
 MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.selftest`
 DEFAULT_BUNDLE = "wdm2-mrms"
 # What each graph is for. The pixel graphs serve the latency comparison only.
 GRAPH_ROLES = ("score_fp32", "score_fp16", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
@@ -234,6 +235,22 @@ class Bundle:
                 "Choose another --precision or export the bundle again."
             )
         return self._read(self.manifest.graphs[role])
+
+    def file(self, name: str) -> bytes:
+        """The bytes of another file, after comparing size and hash with the manifest.
+
+        Raises
+        ------
+        BundleError
+            The manifest has no such file, or it is missing or altered.
+        """
+        for entry in self.manifest.files:
+            if entry.file == name:
+                return self._read(entry)
+        raise BundleError(
+            f"{self.path}: has no file '{name}', only "
+            f"{', '.join(entry.file for entry in self.manifest.files)}. Export the bundle again."
+        )
 
     def verify(self) -> None:
         """Check every file of the bundle."""

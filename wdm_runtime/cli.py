@@ -9,13 +9,19 @@ from typing import Annotated
 
 import typer
 
-from wdm_runtime import console, job, latency, panels
+from wdm_runtime import cli_engines, console, job, latency, panels
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.cli_options import (
+    BatchOption,
+    BuildOption,
+    BundleOption,
+    QuietOption,
+    ThreadsOption,
+    engine_options,
+)
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
-from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
@@ -23,19 +29,14 @@ from wdm_runtime.settings import Settings
 from wdm_runtime.stepping import StepTime
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.command()(cli_engines.build_engine)
+app.command()(cli_engines.doctor)
+app.command("selftest")(cli_engines.run_selftest)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 
-BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
-BatchOption = Annotated[str, typer.Option("--batch", help="Tiles an engine call, or auto")]
-BuildOption = Annotated[
-    bool,
-    typer.Option("--build/--no-build", help="Build a TensorRT plan that is not there yet"),
-]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: all")]
 MemoryOption = Annotated[
     str | None, typer.Option("--max-memory", help="For example 2GiB; default: what is free")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
 
 
 def main() -> None:
@@ -137,7 +138,7 @@ def infer(
     check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
-    options = _engine_options(batch, threads, build, quiet)
+    options = engine_options(batch, threads, build, quiet)
     with Downscaler.open(bundle, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
@@ -182,7 +183,7 @@ def replay(
     console.out.quiet = quiet
     record = open_record(output, input)
     engine, precision = engine or record.text("engine"), record.text("precision")
-    options = _engine_options(batch, threads, build, quiet)
+    options = engine_options(batch, threads, build, quiet)
     with (
         Downscaler.open(bundle, engine, precision, options) as downscaler,
         _Progress(downscaler, quiet) as progress,
@@ -218,24 +219,6 @@ class _Progress:
         self._bar.advance(self._task, step.tiles)
 
 
-def _engine_options(batch: str, threads: int | None, build: bool, quiet: bool) -> EngineOptions:
-    return EngineOptions(
-        threads=threads,
-        batch=_batch(batch),
-        build=build,
-        progress=panels.build_line(quiet),
-        note=panels.note,
-    )
-
-
-def _batch(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdigit():
-        raise InputError(f"--batch got '{text}'; expected a number or 'auto'. Correct it.")
-    return int(text)
-
-
 def _bytes(text: str | None) -> int | None:
     return None if text is None else parse_bytes(text)
 
@@ -245,28 +228,6 @@ def _stem(path: Path) -> str:
     while name.lower().endswith(_SUFFIXES):
         name = name.rpartition(".")[0]
     return name or path.name
-
-
-@app.command()
-def build_engine(
-    bundle: BundleOption = None,
-    engine: Annotated[str, typer.Option(help="tensorrt | tensorrt-rtx")] = "tensorrt",
-    precision: Annotated[str, typer.Option(help="auto | fp16 | fp32")] = "auto",
-    batch: Annotated[list[int] | None, typer.Option(help="Tiles a launch; repeatable; 1")] = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Build TensorRT plans on this machine, so that no later run has to."""
-    console.out.quiet = quiet
-    for size in batch or [1]:
-        options = _engine_options(str(size), None, True, quiet)
-        with Downscaler.open(bundle, engine, precision, options) as opened:
-            seconds = opened.seconds_per_tile()
-            console.out.print(
-                f"{opened.engine.kind} in {opened.choice.precision}, batch {size}: "
-                f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",
-                markup=False,
-                highlight=False,
-            )
 
 
 @app.command()

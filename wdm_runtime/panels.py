@@ -9,11 +9,14 @@ from pathlib import Path
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from wdm_runtime import console
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.doctor import Diagnosis
 from wdm_runtime.latency import Report
 from wdm_runtime.plan import Plan
+from wdm_runtime.selftest import Check
 
 
 def progress_bar(quiet: bool) -> Progress:
@@ -64,6 +67,51 @@ def _count(number: int, noun: str) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def diagnosis_table(found: Diagnosis) -> Table:
+    """What `wdm-run doctor` shows."""
+    rows = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+
+    def add(name: str, text: str) -> None:
+        rows.add_row(name, Text(text))
+
+    add("wdm-edge", f"{found.version}, {found.python}, {found.platform}")
+    add("CPU", f"{_count(found.cpu_threads, 'thread')} for this process")
+    if found.jetson:
+        add("Jetson", found.jetson)
+    if found.gpu:
+        gpu = found.gpu
+        add("GPU", f"{gpu}, {gpu.memory_bytes / 2**30:.1f} GiB")
+        add("driver", f"runs CUDA up to {gpu.cuda[0]}.{gpu.cuda[1]}")
+    else:
+        add("GPU", f"none. {found.gpu_problem}")
+    add("packages", ", ".join(f"{name} {text}" for name, text in found.packages.items()))
+    for provider in found.providers:
+        names = [n.name if n.found else f"{n.name} (not found)" for n in provider.needs]
+        add(provider.file, ", ".join(names))
+    for engine in found.engines:
+        add(engine.kind, ", ".join(engine.precisions) or f"no. {engine.problem}")
+    for text in found.advice:
+        add("advice", text)
+    add("auto", found.auto or "no engine works here")
+    return rows
+
+
+def check_line(check: Check) -> str:
+    """One line of `wdm-run selftest`."""
+    name = f"{check.engine} in {check.precision}"
+    if check.difference is None:
+        return f"FAILED {name}: {check.problem}"
+    graph = "" if check.plain_ms is None else f" ({check.plain_ms:.2f} without a CUDA graph)"
+    line = (
+        f"{'passed' if check.passed else 'FAILED'} {name}, {check.library}, {check.device}: "
+        f"difference {check.difference:.1e}, limit {check.tolerance:.0e}; opened in "
+        f"{check.open_s:.1f} s; p50 {check.p50_ms:.2f}, p95 {check.p95_ms:.2f} ms{graph}"
+    )
+    return "; ".join([line, *filter(None, [check.problem]), *check.notes])
 
 
 def latency_panel(report: Report, target: Path) -> Panel:

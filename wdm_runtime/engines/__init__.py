@@ -217,6 +217,27 @@ def _best(precision: str, rejected: Mapping[str, str]) -> Choice:
     raise EngineError(f"No engine works here{wanted}. {reasons}{remedy}")
 
 
+@dataclass(frozen=True)
+class Finding:
+    """An engine with the precisions that work here, best first, or what is in the way."""
+
+    kind: str
+    precisions: tuple[str, ...]
+    problem: str | None
+
+
+def survey() -> tuple[Finding, ...]:
+    """Every engine, asked as `select` asks it."""
+
+    def ask(kind: str) -> Finding:
+        try:
+            return Finding(kind, _FAMILIES[kind].probe(), None)
+        except (EngineError, MissingDependencyError) as error:
+            return Finding(kind, (), str(error))
+
+    return tuple(ask(kind) for kind in _FAMILIES)
+
+
 def _choice(kind: str, precision: str, reason: str) -> Choice:
     graph = _FAMILIES[kind].graphs[precision]
     return Choice(kind, precision, graph, f"engine: {kind} in {precision}, {reason}")

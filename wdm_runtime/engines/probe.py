@@ -79,6 +79,15 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
     )
 
 
+def library_loads(name: str) -> bool:
+    """Whether the loader finds a shared library, by name or path."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
 def _attribute(driver: ctypes.CDLL, attribute: int, device: ctypes.c_int) -> int:
     value = ctypes.c_int()
     _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)

@@ -1,0 +1,30 @@
+"""Golden inputs and outputs of a trained network, by which a machine can test its engines."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+
+from wdm_export.unet import UNet
+
+_TIMES = (0.05, 0.5, 0.95)
+
+
+def golden_file(network: UNet, tile_px: int, seed: int = 0) -> bytes:
+    """An npz file of x and condition (1, c, h, w), t (k) and torch's v (k, c, h, w) in fp32.
+
+    Inputs are standard normal numbers, as both are in a run, and exact in fp16.
+    """
+    spec = network.config.wavelet
+    size = tile_px // spec.stride
+    rng = np.random.default_rng(seed)
+    x, condition = rng.standard_normal((2, 1, spec.subbands, size, size)).astype(np.float16)
+    t = np.array(_TIMES, dtype=np.float32)
+    tensors = [torch.from_numpy(a.astype(np.float32)) for a in (x, condition)]
+    with torch.inference_mode():
+        v = torch.cat([network(*tensors, torch.tensor([time])) for time in t]).numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=x, condition=condition, t=t, v=v)
+    return buffer.getvalue()

@@ -1,0 +1,82 @@
+"""`wdm-run doctor`, `selftest` and `build-engine`: what engines this machine has, and proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wdm_runtime import console, panels
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.cli_options import BundleOption, QuietOption, ThreadsOption, engine_options
+from wdm_runtime.doctor import diagnose
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines import AUTO, ENGINES
+from wdm_runtime.errors import EngineError, ParityError
+from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.selftest import report, selftest
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The diagnosis as JSON")] = False,
+) -> None:
+    """Say which engines work on this machine, and what to install for the rest."""
+    found = diagnose()
+    if as_json:
+        typer.echo(found.to_json(), nl=False)
+    else:
+        console.out.print(panels.diagnosis_table(found))
+    if not found.healthy:
+        raise typer.Exit(EngineError.exit_code)
+
+
+def run_selftest(
+    bundle: BundleOption = None,
+    engine: Annotated[
+        str, typer.Option(help=f"{' | '.join(ENGINES)}; auto: all that work here")
+    ] = AUTO,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the report as JSON")
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Compare engines on this machine with the bundle's golden outputs, and time them."""
+    if output:
+        check_destination(output, None, overwrite=True)
+    opened = Bundle.open(bundle)
+    checks = []
+    for check in selftest(opened, engine, engine_options(threads=threads)):
+        checks.append(check)
+        console.out.print(panels.check_line(check), markup=False, highlight=False, soft_wrap=True)
+    result = report(opened, checks)
+    if output:
+        write_text(output, result.to_json())
+        console.out.print(f"Wrote {output}; attach it to a report of a problem.")
+    failed = [f"{c.engine} in {c.precision}" for c in checks if not c.passed]
+    if failed or not checks:
+        raise ParityError(
+            f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed) or 'no engine'}); "
+            "expected none. Choose another --engine, and report this with the file of --output."
+        )
+
+
+def build_engine(
+    bundle: BundleOption = None,
+    engine: Annotated[str, typer.Option(help="tensorrt | tensorrt-rtx")] = "tensorrt",
+    precision: Annotated[str, typer.Option(help="auto | fp16 | fp32")] = AUTO,
+    batch: Annotated[list[int] | None, typer.Option(help="Tiles a launch; repeatable; 1")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Build TensorRT plans on this machine, so that no later run has to."""
+    console.out.quiet = quiet
+    for size in batch or [1]:
+        options = engine_options(str(size), quiet=quiet)
+        with Downscaler.open(bundle, engine, precision, options) as opened:
+            seconds = opened.seconds_per_tile()
+            console.out.print(
+                f"{opened.engine.kind} in {opened.choice.precision}, batch {size}: "
+                f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",
+                markup=False,
+                highlight=False,
+            )
