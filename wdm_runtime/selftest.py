@@ -20,8 +20,9 @@ from wdm_runtime.errors import BundleError, WdmError
 
 Array = npt.NDArray[np.float32]
 # Largest difference over the golden output's largest value. The shipped network gave 5e-6, 7e-4 and
-# 2e-2 on CPUs; GPUs sum in another order and, in fp16, round between other kernels.
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+# 2e-2 on CPUs, an untrained one 5e-2 in bf16; GPUs sum in another order and, in fp16, round between
+# other kernels.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
 _CALLS = 10
 _BATCH = 3
 
@@ -101,7 +102,7 @@ def read_golden(bundle: Bundle) -> Golden:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             x, condition, t, v = (file[name].astype(np.float32) for name in Golden.__annotations__)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"{bundle.path / GOLDEN_NAME}: is no golden file ({error}); expected arrays "
             f"{', '.join(Golden.__annotations__)}. Export the bundle again."
