@@ -34,6 +34,9 @@ TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variat
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+Shards = Annotated[
+    int | None, typer.Option(help="Parts of the data, by file; processes of torchrun share them")
+]
 Tile = Annotated[int | None, typer.Option(help="Tile edge in fine cells")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
 
@@ -200,20 +203,26 @@ def train(
     tv_weight: TvWeight = None,
     seed: Seed = None,
     threads: Threads = None,
+    shards: Shards = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
 ) -> None:
-    """Train a network; writes checkpoints, a log, a loss plot and released weights."""
+    """Train a network; writes checkpoints, a log, a loss plot and released weights.
+
+    On several processors or machines: torchrun --no-python [...] wdm-export train STORE -o RUN
+    --shards N, in as many processes as divide N.
+    """
     from wdm_export.checkpoint import Checkpoint
     from wdm_export.config import TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
+    from wdm_export.parallel import joined
     from wdm_export.train import Trainer
 
     patches = PatchStore.open(store)
     settings = _given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
-        tv_weight=tv_weight, seed=seed, threads=threads,
+        tv_weight=tv_weight, seed=seed, threads=threads, shards=shards,
     )  # fmt: skip
     if resume:
         kept = _given(base=base, depths=depths, blocks=blocks, weights=weights) | {
@@ -224,16 +233,21 @@ def train(
                 f"--resume got {', '.join(kept) or 'a network'} besides; expected a new total with "
                 "--minutes or --steps at most: the run keeps its settings. Leave them out."
             )
-        trainer = Trainer.resume(patches, run, minutes, steps)
-    else:
-        network = _network(levels, base, depths, blocks, attention)
-        initial = Checkpoint.load(weights) if weights else None
-        trainer = Trainer.start(patches, run, network, TrainConfig(**settings), initial)
-    with _progress() as progress:
-        _train(trainer, progress)
-    plot_log(run)
-    written = "weights.safetensors, checkpoint.safetensors, log.csv and loss.png"
-    console.out.print(f"Wrote {run}: {written}")
+    with joined() as processes:
+        if resume:
+            trainer = Trainer.resume(patches, run, minutes, steps, processes)
+        else:
+            network = _network(levels, base, depths, blocks, attention)
+            initial = Checkpoint.load(weights) if weights else None
+            config = TrainConfig(**settings)
+            trainer = Trainer.start(patches, run, network, config, initial, processes)
+        console.err.quiet = console.out.quiet = not processes.leads
+        with _progress() as progress:
+            _train(trainer, progress)
+    if processes.leads:
+        plot_log(run)
+        written = "weights.safetensors, checkpoint.safetensors, log.csv and loss.png"
+        console.out.print(f"Wrote {run}: {written}")
 
 
 @app.command()

@@ -63,7 +63,12 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. ``minutes`` of computing or ``steps``, whichever is given, ends it."""
+    """One training run. ``minutes`` of computing or ``steps``, whichever is given, ends it.
+
+    ``batch`` counts the crops of a step over all processes. ``shards`` splits the data by file, and
+    each shard gives an equal part of the batch: however many processes share them, a run draws the
+    same crops.
+    """
 
     minutes: float | None = None
     steps: int | None = None
@@ -77,6 +82,7 @@ class TrainConfig:
     tv_weight: float = 1e-5
     seed: int = 0
     threads: int = 2
+    shards: int = 1
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
@@ -85,7 +91,8 @@ class TrainConfig:
                 f"Training got minutes={self.minutes} and steps={self.steps}; expected exactly "
                 "one of them. Give --minutes or --steps."
             )
-        positive = ("minutes", "steps", "batch", "threads", "learning_rate", "warmup_steps")
+        positive = ("minutes", "steps", "batch", "threads", "shards", "learning_rate")
+        positive += ("warmup_steps",)
         for name in (*positive, "tv_weight", "seed"):
             value = getattr(self, name)
             if value is not None and not (value > 0 if name in positive else value >= 0):
@@ -94,6 +101,11 @@ class TrainConfig:
                     f"{'positive number' if name in positive else 'number not below 0'}. "
                     f"Correct --{name.replace('_', '-')}."
                 )
+        if self.batch % self.shards:
+            raise InputError(
+                f"Training got {self.shards} data shards and {self.batch} crops a step; expected a "
+                "number of shards that divides them. Correct --shards or --batch."
+            )
 
 
 @dataclass(frozen=True)

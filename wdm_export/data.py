@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,14 +102,20 @@ class PatchStore:
             ) from error
         return cls(path, factor, domain, sources, *arrays)
 
-    def by_day(self) -> dict[str, npt.NDArray[np.intp]]:
-        """Patch numbers of each storm day, so that days can be drawn evenly."""
+    def by_day(self, shard: int = 0, shards: int = 1) -> dict[str, npt.NDArray[np.intp]]:
+        """Patch numbers of each storm day, so that days can be drawn evenly.
+
+        Of every ``shards``-th file from number ``shard`` on, the days with the fewest files dealt
+        first: a shard holds whole files, and each about as many days.
+        """
+        files = [source for source in self.sources if source.count]
+        of_day = Counter(source.storm_day for source in files)
+        files.sort(key=lambda source: (of_day[source.storm_day], source.storm_day))
         days: dict[str, list[npt.NDArray[np.intp]]] = {}
-        for source in self.sources:
+        for source in sorted(files[shard::shards], key=lambda source: source.first):
             numbers = np.arange(source.first, source.first + source.count)
             days.setdefault(source.storm_day, []).append(numbers)
-        joined = {day: np.concatenate(parts) for day, parts in days.items()}
-        return {day: numbers for day, numbers in joined.items() if numbers.size}
+        return {day: np.concatenate(parts) for day, parts in days.items()}
 
 
 def cut_patches(

@@ -1,13 +1,14 @@
-"""Training: patches to crops, the loop, EMA, checkpoints and the log.
+"""Training: the loop, EMA, checkpoints and the log.
 
-Every step draws from generators seeded with (seed, step), so that a resumed run sees the data and
-noise that an uninterrupted one would have seen.
+Every step draws from generators seeded with (seed, step, shard), so that a resumed run sees the
+data and noise that an uninterrupted one would have seen, in however many processes.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,20 +21,20 @@ from torch import Tensor
 
 from wdm_export.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from wdm_export.config import ModelConfig, NetworkConfig, TrainConfig
+from wdm_export.crops import Coefficients, crop_samplers, measure_scales
 from wdm_export.data import PatchStore
-from wdm_export.haar import WaveletPacket
 from wdm_export.losses import amplitudes, training_loss
+from wdm_export.parallel import ALONE, Processes
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.grid import same_spacing
-from wdm_runtime.transform import PrecipTransform, SubbandScale
+from wdm_runtime.transform import PrecipTransform
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 WEIGHTS_NAME = "weights.safetensors"
 LOG_NAME = "log.csv"
 _LOG_EVERY = 10
-_SCALE_CROPS = 1024
 
 
 @dataclass(frozen=True)
@@ -52,77 +53,6 @@ class Progress:
         return self.seconds * (1 - self.share) / max(self.share, 1e-9)
 
 
-class CropSampler:
-    """Random crops of a store: days drawn evenly, then patch, position, flips and transposition.
-
-    Positions are multiples of the wavelet's stride, as tiles are when sampling, so the network sees
-    each phase between coefficients and coarse cells as it will meet it.
-    """
-
-    def __init__(self, store: PatchStore, crop_px: int, stride: int) -> None:
-        self.store = store
-        self.days = list(store.by_day().values())
-        self.crop = crop_px
-        self.stride = stride
-        if not 0 < crop_px <= store.fine.shape[1] or crop_px % stride:
-            raise InputError(
-                f"Training crops are {crop_px} cells wide; expected at most the patch size "
-                f"{store.fine.shape[1]} and a multiple of {stride}. Set --crop."
-            )
-
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Fine and coarse crops, each (count, 1, crop, crop) [mm h-1], float32."""
-        out = np.empty((2, count, 1, self.crop, self.crop), dtype=np.float32)
-        choices = (self.store.fine.shape[1] - self.crop) // self.stride + 1
-        for i in range(count):
-            numbers = self.days[rng.integers(len(self.days))]
-            patch = numbers[rng.integers(len(numbers))]
-            row, column = rng.integers(choices, size=2) * self.stride
-            window = np.s_[patch, row : row + self.crop, column : column + self.crop]
-            flip_y, flip_x, transpose = rng.integers(2, size=3)
-            for target, source in zip(out, (self.store.fine, self.store.coarse), strict=True):
-                crop = source[window][:: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
-                target[i, 0] = crop.T if transpose else crop
-        return torch.from_numpy(out[0]), torch.from_numpy(out[1])
-
-
-class Coefficients:
-    """Rain crops to raw wavelet coefficients of the residual and the condition."""
-
-    def __init__(self, network: NetworkConfig, transform: PrecipTransform) -> None:
-        self.packet = WaveletPacket(network.wavelet)
-        self.transform = transform
-
-    def __call__(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 1, y, x) [mm h-1] twice -> residual and condition, (b, s, h, w)."""
-        offset, shift = self.transform.offset_mm_h, self.transform.shift
-        z = torch.log10(torch.cat((fine, coarse)) + offset) + shift
-        c_fine, c_coarse = self.packet(z).chunk(2)
-        return c_fine - c_coarse, c_coarse
-
-
-def measure_scales(
-    sampler: CropSampler, coefficients: Coefficients, seed: int
-) -> tuple[SubbandScale, SubbandScale]:
-    """Mean and standard deviation of the residual's and the condition's subbands."""
-    rng = np.random.default_rng([seed, 2**32 - 1])
-    sums = torch.zeros(2, 2, coefficients.packet.spec.subbands, dtype=torch.float64)
-    count = 0
-    for _ in range(_SCALE_CROPS // 64):
-        for i, values in enumerate(coefficients(*sampler.draw(rng, 64))):
-            values = values.double()
-            sums[i, 0] += values.sum(dim=(0, 2, 3))
-            sums[i, 1] += values.square().sum(dim=(0, 2, 3))
-        count += values[:, 0].numel()
-    mean = sums[:, 0] / count
-    # Inputs without any residual (a constant field) still need a finite scale.
-    std = (sums[:, 1] / count - mean.square()).clamp(min=1e-12).sqrt()
-    residual, condition = (
-        SubbandScale(tuple(m.tolist()), tuple(s.tolist())) for m, s in zip(mean, std, strict=True)
-    )
-    return residual, condition
-
-
 def _stratified_times(generator: torch.Generator, count: int) -> Tensor:
     """One uniform time in each of ``count`` equal parts of [0, 1): a mean with less variance."""
     return (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -135,14 +65,23 @@ def _learning_rate(config: TrainConfig, step: int, share: float) -> float:
 
 
 class Trainer:
-    """One run in one folder. Make it with `start` or `resume`, then call `run`."""
+    """One run in one folder. Make it with `start` or `resume`, then call `run`.
 
-    def __init__(self, store: PatchStore, folder: Path, state: Checkpoint) -> None:
+    In several processes each has a trainer, and the first one alone writes.
+    """
+
+    def __init__(
+        self,
+        store: PatchStore,
+        folder: Path,
+        state: Checkpoint,
+        processes: Processes = ALONE,
+    ) -> None:
         config = state.training
         torch.set_num_threads(config.threads)
         self.folder, self.store, self.config, self.model = folder, store, config, state.model
-        self.step, self.seconds = state.step, state.seconds
-        self.sampler = CropSampler(store, config.crop_px, state.model.network.wavelet.stride)
+        self.step, self.seconds, self.processes = state.step, state.seconds, processes
+        self.samplers = crop_samplers(store, config, state.model.network, processes)
         self.coefficients = Coefficients(state.model.network, state.model.transform)
         torch.manual_seed(config.seed)  # initial weights
         self.network = UNet(state.model.network).to(memory_format=torch.channels_last)
@@ -161,6 +100,7 @@ class Trainer:
                 self.ema[name].copy_(value)
         if state.resumable:
             restore_optimizer(self.optimizer, self.names, state)
+        self.parallel = processes.wrapped(self.network)
         self._scales = tuple(
             torch.tensor([scale.mean, scale.std], dtype=torch.float32)[:, None, :, None, None]
             for scale in (state.model.residual_scale, state.model.condition_scale)
@@ -174,6 +114,7 @@ class Trainer:
         network: NetworkConfig,
         config: TrainConfig,
         weights: Checkpoint | None = None,
+        processes: Processes = ALONE,
     ) -> Trainer:
         """Begin a run, from random weights or from released ones.
 
@@ -200,8 +141,9 @@ class Trainer:
             ) from error
         if weights is None:
             transform = PrecipTransform()
-            sampler = CropSampler(store, config.crop_px, network.wavelet.stride)
-            scales = measure_scales(sampler, Coefficients(network, transform), config.seed)
+            samplers = crop_samplers(store, config, network, processes)
+            coefficients = Coefficients(network, transform)
+            scales = measure_scales(samplers, coefficients, config.seed, processes)
             model = ModelConfig(network, store.factor, transform, VPSchedule(), *scales)
             state = Checkpoint(model, config, 0, 0.0, (), store.domain, {})
         else:
@@ -219,7 +161,7 @@ class Trainer:
             state = replace(
                 weights.released(), training=config, step=0, seconds=0.0, domain=store.domain
             )
-        return cls(store, folder, state)
+        return cls(store, folder, state, processes)
 
     @classmethod
     def resume(
@@ -228,6 +170,7 @@ class Trainer:
         folder: str | Path,
         minutes: float | None = None,
         steps: int | None = None,
+        processes: Processes = ALONE,
     ) -> Trainer:
         """Continue the run of a folder from its last checkpoint.
 
@@ -236,7 +179,7 @@ class Trainer:
         state = Checkpoint.load(Path(folder) / CHECKPOINT_NAME)
         if minutes is not None or steps is not None:
             state = replace(state, training=replace(state.training, minutes=minutes, steps=steps))
-        return cls(store, Path(folder), state)
+        return cls(store, Path(folder), state, processes)
 
     def share(self) -> float:
         """How much of the run is done, 0 to 1."""
@@ -247,14 +190,15 @@ class Trainer:
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Checkpoint:
         """Train to the end; write checkpoints, log and released weights; return the last state."""
         last_save = self.seconds
-        self._cut_log()
-        with open(self.folder / LOG_NAME, "a", newline="") as log:
+        if self.processes.leads:
+            self._cut_log()
+        with open(self._log_path(), "a", newline="") as log:
             writer = self._log_writer(log)
             losses: list[tuple[float, float]] = []
             while self.share() < 1.0:
                 began = time.perf_counter()
                 losses.append(self._train_step())
-                took = time.perf_counter() - began
+                took = self.processes.of_first(time.perf_counter() - began)
                 self.seconds += took
                 self.step += 1
                 if self.step % _LOG_EVERY == 0:
@@ -265,16 +209,20 @@ class Trainer:
                     log.flush()
                     losses.clear()
                 if self.seconds - last_save > 60 * self.config.checkpoint_minutes:
-                    self.checkpoint().save(self.folder / CHECKPOINT_NAME)
+                    self._save(self.checkpoint(), CHECKPOINT_NAME)
                     last_save = self.seconds
                 if on_step:
                     loss = losses[-1][0] if losses else float(loss)
                     speed = self.config.batch / took
                     on_step(Progress(self.step, loss, speed, self.seconds, self.share()))
         final = self.checkpoint()
-        final.save(self.folder / CHECKPOINT_NAME)
-        final.released().save(self.folder / WEIGHTS_NAME)
+        self._save(final, CHECKPOINT_NAME)
+        self._save(final.released(), WEIGHTS_NAME)
         return final
+
+    def _save(self, state: Checkpoint, name: str) -> None:
+        if self.processes.leads:
+            state.save(self.folder / name)
 
     def checkpoint(self) -> Checkpoint:
         """The run's whole state."""
@@ -287,20 +235,29 @@ class Trainer:
             self.model, self.config, self.step, self.seconds, sources, self.store.domain, tensors
         )
 
-    def _train_step(self) -> tuple[float, float]:
-        rng = np.random.default_rng([self.config.seed, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        x0, condition = self.coefficients(*self.sampler.draw(rng, self.config.batch))
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x0, condition, t and eps of this step's crops, shard after shard."""
         (mean, std), (condition_mean, condition_std) = self._scales
-        x0, condition = (x0 - mean) / std, (condition - condition_mean) / condition_std
-        t = _stratified_times(generator, len(x0))
-        eps = torch.randn(x0.shape, generator=generator)
+        parts = []
+        for sampler in self.samplers:
+            rng = np.random.default_rng([self.config.seed, self.step, sampler.shard])
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            crops = sampler.draw(rng, self.config.batch // self.config.shards)
+            x0, condition = self.coefficients(*crops)
+            x0, condition = (x0 - mean) / std, (condition - condition_mean) / condition_std
+            t = _stratified_times(generator, len(x0))
+            parts.append((x0, condition, t, torch.randn(x0.shape, generator=generator)))
+        x0, condition, t, eps = (torch.cat(values) for values in zip(*parts, strict=True))
+        return x0, condition, t, eps
+
+    def _train_step(self) -> tuple[float, float]:
+        x0, condition, t, eps = self._batch()
         alpha, sigma = amplitudes(t)
         x = alpha * x0 + sigma * eps
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.config, self.step, self.share())
         with torch.autocast("cpu", torch.bfloat16):
-            v_hat = self.network(
+            v_hat = self.parallel(
                 x.contiguous(memory_format=torch.channels_last),
                 condition.contiguous(memory_format=torch.channels_last),
                 t,
@@ -311,7 +268,9 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self._update_ema()
-        return float(loss.detach()), float(matching.detach())
+        both = self.processes.total(torch.stack((loss.detach(), matching.detach())))
+        mean_loss, mean_matching = (both / self.processes.size).tolist()
+        return mean_loss, mean_matching
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -329,6 +288,9 @@ class Trainer:
         steps = [row.partition(b",")[0] for row in rows]
         kept = [r for r, s in zip(rows, steps, strict=True) if s.isdigit() and int(s) <= self.step]
         path.write_bytes(b"".join([header, *kept]))
+
+    def _log_path(self) -> Path:
+        return self.folder / LOG_NAME if self.processes.leads else Path(os.devnull)
 
     def _log_writer(self, log: IO[str]) -> Any:
         writer = csv.writer(log)

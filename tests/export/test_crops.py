@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 
 from small_training import DOMAIN  # noqa: E402
 
+from wdm_export.crops import CropSampler  # noqa: E402
 from wdm_export.data import PatchStore, Source  # noqa: E402
-from wdm_export.train import CropSampler  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 
 
@@ -71,3 +71,17 @@ def test_draws_repeat_with_their_generator():
 def test_crops_that_do_not_fit_are_refused(crop):
     with pytest.raises(InputError, match="--crop"):
         CropSampler(unequal_days(), crop, 4)
+
+
+def test_shards_hold_all_files_once_and_rare_days_apart():
+    store = unequal_days()
+    shards = [store.by_day(shard, 2) for shard in (0, 1)]
+    numbers = np.concatenate([n for days in shards for n in days.values()])
+    assert sorted(numbers) == list(range(31))
+    # The day of one file goes to one shard, the other day's files to both.
+    assert sorted(map(len, shards)) == [1, 2]
+
+
+def test_more_shards_than_files_are_refused():
+    with pytest.raises(InputError, match="no file for data shard 4 of 4"):
+        CropSampler(unequal_days(), 8, 4, 3, 4)

@@ -10,8 +10,8 @@ from conftest import TRUTH
 pytest.importorskip("torch")
 xr = pytest.importorskip("xarray")
 
+from wdm_export.crops import CropSampler  # noqa: E402
 from wdm_export.data import PatchStore, cut_patches, prepare  # noqa: E402
-from wdm_export.train import CropSampler  # noqa: E402
 from wdm_runtime.bundle import Domain  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.grid import block_mean, interpolate  # noqa: E402

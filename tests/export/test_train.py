@@ -16,15 +16,13 @@ from small_training import SMALL, random_checkpoint, sample_store, small  # noqa
 
 from wdm_export.checkpoint import FORMAT_VERSION, Checkpoint  # noqa: E402
 from wdm_export.config import ModelConfig, TrainConfig  # noqa: E402
+from wdm_export.crops import Coefficients, CropSampler, measure_scales  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
 from wdm_export.train import (  # noqa: E402
     CHECKPOINT_NAME,
     LOG_NAME,
     WEIGHTS_NAME,
-    Coefficients,
-    CropSampler,
     Trainer,
-    measure_scales,
 )
 from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.bundle import Domain  # noqa: E402
@@ -81,7 +79,7 @@ def log_rows(folder):
 def test_inputs_are_standardised_as_the_runtime_does_it(store):
     sampler, transform = CropSampler(store, CROP, 4), PrecipTransform()
     coefficients = Coefficients(SMALL, transform)
-    residual_scale, condition_scale = measure_scales(sampler, coefficients, seed=0)
+    residual_scale, condition_scale = measure_scales([sampler], coefficients, seed=0)
     fine, coarse = sampler.draw(np.random.default_rng(1), 300)
     residual, condition = coefficients(fine, coarse)
     scaled = []

@@ -1,0 +1,100 @@
+"""Training in two processes is training in one: same crops, same losses, same weights."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from conftest import TRUTH  # noqa: E402
+from netCDF4 import Dataset  # noqa: E402
+from small_training import TILE  # noqa: E402
+
+from wdm_export.checkpoint import Checkpoint  # noqa: E402
+from wdm_export.config import TrainConfig  # noqa: E402
+from wdm_export.data import prepare  # noqa: E402
+from wdm_export.parallel import Processes  # noqa: E402
+from wdm_runtime.errors import InputError  # noqa: E402
+
+NETWORK = ("--base", 4, "--depths", "1,1", "--blocks", 1, "--crop", 32)
+PROGRAM = Path(sys.executable).with_name("wdm-export")
+
+
+def train(processes, *arguments):
+    """`wdm-export train` alone or below torchrun."""
+    command = [PROGRAM, "train", *arguments]
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--no-python"]
+        command = [*start, "--standalone", "--nproc-per-node", processes, *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Patches of two files, so that each of two shards has one."""
+    folder = tmp_path_factory.mktemp("parallel")
+    other = Path(shutil.copy(TRUTH, folder / "other.nc"))
+    with Dataset(other, "a") as file:
+        variable = next(v for v in file.variables.values() if v.ndim == 3)
+        variable[:] = 0.5 * variable[:]
+    prepare([TRUTH, other], folder / "store", size=TILE)
+    return folder / "store"
+
+
+def settings(steps):
+    common = ("--batch", 8, "--shards", 2, "--threads", 1, "--seed", 3, "--learning-rate", 2e-3)
+    return (*NETWORK, *common, "--steps", steps)
+
+
+@pytest.fixture(scope="module")
+def runs(store, tmp_path_factory):
+    """The same run in one process and in two."""
+    folder = tmp_path_factory.mktemp("runs")
+    for processes in (1, 2):
+        train(processes, store, "-o", folder / str(processes), *settings(20))
+    return folder
+
+
+def losses(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+
+
+def test_two_processes_have_the_loss_curve_of_one_with_twice_the_batch(runs):
+    one, two = losses(runs / "1"), losses(runs / "2")
+    assert len(one) == 2
+    np.testing.assert_allclose(two, one, rtol=2e-3)  # bf16 sums in another order
+    a, b = (Checkpoint.load(runs / name / "checkpoint.safetensors") for name in "12")
+    for scale in ("residual_scale", "condition_scale"):  # of all data, whoever drew it
+        np.testing.assert_allclose(
+            getattr(b.model, scale).std, getattr(a.model, scale).std, rtol=1e-6
+        )
+    for name, value in a.group("ema").items():
+        torch.testing.assert_close(b.group("ema")[name], value, rtol=0.05, atol=5e-3)
+
+
+def test_a_run_goes_on_in_another_number_of_processes(store, runs, tmp_path):
+    train(2, store, "-o", tmp_path / "run", *settings(10))
+    train(1, store, "-o", tmp_path / "run", "--resume", "--steps", 20)
+    assert len(losses(tmp_path / "run")) == 2
+    train(2, store, "-o", tmp_path / "again", *settings(10))
+    train(2, store, "-o", tmp_path / "again", "--resume", "--steps", 20)
+    np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "run"), rtol=2e-3)
+
+
+def test_shards_that_cannot_be_dealt_out_are_refused():
+    with pytest.raises(InputError, match=r"2 processes got 3 data shards.*--shards"):
+        Processes(0, 2).shards(TrainConfig(steps=1, batch=9, shards=3))
+    with pytest.raises(InputError, match=r"5 data shards and 32 crops.*--shards"):
+        TrainConfig(steps=1, shards=5)

@@ -1,0 +1,114 @@
+"""What training draws: random crops of a store, as standardised wavelet coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wdm_export.config import NetworkConfig, TrainConfig
+from wdm_export.data import PatchStore
+from wdm_export.haar import WaveletPacket
+from wdm_export.parallel import ALONE, Processes
+from wdm_runtime.errors import InputError
+from wdm_runtime.transform import PrecipTransform, SubbandScale
+
+_SCALE_CROPS = 1024
+
+
+class CropSampler:
+    """Random crops of a store: days drawn evenly, then patch, position, flips and transposition.
+
+    Positions are multiples of the wavelet's stride, as tiles are when sampling, so the network sees
+    each phase between coefficients and coarse cells as it will meet it. ``shard`` of ``shards``
+    keeps to a part of the files.
+    """
+
+    def __init__(
+        self, store: PatchStore, crop_px: int, stride: int, shard: int = 0, shards: int = 1
+    ) -> None:
+        self.store = store
+        self.shard = shard
+        self.days = list(store.by_day(shard, shards).values())
+        self.crop = crop_px
+        self.stride = stride
+        if not 0 < crop_px <= store.fine.shape[1] or crop_px % stride:
+            raise InputError(
+                f"Training crops are {crop_px} cells wide; expected at most the patch size "
+                f"{store.fine.shape[1]} and a multiple of {stride}. Set --crop."
+            )
+        if not self.days:
+            raise InputError(
+                f"{store.path}: has no file for data shard {shard + 1} of {shards}; expected as "
+                "many files with rain as shards. Lower --shards, or prepare more files."
+            )
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Fine and coarse crops, each (count, 1, crop, crop) [mm h-1], float32."""
+        out = np.empty((2, count, 1, self.crop, self.crop), dtype=np.float32)
+        choices = (self.store.fine.shape[1] - self.crop) // self.stride + 1
+        for i in range(count):
+            numbers = self.days[rng.integers(len(self.days))]
+            patch = numbers[rng.integers(len(numbers))]
+            row, column = rng.integers(choices, size=2) * self.stride
+            window = np.s_[patch, row : row + self.crop, column : column + self.crop]
+            flip_y, flip_x, transpose = rng.integers(2, size=3)
+            for target, source in zip(out, (self.store.fine, self.store.coarse), strict=True):
+                crop = source[window][:: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
+                target[i, 0] = crop.T if transpose else crop
+        return torch.from_numpy(out[0]), torch.from_numpy(out[1])
+
+
+class Coefficients:
+    """Rain crops to raw wavelet coefficients of the residual and the condition."""
+
+    def __init__(self, network: NetworkConfig, transform: PrecipTransform) -> None:
+        self.packet = WaveletPacket(network.wavelet)
+        self.transform = transform
+
+    def __call__(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, 1, y, x) [mm h-1] twice -> residual and condition, (b, s, h, w)."""
+        offset, shift = self.transform.offset_mm_h, self.transform.shift
+        z = torch.log10(torch.cat((fine, coarse)) + offset) + shift
+        c_fine, c_coarse = self.packet(z).chunk(2)
+        return c_fine - c_coarse, c_coarse
+
+
+def measure_scales(
+    samplers: Sequence[CropSampler],
+    coefficients: Coefficients,
+    seed: int,
+    processes: Processes = ALONE,
+) -> tuple[SubbandScale, SubbandScale]:
+    """Mean and standard deviation of the residual's and the condition's subbands."""
+    sums = torch.zeros(2, 2, coefficients.packet.spec.subbands, dtype=torch.float64)
+    count = torch.zeros(1, dtype=torch.float64)
+    draws = -(-_SCALE_CROPS // (64 * len(samplers) * processes.size))
+    for sampler in samplers:
+        rng = np.random.default_rng([seed, 2**32 - 1, sampler.shard])
+        for _ in range(draws):
+            for i, values in enumerate(coefficients(*sampler.draw(rng, 64))):
+                values = values.double()
+                sums[i, 0] += values.sum(dim=(0, 2, 3))
+                sums[i, 1] += values.square().sum(dim=(0, 2, 3))
+            count += values[:, 0].numel()
+    mean = processes.total(sums)[:, 0] / processes.total(count)
+    # Inputs without any residual (a constant field) still need a finite scale.
+    std = (sums[:, 1] / count - mean.square()).clamp(min=1e-12).sqrt()
+    residual, condition = (
+        SubbandScale(tuple(m.tolist()), tuple(s.tolist())) for m, s in zip(mean, std, strict=True)
+    )
+    return residual, condition
+
+
+def crop_samplers(
+    store: PatchStore, config: TrainConfig, network: NetworkConfig, processes: Processes
+) -> list[CropSampler]:
+    """One for each data shard of this process."""
+    stride, shards = network.wavelet.stride, config.shards
+    return [
+        CropSampler(store, config.crop_px, stride, shard, shards)
+        for shard in processes.shards(config)
+    ]
