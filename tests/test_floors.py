@@ -16,13 +16,15 @@ RUNTIME_FLOORS = [
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {
+        "engines.fixed_batch",
         "engines.ort",
+        "engines.ort_libraries",
         "engines.numpy_transform",
         "engines.openvino",
-        "engines.tensorrt_plan",
         "select",
     }
     | {"io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
+    {"engines.ort_cuda", "engines.tensorrt_plan"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},
     {"conditioning", "stepping", "engines.watched", "io.precipitation"},

@@ -19,6 +19,8 @@ from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.engines.openvino import OpenVinoEngine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
+from wdm_runtime.engines.ort_cuda import OrtCudaEngine
+from wdm_runtime.engines.ort_cuda import precisions as ort_cuda_precisions
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
@@ -98,11 +100,6 @@ class Choice:
     why: str
 
 
-def _probe_ort_cpu() -> tuple[str, ...]:
-    _check_onnxruntime()
-    return OrtCpuEngine.precisions()
-
-
 def _open_on_cpu(
     engine: Callable[[bytes, GraphEntry, str, int], Engine],
 ) -> Callable[[bytes, GraphEntry, str, EngineOptions], Engine]:
@@ -124,24 +121,29 @@ def _tensorrt(kind: str) -> _Family:
 
 _FAMILIES = {
     "ort-cpu": _Family(
-        _probe_ort_cpu, _open_on_cpu(OrtCpuEngine), {"fp32": "fp32", "fp16": "fp16"}
+        OrtCpuEngine.precisions, _open_on_cpu(OrtCpuEngine), {"fp32": "fp32", "fp16": "fp16"}
     ),
     "openvino": _Family(
         OpenVinoEngine.precisions,
         _open_on_cpu(OpenVinoEngine),
         {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
     ),
+    "ort-cuda": _Family(
+        ort_cuda_precisions, OrtCudaEngine, {"fp16": "fp16", "fp32": "fp32"}, any_size=False
+    ),
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
 }
-# The fastest first. In fp32 the two take about the same time, and ONNX Runtime loads faster and
-# takes less memory. On a CPU, fp16 is for those who ask for it.
+# The fastest first. In fp32 the two for CPUs take about the same time, and ONNX Runtime loads
+# faster and takes less memory. On a CPU, fp16 is for those who ask for it.
 _AUTO_ORDER = (
     ("tensorrt", "fp16"),
     ("tensorrt-rtx", "fp16"),
+    ("ort-cuda", "fp16"),
     ("openvino", "bf16"),
     ("tensorrt", "fp32"),
     ("tensorrt-rtx", "fp32"),
+    ("ort-cuda", "fp32"),
     ("ort-cpu", "fp32"),
     ("openvino", "fp32"),
     ("openvino", "fp16"),
@@ -297,26 +299,4 @@ def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
     if value not in known:
         raise EngineError(
             f"{what} got '{value}'; expected one of {', '.join(known)}. Choose one of them."
-        )
-
-
-def _check_onnxruntime() -> None:
-    import importlib.metadata  # 20 ms, which an import of the package should not cost
-
-    installed = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            installed.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if not installed:
-        raise EngineError(
-            "Engine 'ort-cpu' is not installed; expected onnxruntime or onnxruntime-gpu. "
-            f"Install one with: {install_line('cpu')}"
-        )
-    if len(installed) > 1:
-        raise EngineError(
-            f"Found both {' and '.join(installed)}, which overwrite each other's files; expected "
-            "one of them. Keep one with: pip uninstall -y onnxruntime onnxruntime-gpu && "
-            f"{install_line('cpu')}"
         )

@@ -17,6 +17,12 @@ import numpy.typing as npt
 
 from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
+from wdm_runtime.engines.fixed_batch import (
+    check_answers,
+    count_tiles,
+    fixed_shape,
+    same_answers,
+)
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.probe import probe_gpu
@@ -24,7 +30,6 @@ from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger,
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
     check_tensors,
-    fixed_shape,
     plan_key,
     runtime_cache_key,
     timing_key,
@@ -129,7 +134,7 @@ class TensorRtEngine:
                 owned.close()
 
     def _run(self, feeds: Mapping[str, Array]) -> Array:
-        tiles = self._check_feeds(feeds)
+        tiles = count_tiles(feeds, self.inputs, self.batch, self.version)
         output, staged = self.outputs[0], self._tensors[self.outputs[0].name]
         result = np.empty(fixed_shape(output, tiles), dtype=staged.host.dtype)
         for first in range(0, tiles, self.batch):
@@ -144,23 +149,6 @@ class TensorRtEngine:
             self._device.synchronize()
             result[rows] = staged.host[: rows.stop - first]  # the caller's own from here on
         return result
-
-    def _check_feeds(self, feeds: Mapping[str, Array]) -> int:
-        """The number of tiles. Assigning to a buffer would broadcast a wrong shape."""
-        batches = {
-            feeds[spec.name].shape[0]
-            for spec in self.inputs
-            if spec.name in feeds and isinstance(spec.shape[0], str) and feeds[spec.name].ndim
-        }
-        tiles = batches.pop() if len(batches) == 1 else self.batch
-        got = {name: value.shape for name, value in feeds.items()}
-        expected = {spec.name: fixed_shape(spec, tiles) for spec in self.inputs}
-        if got != expected or tiles < 1:
-            raise EngineError(
-                f"{self.version} failed on inputs {got}; expected {expected}. Report this with the "
-                "output of 'wdm-run info'."
-            )
-        return tiles
 
     def _load(self, graph: bytes, entry: GraphEntry, owned: ExitStack) -> None:
         """The plan from the cache or the builder, as an engine with a context to run it."""
@@ -271,7 +259,7 @@ class TensorRtEngine:
         """
         try:
             self._launch = self._device.capture(self._queue)
-            if not np.allclose(self._check_answers(), answer, rtol=1e-2, atol=1e-3):
+            if not same_answers(self._check_answers(), answer):
                 raise self._error("gives other values with a CUDA graph in", _REPORT)
         except EngineError as error:
             self._launch = self._queue
@@ -279,23 +267,9 @@ class TensorRtEngine:
             self._check_answers()  # what failed may have taken the GPU with it
 
     def _check_answers(self) -> Array:
-        """Run with inputs that differ in one tensor at a time; what the first run gave.
-
-        Kernels that read or write another address than ours would answer too, but wrongly.
-        """
-        random = np.random.default_rng(0)
-        shapes = {spec.name: fixed_shape(spec, self.batch) for spec in self.inputs}
-        first, other = (
-            {name: random.random(shape, dtype=np.float32) for name, shape in shapes.items()}
-            for _ in range(2)
+        return check_answers(
+            self._run, self.inputs, self.batch, lambda what: self._error(what, _REPORT)
         )
-        answer = self._run(first)
-        if not np.isfinite(answer).all():
-            raise self._error("gives values that are not finite for", _REPORT)
-        for changed in shapes:
-            if np.array_equal(self._run({**first, changed: other[changed]}), answer):
-                raise self._error(f"gives the same for every '{changed}' in", _REPORT)
-        return answer
 
     def _error(self, what: str, remedy: str) -> EngineError:
         return EngineError(f"{self.version} {what} {self._file} ({self._log.take()}). {remedy}")
