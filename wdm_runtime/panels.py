@@ -14,6 +14,7 @@ from rich.text import Text
 from wdm_runtime import console
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.doctor import Diagnosis
+from wdm_runtime.engines.ort_libraries import Provider
 from wdm_runtime.latency import Report
 from wdm_runtime.plan import Plan
 from wdm_runtime.selftest import Check
@@ -90,14 +91,33 @@ def diagnosis_table(found: Diagnosis) -> Table:
         add("GPU", f"none. {found.gpu_problem}")
     add("packages", ", ".join(f"{name} {text}" for name, text in found.packages.items()))
     for provider in found.providers:
-        names = [n.name if n.found else f"{n.name} (not found)" for n in provider.needs]
-        add(provider.file, ", ".join(names))
+        if needs := _needs(provider):
+            add(provider.file.removeprefix("libonnxruntime_").removesuffix(".so"), needs)
+    said = {found.gpu_problem: "GPU"}  # several engines have the same in their way: once is enough
     for engine in found.engines:
-        add(engine.kind, ", ".join(engine.precisions) or f"no. {engine.problem}")
+        if engine.precisions:
+            add(engine.kind, ", ".join(engine.precisions))
+        elif engine.problem in said:
+            add(engine.kind, f"no, for the same reason as {said[engine.problem]}")
+        else:
+            said[engine.problem] = engine.kind
+            add(engine.kind, f"no. {engine.problem}")
     for text in found.advice:
         add("advice", text)
     add("auto", found.auto or "no engine works here")
     return rows
+
+
+def _needs(provider: Provider) -> str:
+    """What a part of ONNX Runtime needs, with what fits; parts of the system only if missing."""
+    shown = [
+        library.name
+        + (f" -> {library.install}" if library.install else "")
+        + ("" if library.found else " (not found)")
+        for library in provider.needs
+        if library.install or not library.found
+    ]
+    return ", ".join(shown)
 
 
 def check_line(check: Check) -> str:

@@ -31,7 +31,7 @@ from wdm_runtime.engines.ort import (
     load_onnxruntime,
     session_options,
 )
-from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, DRIVER, Provider, providers
+from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
 from wdm_runtime.engines.probe import Gpu, probe_gpu
 from wdm_runtime.errors import EngineError, install_line
 
@@ -89,20 +89,8 @@ def _check_libraries(provider: Provider, gpu: Gpu, version: str) -> None:
         names = ", ".join(library.name for library in provider.missing)
         raise EngineError(
             f"Engine '{_KIND}' found {version}, but not {names}, which its CUDA provider needs. "
-            f"{remedy(provider)}"
+            f"{provider.remedy}"
         )
-
-
-def remedy(provider: Provider) -> str:
-    """What to do about the missing libraries of a provider."""
-    wanted = dict.fromkeys(library.install for library in provider.missing)
-    pins = [f"'{pin}'" for pin in wanted if pin not in (None, DRIVER)]
-    return " ".join(
-        [
-            *(["Install or start the NVIDIA driver."] if DRIVER in wanted else []),
-            *([f"Install them with: pip install {' '.join(pins)}"] if pins else []),
-        ]
-    )
 
 
 class OrtCudaEngine:

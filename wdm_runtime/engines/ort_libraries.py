@@ -66,6 +66,15 @@ class Provider:
         """The CUDA version it is built for."""
         return _cuda_of(library.name for library in self.needs)
 
+    @property
+    def remedy(self) -> str:
+        """What to do about what is missing; empty where nothing known brings it."""
+        wanted = dict.fromkeys(library.install for library in self.missing)
+        pins = [f"'{pin}'" for pin in wanted if pin not in (None, DRIVER)]
+        driver = "Install or start the NVIDIA driver. " if DRIVER in wanted else ""
+        packages = f"Install them with: pip install {' '.join(pins)}" if pins else ""
+        return (driver + packages).strip()
+
 
 def providers() -> tuple[Provider, ...]:
     """Those of the installed ONNX Runtime; none for a wheel without any."""
