@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from wdm_export.data import WET_MM_H
 from wdm_export.methods import Array, Places, window

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_export.data import WET_MM_H
+from wdm_export.score_table import REFERENCE
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
@@ -170,6 +171,3 @@ def interpolations(factor: int) -> tuple[Interpolation, ...]:
     """Nearest cell, bilinear and bicubic."""
     kinds = (("nearest cell", nearest), ("bilinear", bilinear), (REFERENCE, bicubic))
     return tuple(Interpolation(name, refine, factor) for name, refine in kinds)
-
-
-REFERENCE = "bicubic"

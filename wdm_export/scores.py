@@ -58,9 +58,9 @@ class TileScores:
 
     ``absolute_error`` [mm h-1] and ``squared_error`` are sums over the ``cells`` that count,
     ``contingency`` and ``fss`` are as the functions of these names return them, ``gap`` is the
-    sum, number and maximum of the consistency gaps [mm h-1]. ``averaged_error`` has the sum over
-    block means and their number, (`AVERAGED_KM`, 2); ``spectrum`` the radial spectrum of z / 3.176.
-    Forecast and truth stand side by side on the axis before the last of ``histogram`` and
+    sum, number and maximum of the consistency gaps [mm h-1]. ``averaged_error`` and ``tail_error``
+    are the CRPS of a single field, see `EnsembleTileScores`; ``spectrum`` is the radial spectrum of
+    z / 3.176. Forecast and truth stand side by side on the axis before the last of ``histogram`` and
     ``intensity`` and on the last of ``total`` [mm h-1], ``variation`` and ``speckle``, (regions,
     2); ``checkerboard`` is power of lines and surroundings.
     """
@@ -76,6 +76,7 @@ class TileScores:
     gap: Float64
     total: Float64
     averaged_error: Float64
+    tail_error: Float64
     spectrum: Float64
     spectral_distance_db: Float64
     histogram: Int64
@@ -140,6 +141,7 @@ def score_tile(forecast: Array, truth: TruthTile) -> TileScores:
         gap=np.array([gaps.sum(), gaps.size, gaps.max(initial=0.0)]),
         total=np.array([rate.sum(dtype=np.float64) for rate in rates]),
         averaged_error=_averaged_scores(forecast[None], truth),
+        tail_error=tail_crps_sums(rates[0][None], rates[1]),
         spectrum=spectrum,
         spectral_distance_db=np.asarray(spectral_distance_db(spectrum, truth.spectrum)),
         histogram=np.stack([fine_histogram(rate) for rate in rates]),
@@ -184,7 +186,10 @@ def score_ensemble_tile(
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of one forecast over many tiles; keys are thresholds [mm h-1], scales and bands."""
+    """Scores of one forecast over many tiles; keys are thresholds [mm h-1], scales and bands.
+
+    The CRPS of a single field are its absolute errors, and its Brier score counts yes and no.
+    """
 
     psnr_db: float
     ssim: float
@@ -201,7 +206,9 @@ class Metrics:
     consistency_mean_mm_h: float
     consistency_max_mm_h: float
     total_ratio: float
-    averaged_mae_mm_h: dict[str, float]
+    averaged_crps_mm_h: dict[str, float]
+    tail_crps_mm_h: dict[str, float]
+    brier: dict[str, float]
     spectral_distance_db: float
     intensity_distance_db: float
     speckle: dict[str, float]
@@ -265,7 +272,9 @@ def pool(tiles: TileScores, percentile_error_mm_h: Float64 | None = None) -> Met
         consistency_mean_mm_h=float(_means(tiles.gap[:, :2])),
         consistency_max_mm_h=float(tiles.gap[:, 2].max()),
         total_ratio=float(ratios["total"]),
-        averaged_mae_mm_h=_by(AVERAGED_KM, _means(tiles.averaged_error)),
+        averaged_crps_mm_h=_by(AVERAGED_KM, _means(tiles.averaged_error)),
+        tail_crps_mm_h=_by(THRESHOLDS_MM_H, tiles.tail_error.sum(axis=0) / cells),
+        brier=_by(THRESHOLDS_MM_H, (misses + false_alarms) / cells),
         spectral_distance_db=float(tiles.spectral_distance_db.mean()),
         intensity_distance_db=intensity_distance_db(*tiles.intensity.sum(axis=0)),
         speckle=dict(zip(REGIONS, map(float, _means(tiles.speckle)), strict=True)),
