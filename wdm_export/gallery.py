@@ -15,7 +15,7 @@ class Gallery:
     """Fields of every tile by name, in a temporary file: memory does not grow with tiles."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115: closed with the gallery
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._places: dict[tuple[int, str], tuple[int, tuple[int, ...]]] = {}
 
     def __enter__(self) -> Gallery:

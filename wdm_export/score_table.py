@@ -31,7 +31,7 @@ HEADLINE = (
     *("spread/skill", "Brier 5 mm/h"),
     *(f"RAPSD {low}-{high} km [dB]" for low, high in BANDS_KM),
     *("intensity distance [dB]", "p99.9 [mm/h]", "wet fraction"),
-    *("speckle, dry", "over-smoothing", "checkerboard", "consistency, mean [mm/h]"),
+    *("speckle, dry", "over-smoothing", "checkerboard [dB]", "consistency, mean [mm/h]"),
 )
 # Every threshold and window is in the CSV; on a screen these would bury the rest.
 _NOT_SHOWN = ("POD", "FAR", "Brier 0.1", "Brier 2 ", "Brier 10", "Brier 50", "tail CRPS 2 ")
@@ -59,7 +59,7 @@ DEFINITIONS = (
     f"coarse input is below 0.1 mm/h; heavy: from {HEAVY_MM_H:g} mm/h",
     "over-smoothing: 1 - total variation of z, forecast over truth; 0 is as the truth, 1 is flat",
     f"checkerboard: power of what repeats every {PHASE_PX} cells over that of nearby wavenumbers; "
-    "1 is none",
+    "0 dB is none; a mean of tiles",
 )
 
 
@@ -135,7 +135,7 @@ class ForecastRow:
             "consistency, max [mm/h]": m.consistency_max_mm_h,
             **_labels("speckle, {}", m.speckle),
             "over-smoothing": m.over_smoothing,
-            "checkerboard": m.checkerboard,
+            "checkerboard [dB]": m.checkerboard_db,
         }
 
 
@@ -156,6 +156,11 @@ class Evaluation:
     settings: dict[str, Any]
     intervals: Intervals = field(default_factory=dict)
     truth_spectrum: npt.NDArray[np.float64] | None = None
+
+    @property
+    def reference(self) -> ForecastRow:
+        """Bicubic interpolation's row."""
+        return next(row for row in self.rows if row.name == REFERENCE)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: tile count, settings, main scores as flat ``rows`` with their ``intervals``.

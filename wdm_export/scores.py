@@ -45,7 +45,7 @@ from wdm_export.metrics import (
 from wdm_export.probability import brier, reliability_counts, spread_sums, tail_crps_sums
 from wdm_export.texture import (
     REGIONS,
-    checkerboard_powers,
+    checkerboard_db,
     regions,
     speckle_sums,
     variation_sum,
@@ -60,9 +60,9 @@ class TileScores:
     ``contingency`` and ``fss`` are as the functions of these names return them, ``gap`` is the
     sum, number and maximum of the consistency gaps [mm h-1]. ``averaged_error`` and ``tail_error``
     are the CRPS of a single field, see `EnsembleTileScores`; ``spectrum`` is the radial spectrum of
-    z / 3.176. Forecast and truth stand side by side on the axis before the last of ``histogram`` and
-    ``intensity`` and on the last of ``total`` [mm h-1], ``variation`` and ``speckle``, (regions,
-    2); ``checkerboard`` is power of lines and surroundings.
+    z / 3.176. Forecast and truth stand side by side on the axis before the last of ``histogram``
+    and ``intensity`` and on the last of ``total`` [mm h-1], ``variation`` and ``speckle``,
+    (regions, 2).
     """
 
     cells: Int64
@@ -83,7 +83,7 @@ class TileScores:
     intensity: Int64
     speckle: Float64
     variation: Float64
-    checkerboard: Float64
+    checkerboard_db: Float64
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def score_tile(forecast: Array, truth: TruthTile) -> TileScores:
         intensity=np.stack([intensity_histogram(rate) for rate in rates]),
         speckle=np.stack([speckle_sums(field, places) for field in (z, truth.z)], axis=-1),
         variation=np.array([variation_sum(field, valid) for field in (z, truth.z)]),
-        checkerboard=checkerboard_powers(z),
+        checkerboard_db=np.asarray(checkerboard_db(z)),
     )
 
 
@@ -213,7 +213,7 @@ class Metrics:
     intensity_distance_db: float
     speckle: dict[str, float]
     over_smoothing: float
-    checkerboard: float
+    checkerboard_db: float
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,6 @@ def pool(tiles: TileScores, percentile_error_mm_h: Float64 | None = None) -> Met
         csi, pod = hits / (observed + false_alarms), hits / observed
         far, bias = false_alarms / predicted, predicted / observed
         skill = 1 - fss[..., 0] / fss[..., 1]
-    ratios = {name: _means(getattr(tiles, name)) for name in ("total", "variation", "checkerboard")}
     return Metrics(
         psnr_db=float(tiles.psnr_db.mean()),
         ssim=float(tiles.ssim.mean()),
@@ -271,15 +270,15 @@ def pool(tiles: TileScores, percentile_error_mm_h: Float64 | None = None) -> Met
         wet_fraction_error=float((predicted[0] - observed[0]) / cells),
         consistency_mean_mm_h=float(_means(tiles.gap[:, :2])),
         consistency_max_mm_h=float(tiles.gap[:, 2].max()),
-        total_ratio=float(ratios["total"]),
+        total_ratio=float(_means(tiles.total)),
         averaged_crps_mm_h=_by(AVERAGED_KM, _means(tiles.averaged_error)),
         tail_crps_mm_h=_by(THRESHOLDS_MM_H, tiles.tail_error.sum(axis=0) / cells),
         brier=_by(THRESHOLDS_MM_H, (misses + false_alarms) / cells),
         spectral_distance_db=float(tiles.spectral_distance_db.mean()),
         intensity_distance_db=intensity_distance_db(*tiles.intensity.sum(axis=0)),
         speckle=dict(zip(REGIONS, map(float, _means(tiles.speckle)), strict=True)),
-        over_smoothing=float(1 - ratios["variation"]),
-        checkerboard=float(ratios["checkerboard"]),
+        over_smoothing=float(1 - _means(tiles.variation)),
+        checkerboard_db=float(tiles.checkerboard_db.mean()),
     )
 
 

@@ -2,7 +2,7 @@
 
 Arrays are (y, x) of z = log10(rate + 0.1) + 1, where a factor in rate is a difference and dry is
 0. Each measure gives sums, of a forecast or of the truth, that are pooled over tiles before they
-are divided.
+are divided, or a level in dB, whose mean over tiles is taken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Float64 = npt.NDArray[np.float64]
 REGIONS = ("dry", "heavy")
 DRY_MM_H, HEAVY_MM_H = 0.1, 10.0
 PHASE_PX = 4  # fine cells of a coefficient of the two-level model: what a checkerboard repeats in
+_LEAST_POWER = 1e-12  # of a constant field, which has none
 _LINE, _AROUND = 1, 4  # half widths [wavenumbers] of a line's main lobe and of its surroundings
 
 
@@ -48,14 +49,14 @@ def variation_sum(z: Array, valid: Mask) -> float:
     return float(rows + columns)
 
 
-def checkerboard_powers(z: Array, period: int = PHASE_PX) -> Float64:
-    """Power of what repeats every ``period`` cells, and that of its surroundings.
+def checkerboard_db(z: Array, period: int = PHASE_PX) -> float:
+    """How far what repeats every ``period`` cells stands out of the spectrum around it, in dB.
 
     A pattern of the phase (row mod period, column mod period) alone, the means of its phases, has
     power at the multiples of 1 / period cycles a cell and nowhere else. For period 4 these are
-    wavelengths of 4 cells and less. Each such line (3 x 3 wavenumbers, the main lobe of the
-    Hann window that keeps the tile's edges out) is measured against the rest of the 9 x 9
-    around it: natural fields have nothing special there, whatever the slope of their spectrum.
+    wavelengths of 4 cells and less. Each such line (3 x 3 wavenumbers, the main lobe of the Hann
+    window that keeps the tile's edges out) is measured against the rest of the 9 x 9 around it, as
+    mean logarithms, from which a slope of the spectrum drops out.
 
     Parameters
     ----------
@@ -64,19 +65,19 @@ def checkerboard_powers(z: Array, period: int = PHASE_PX) -> Float64:
 
     Returns
     -------
-    (2,): mean power of the lines, and of their surroundings. Their quotient over many tiles is the
-    checkerboard index, 1 for a field without preferred phase.
+    The mean over the lines: 0 for a field without preferred phase.
     """
     size = z.shape[0]
     window = np.hanning(size + 1)[:-1]
     power = np.abs(np.fft.fft2(np.outer(window, window) * (z - z.mean(dtype=np.float64)))) ** 2
+    level = 10 * np.log10(np.maximum(power, _LEAST_POWER))
     at, around = np.arange(-_LINE, _LINE + 1), np.arange(-_AROUND, _AROUND + 1)
-    lines, nearby = [], []
+    found = []
     for i, j in np.ndindex(period, period):
         if i or j:
             row, column = i * size // period, j * size // period
-            line = power[np.ix_((row + at) % size, (column + at) % size)]
-            block = power[np.ix_((row + around) % size, (column + around) % size)]
-            lines.append(line.mean())
-            nearby.append((block.sum() - line.sum()) / (block.size - line.size))
-    return np.array([np.mean(lines), np.mean(nearby)])
+            line = level[np.ix_((row + at) % size, (column + at) % size)]
+            block = level[np.ix_((row + around) % size, (column + around) % size)]
+            nearby = (block.sum() - line.sum()) / (block.size - line.size)
+            found.append(line.mean() - nearby)
+    return float(np.mean(found))
