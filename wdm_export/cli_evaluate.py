@@ -46,7 +46,9 @@ def evaluate(
         str | None, typer.Option(help="W,S,E,N: only tiles whose centre lies in it")
     ] = None,
     outside: Annotated[bool, typer.Option("--outside", help="All tiles but those")] = False,
-    draws: Annotated[int | None, typer.Option(help="Bootstrap draws of the intervals")] = None,
+    draws: Annotated[
+        int | None, typer.Option("--bootstrap", help="Redraws of the tiles behind the intervals")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, the scores as CSV and JSON")
     ] = None,

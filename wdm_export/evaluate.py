@@ -290,4 +290,6 @@ class _Run:
                 self.gallery.put(tile, f"member {number}", member)
             self.gallery.put(tile, f"mean of {len(members)}", mean_of(members))
             share = (members >= SHOWN_PROBABILITY_MM_H).mean(axis=0)
-            self.gallery.put(tile, f"probability of at least {SHOWN_PROBABILITY_MM_H:g} mm/h", share)
+            self.gallery.put(
+                tile, f"probability of at least {SHOWN_PROBABILITY_MM_H:g} mm/h", share
+            )
