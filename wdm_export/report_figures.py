@@ -44,26 +44,21 @@ def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 
 def styles(rows: Sequence[ForecastRow]) -> dict[str, dict[str, Any]]:
-    """Line styles by forecast: a colour each, members solid and means of others dashed."""
-    fixed = {REFERENCE: _REFERENCE, "one member": _MEMBER}
-    colours = iter(_OTHERS * len(rows))
+    """Line styles by forecast: a colour for each method, dashed for the mean of its members."""
+    others = iter(_OTHERS * len(rows))
+    colours = {REFERENCE: _REFERENCE, "one member": _MEMBER}
     found: dict[str, dict[str, Any]] = {}
-    family: dict[str, str] = {}
     for row in rows:
-        name = row.name
-        base = name.partition(", ")[0] if ", " in name else name
-        if name.startswith("mean of "):
-            colour = _MEAN
-        else:
-            colour = fixed.get(name) or family.setdefault(base, "") or next(colours)
-            family[base] = colour
-        own = name in fixed or name.startswith("mean of ")
-        dashed = ", mean of " in name
-        found[name] = {
-            "color": colour,
+        method, _, kind = row.name.rpartition(", ")
+        mean = row.name.startswith("mean of ")
+        if not mean and (method or row.name) not in colours:
+            colours[method or row.name] = next(others)
+        own = mean or row.name in (REFERENCE, "one member")
+        found[row.name] = {
+            "color": _MEAN if mean else colours[method or row.name],
             "linewidth": 2.2 if own else 1.3,
-            "linestyle": "--" if dashed or name == REFERENCE else "-",
-            "label": name,
+            "linestyle": "--" if method and kind.startswith("mean of ") else "-",
+            "label": row.name,
         }
     return found
 
