@@ -76,7 +76,7 @@ def evaluate(
         engine=engine, precision=precision, threads=threads, bbox=bbox, bootstrap=draws,
     )  # fmt: skip
     command = _command(bundle, files, options, against or [], rainfarm, outside)
-    drawing = {
+    drawing: dict[str, Any] = {
         "steps": steps,
         "sampler": sampler,
         "consistency": consistency or DEFAULT_CONSISTENCY,

@@ -43,6 +43,14 @@ def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, where it covers no line."""
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small",
+        frameon=False,
+    )  # fmt: skip
+
+
 def styles(rows: Sequence[ForecastRow]) -> dict[str, dict[str, Any]]:
     """Line styles by forecast: a colour for each method, dashed for the mean of its members."""
     others = iter(_OTHERS * len(rows))
@@ -121,7 +129,7 @@ def reliability(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) ->
         _dress(below, "forecast probability", "cells" if column == 0 else "")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         below.set_yscale("log")
-    panels[0, 0].legend(fontsize="x-small", frameon=False, loc="upper left")
+    _legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -163,7 +171,7 @@ def spread_skill(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -
 
 def spectra(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
     """Mean radial spectra of z, and each over the truth's."""
-    figure = _figure(10.5, 3.9)
+    figure = _figure(10.5, 4.3)
     power, ratio = figure.subplots(1, 2)
     truth = np.asarray(evaluation.truth_spectrum)[1:]
     wavelength = 2 * truth.size / np.arange(1, truth.size + 1)
@@ -185,13 +193,13 @@ def spectra(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
     ratio.set_ylim(-12, 6)
     _dress(power, "wavelength [km]", "power of z", "Spectra")
     _dress(ratio, "wavelength [km]", "over the truth's [dB]", "Spectra over the truth's")
-    ratio.legend(fontsize="x-small", frameon=False, ncols=2, loc="lower left")
+    _legend_below(figure, power)
     return figure
 
 
 def thresholds(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
     """CSI and frequency bias over the threshold, and how often each intensity occurs."""
-    figure = _figure(10.5, 3.9)
+    figure = _figure(10.5, 4.3)
     csi, bias, intensity = figure.subplots(1, 3)
     middles = np.sqrt(INTENSITY_EDGES_MM_H[1:] * INTENSITY_EDGES_MM_H[:-1])
     for row in evaluation.rows:
@@ -213,5 +221,5 @@ def thresholds(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figur
     _dress(csi, "threshold [mm/h]", "", "CSI")
     _dress(bias, "threshold [mm/h]", "", "Frequency bias")
     _dress(intensity, "rate [mm/h]", "", "Cells in each tenth of a decade")
-    csi.legend(fontsize="x-small", frameon=False)
+    _legend_below(figure, intensity)
     return figure
