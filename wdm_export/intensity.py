@@ -6,8 +6,10 @@ import numpy as np
 
 from wdm_export.metrics import PERCENTILES, Array, Float64, Int64
 
-# Classes for the distance, ten a factor of ten; fine ones for percentiles of redrawn tiles.
-INTENSITY_EDGES_MM_H = np.logspace(-1, 2, 31)
+# Classes for the distance, ten a factor of ten. Below 1 mm/h they would be narrower than the 0.1
+# mm/h steps of radar products, which fill some and leave others empty.
+INTENSITY_EDGES_MM_H = np.logspace(0, 2, 21)
+# Classes for percentiles of redrawn tiles.
 _FINE_EDGES_MM_H = np.geomspace(0.1, 1000, 466)
 
 
@@ -26,7 +28,7 @@ def histogram_percentiles(counts: Int64) -> Float64:
 
 
 def intensity_histogram(values: Array) -> Int64:
-    """Counts of rates in the classes of `INTENSITY_EDGES_MM_H`, (30,)."""
+    """Counts of rates in the classes of `INTENSITY_EDGES_MM_H`, (20,)."""
     return np.histogram(values, INTENSITY_EDGES_MM_H)[0].astype(np.int64)
 
 
@@ -40,7 +42,7 @@ def intensity_distance_db(forecast: Int64, truth: Int64) -> float:
 
     Returns
     -------
-    dB, 0 for equal histograms; NaN where the truth has no rain of 0.1 to 100 mm/h.
+    dB, 0 for equal histograms; NaN where the truth has no rain of 1 to 100 mm/h.
     """
     seen = truth > 0
     if not seen.any():

@@ -50,8 +50,8 @@ DEFINITIONS = (
     f"FSS: fractions skill score at {FSS_SHOWN_MM_H} mm/h, windows inside the tile, pooled",
     "RAPSD: radially averaged spectrum of z, log ratio to the truth; 0 dB is perfect",
     "log spectral distance: root mean square of that ratio over all wavenumbers; a mean of tiles",
-    "intensity distance: root mean square of 10 log10(cells, forecast over truth) in 30 classes of "
-    "rate from 0.1 to 100 mm/h",
+    "intensity distance: root mean square of 10 log10(cells, forecast over truth) in 20 classes of "
+    "rate from 1 to 100 mm/h",
     "p95 .. p99.9, wet fraction: forecast minus truth, dry cells included; wet is >= 0.1 mm/h",
     "total: all rain, forecast over truth",
     "consistency: |block mean of the forecast - coarse input|",

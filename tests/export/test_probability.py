@@ -147,3 +147,10 @@ def test_the_spectral_distance_sees_every_wavenumber() -> None:
     assert metrics.spectral_distance_db(forecast, truth) == pytest.approx(10 * np.sqrt(0.5))
     forecast[0] = 1e9  # the mean is no shape
     assert metrics.spectral_distance_db(forecast, truth) == pytest.approx(10 * np.sqrt(0.5))
+
+
+def test_steps_of_a_tenth_leave_no_class_of_intensity_empty() -> None:
+    """A radar's rounding to 0.1 mm/h is hardly a distance."""
+    rate = np.random.default_rng(3).exponential(8, 400_000)
+    exact, rounded = map(intensity_histogram, (rate, np.round(rate, 1)))
+    assert rounded.min() > 0 and intensity_distance_db(exact, rounded) < 1
