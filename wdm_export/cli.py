@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from wdm_export import cli_evaluate
+from wdm_export.cli_options import Files, Threads
+from wdm_export.cli_options import given as _given
+from wdm_export.cli_options import progress_display as _progress
 from wdm_runtime import console
-from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.errors import InputError
 from wdm_runtime.wavelets import WaveletSpec
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
-Files = Annotated[list[Path], typer.Argument(help="1 km rates: MRMS GRIB2 (.gz) or CF NetCDF")]
 Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
 Levels = Annotated[int, typer.Option(help="2: WDM-2, 1: WDM-1, 0: the pixel model")]
@@ -33,9 +32,12 @@ Crop = Annotated[int | None, typer.Option(help="Edge of training crops in cells"
 TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variation term")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 Shards = Annotated[
     int | None, typer.Option(help="Parts of the data, by file; processes of torchrun share them")
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(help="diffusion, or regression: the same network as a deterministic baseline"),
 ]
 Tile = Annotated[int | None, typer.Option(help="Tile edge in fine cells")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
@@ -56,24 +58,6 @@ def _options(
 ) -> None:
     """Train wavelet diffusion models on radar data and export them as bundles."""
     console.set_verbosity(verbose)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console.err,
-    ) as progress:
-        yield progress
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Only what the user set: defaults live in the configuration's dataclasses."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _network(
@@ -204,6 +188,7 @@ def train(
     seed: Seed = None,
     threads: Threads = None,
     shards: Shards = None,
+    objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
 ) -> None:
@@ -222,7 +207,7 @@ def train(
     patches = PatchStore.open(store)
     settings = _given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
-        tv_weight=tv_weight, seed=seed, threads=threads, shards=shards,
+        tv_weight=tv_weight, seed=seed, threads=threads, shards=shards, objective=objective,
     )  # fmt: skip
     if resume:
         kept = _given(base=base, depths=depths, blocks=blocks, weights=weights) | {
@@ -260,8 +245,15 @@ def export(
 ) -> None:
     """Export weights to a bundle; nothing is written unless every check passes."""
     from wdm_export.checkpoint import Checkpoint
+    from wdm_export.config import DIFFUSION
 
     checkpoint = Checkpoint.load(weights)
+    if checkpoint.training.objective != DIFFUSION:
+        raise InputError(
+            f"{weights}: holds weights of a {checkpoint.training.objective}; expected those of a "
+            "diffusion model, which a bundle can sample. Score them instead: wdm-export evaluate "
+            f"BUNDLE FILES... --against {weights}"
+        )
     with _progress() as progress:
         _export(checkpoint, output, name, tile, overwrite, progress)
     console.out.print(f"Wrote {output}. Try: wdm-run info {output}")
@@ -348,53 +340,8 @@ def build(
     console.out.print(f"Wrote {output}. Try: wdm-run infer INPUT --bundle {output}")
 
 
-@app.command()
-def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle")],
-    files: Files,
-    members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the ensemble")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
-    consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--json", help="Write as JSON")] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
-    ] = False,
-) -> None:
-    """Score a bundle against bicubic interpolation on tiles of 1 km truth."""
-    from wdm_export import evaluate as evaluation
-    from wdm_export.package import write_manifest
-    from wdm_export.score_table import render
-    from wdm_runtime.downscale import Downscaler
-    from wdm_runtime.io import read_field
-    from wdm_runtime.io.atomic import write_text
-
-    with Downscaler.open(bundle) as downscaler, _progress() as progress:
-        task = progress.add_task("Evaluating", total=None, note="")
-        result = evaluation.evaluate(
-            downscaler,
-            (read_field(file) for file in files),
-            members=members,
-            seed=seed,
-            steps=steps,
-            sampler=sampler,
-            consistency=consistency or DEFAULT_CONSISTENCY,
-            on_progress=lambda line: progress.update(task, note=line),
-        )
-        manifest = downscaler.manifest
-    console.out.print(render(result))
-    if output:
-        write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
-    if keep:
-        options = _given(
-            members=members, seed=seed, steps=steps, sampler=sampler, consistency=consistency
-        )
-        words = [bundle.as_posix(), *(file.name for file in files)]
-        words += [f"--{name} {value}" for name, value in options.items()]
-        command = f"wdm-export evaluate {' '.join(words)}"
-        scores = {**result.to_dict(), "files": [f.name for f in files], "command": command}
-        write_manifest(bundle, replace(manifest, scores=scores))
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.identity)
 
 
 @app.command()

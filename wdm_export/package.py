@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -280,15 +280,27 @@ def model_card(manifest: Manifest) -> str:
         return "\n".join([*lines, "Not evaluated yet: run `wdm-export evaluate`.", ""])
     scores = manifest.scores
     lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
-    names = list(scores["rows"][0])
-    lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in scores["rows"]:
-        lines.append("| " + " | ".join(map(_cell, row.values())) + " |")
+    if "engine" in scores:
+        lines += [
+            f"On {scores['engine']} in {scores['precision']}. In brackets: 95 % of "
+            f"{scores['bootstrap_draws']} bootstrap draws of the tiles. The command prints what "
+            "each score is.",
+            "",
+        ]
+    names = [row["forecast"] for row in scores["rows"]]
+    lines += ["| " + " | ".join(("score", *names)) + " |", "|" + "---|" * (len(names) + 1)]
+    for label in scores["rows"][0]:
+        if label != "forecast":
+            cells = [
+                _cell(row[label], scores.get("intervals", {}).get(row["forecast"], {}).get(label))
+                for row in scores["rows"]
+            ]
+            lines.append("| " + " | ".join((label, *cells)) + " |")
     return "\n".join([*lines, ""])
 
 
-def _cell(value: object) -> str:
+def _cell(value: float | None, limits: Sequence[float] | None) -> str:
     """A score as the table shows it; one that is undefined or does not apply is a dash."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" + (" ({:.3f}, {:.3f})".format(*limits) if limits else "")
