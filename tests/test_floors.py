@@ -12,7 +12,7 @@ RUNTIME_FLOORS = [
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "cache", "elf", "engines.options"}
     | {"io.atomic", "io.classic", "io.dataset", "io.units"},
-    {"bundle", "samplers", "field", "consistency"}
+    {"bundle", "samplers", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {
@@ -25,8 +25,8 @@ RUNTIME_FLOORS = [
     | {"io.cf", "io.coordinates", "io.foreign", "io.grib_packing"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},
-    {"conditioning", "stepping", "engines.watched", "io.precipitation"},
-    {"doctor", "sampling", "io.netcdf", "io.xarray_reader"},
+    {"conditioning", "stepping", "timing", "engines.watched", "io.precipitation"},
+    {"doctor", "batching", "sampling", "io.netcdf", "io.xarray_reader"},
     {"downscale", "selftest", "io", "io.array_output", "io.compare", "io.ensemble"},
     {"plot", "io.grib_output", "io.zarr_output"},
     {"io.writer"},

@@ -102,7 +102,7 @@ def infer(
     quantiles: Annotated[str | None, typer.Option(help="For --stats: 0.1,0.5,0.9")] = None,
     thresholds: Annotated[str | None, typer.Option(help="For --stats, mm/h: 1,5,20")] = None,
     max_memory: MemoryOption = None,
-    batch: BatchOption = "auto",
+    batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
     report: Annotated[Path | None, typer.Option(help="Write the latency report as JSON")] = None,
@@ -172,7 +172,7 @@ def replay(
         str | None, typer.Option("--engine", help="Default: the one it was made with")
     ] = None,
     max_memory: MemoryOption = None,
-    batch: BatchOption = "auto",
+    batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
     quiet: QuietOption = False,
