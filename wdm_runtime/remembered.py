@@ -26,8 +26,9 @@ class Remembered:
     def get(self, key: str) -> float | None:
         """The number of a key; None if there is none, or the file is absent or damaged."""
         found = self._all().get(key)
-        number = isinstance(found, int | float) and not isinstance(found, bool)
-        return float(found) if number else None
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            return float(found)
+        return None
 
     def put(self, key: str, value: float) -> None:
         """Keep a number. Where it cannot be kept it is measured again next time, nothing more."""
