@@ -175,6 +175,17 @@ def products(kind: torch.dtype) -> list[Timed]:
     return found
 
 
+def faster(candidates: list[Timed], limits: list[Timed]) -> list[Timed]:
+    """The candidates, or none where the CPU has no such arithmetic and takes seconds for them."""
+    for one in (candidates[0], limits[0]):
+        one.call()
+        began = time.perf_counter()
+        one.call()
+        one.seconds.append(time.perf_counter() - began)
+    slow = candidates[0].seconds.pop() > limits[0].seconds.pop()
+    return [] if slow else candidates
+
+
 def numpy_products() -> list[Timed]:
     """The same in NumPy, whose library may be another one."""
     found = []
@@ -262,8 +273,9 @@ def main() -> None:
             console.print(
                 f"not measured: {choice.kind} in {choice.precision}: {error}", style="dim"
             )
-    kinds = {kind for one in engines for kind in LIMITS[one.precision]}
-    limits = [p for kind in sorted(kinds, key=str) for p in products(kind)] + numpy_products()
+    limits = products(torch.float32) + numpy_products()
+    for kind in {kind for one in engines for kind in LIMITS[one.precision]} - {torch.float32}:
+        limits += faster(products(kind), limits)
     load = os.getloadavg()[0]
     measure([*engines, *limits], options.rounds, console)
     facts = {
