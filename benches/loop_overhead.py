@@ -27,8 +27,9 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
-from wdm_runtime.latency import machine, outside_engine_fraction
+from wdm_runtime.latency import outside_engine_fraction
 from wdm_runtime.noise import NoiseSource
+from wdm_runtime.process import machine
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler
 from wdm_runtime.stepping import StepTime
 

@@ -11,8 +11,9 @@ RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "cache", "elf", "engines.options"}
+    | {"bench_meters", "bench_report"}
     | {"io.atomic", "io.classic", "io.dataset", "io.units"},
-    {"bundle", "samplers", "field", "consistency"}
+    {"bundle", "samplers", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {
@@ -27,16 +28,16 @@ RUNTIME_FLOORS = [
     {"engines.ort_cuda", "engines.tensorrt_plan"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},
-    {"conditioning", "stepping", "engines.watched", "io.precipitation"},
-    {"doctor", "sampling", "io.netcdf", "io.xarray_reader"},
-    {"downscale", "selftest", "io", "io.array_output", "io.compare", "io.ensemble"},
-    {"plot", "io.grib_output", "io.zarr_output"},
-    {"io.writer"},
-    {"job"},
-    {"labelled", "latency", "replay"},
+    {"conditioning", "stepping", "timing", "engines.watched", "io.precipitation"},
+    {"doctor", "batching", "sampling", "io.netcdf", "io.xarray_reader"},
+    {"downscale", "selftest", "bench_models", "io", "io.array_output", "io.compare", "io.ensemble"},
+    {"plot", "bench_child", "bench_turns", "io.grib_output", "io.zarr_output"},
+    {"io.writer", "bench_processes"},
+    {"job", "bench"},
+    {"labelled", "latency", "replay", "bench_chart", "bench_tables"},
     {"panels"},
     {"cli_options"},
-    {"cli_engines"},
+    {"cli_engines", "cli_bench"},
     {"cli"},
 ]
 

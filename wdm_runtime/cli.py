@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wdm_runtime import cli_engines, console, job, latency, panels
+from wdm_runtime import cli_bench, cli_engines, console, job, latency, panels
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BatchOption,
@@ -32,6 +32,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command()(cli_engines.build_engine)
 app.command()(cli_engines.doctor)
 app.command("selftest")(cli_engines.run_selftest)
+app.command()(cli_bench.bench)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 
 MemoryOption = Annotated[
@@ -102,7 +103,7 @@ def infer(
     quantiles: Annotated[str | None, typer.Option(help="For --stats: 0.1,0.5,0.9")] = None,
     thresholds: Annotated[str | None, typer.Option(help="For --stats, mm/h: 1,5,20")] = None,
     max_memory: MemoryOption = None,
-    batch: BatchOption = "auto",
+    batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
     report: Annotated[Path | None, typer.Option(help="Write the latency report as JSON")] = None,
@@ -172,7 +173,7 @@ def replay(
         str | None, typer.Option("--engine", help="Default: the one it was made with")
     ] = None,
     max_memory: MemoryOption = None,
-    batch: BatchOption = "auto",
+    batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
     quiet: QuietOption = False,

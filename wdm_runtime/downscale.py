@@ -8,9 +8,8 @@ and no border can show.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.batching import batch_key, fastest_batch
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
@@ -31,6 +31,7 @@ from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
 from wdm_runtime.sampling import Balance, Draw, Sampling
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.timing import feeds_of, timed_call
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -101,9 +102,17 @@ class Downscaler:
             bundle = Bundle.open(bundle)
         options = options or EngineOptions()
         choice, score = _open_score(bundle, engine, precision, options)
+        # A CPU gains little from batches, as the caches are the limit, and starts later with them.
+        batch = options.batch or 1
+        if options.measure_batch:
+            batch, score, found = fastest_batch(
+                score,
+                lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
+                batch_key(bundle, choice, options),
+            )
+            choice = replace(choice, why=f"{choice.why} {found}")
         transforms = open_transforms(bundle, choice.kind, options)
-        # A CPU gains nothing from batches: the caches are the limit, and batch 1 is the fastest.
-        return cls(bundle, score, transforms, choice, options.batch or 1)
+        return cls(bundle, score, transforms, choice, batch)
 
     def __enter__(self) -> Downscaler:
         return self
@@ -159,16 +168,9 @@ class Downscaler:
 
     def seconds_per_tile(self) -> float:
         """Time the engine takes for one tile of a batch, after a warm-up."""
-        shapes = {spec.name: spec.shape for spec in self.manifest.graphs["score_fp32"].inputs}
-        feeds = {
-            name: np.full([n if isinstance(n, int) else self.batch for n in shape], 0.5, np.float32)
-            for name, shape in shapes.items()
-        }
-        feeds["t"] = feeds["t"][:1]
+        feeds = feeds_of(self.engine.inputs, self.batch)
         self.engine.run(feeds)
-        began = time.perf_counter()
-        self.engine.run(feeds)
-        return (time.perf_counter() - began) / self.batch
+        return timed_call(self.engine, feeds) / self.batch
 
     def downscale(
         self,
@@ -314,21 +316,24 @@ def _open_score(
 ) -> tuple[Choice, WatchedEngine]:
     """The score graph on the engine asked for, or on the best that really opens it."""
 
-    def opened(kind: str, graph: str, computes_in: str) -> Engine:
-        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
-        return open_engine(data, entry, kind, computes_in, options)
-
     rejected: dict[str, str] = {}
     while True:
         choice = select(engine, precision, rejected)
-        full = partial(opened, choice.kind, "fp32", "fp32") if choice.precision != "fp32" else None
         try:
-            score = opened(choice.kind, choice.graph, choice.precision)
-            return choice, WatchedEngine(score, full, options.note)
+            return choice, _watched(bundle, choice, options)
         except EngineError as error:
             if engine != AUTO:
                 raise
             rejected[choice.kind] = str(error)
+
+
+def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
+    def opened(graph: str, computes_in: str) -> Engine:
+        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
+        return open_engine(data, entry, choice.kind, computes_in, options)
+
+    full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
+    return WatchedEngine(opened(choice.graph, choice.precision), full, options.note)
 
 
 def _flip(field: PrecipField) -> slice:

@@ -30,6 +30,8 @@ class EngineOptions:
     batch
         Tiles a call; None lets the engine decide. On TensorRT it is the size of the fixed buffers:
         other numbers of tiles work, the last launch with some of its work wasted.
+    measure_batch
+        Whether a `Downscaler` times a few batches and takes the fastest, in place of ``batch``.
     build
         Whether to build a TensorRT plan that is not in the cache, which takes seconds to minutes.
     cuda_graph
@@ -42,6 +44,7 @@ class EngineOptions:
 
     threads: int | None = None
     batch: int | None = None
+    measure_batch: bool = False
     build: bool = True
     cuda_graph: bool = True
     progress: Progress | None = None
