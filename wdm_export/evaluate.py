@@ -230,7 +230,7 @@ def evaluate(
         return kept
 
     seen = 0
-    for frame in _frames(fields):
+    for frame in frames(fields):
         seen += 1
         _score_frame(frame, downscaler.factor, tile_px, draw, board)
     if not board.places:
@@ -243,7 +243,7 @@ def evaluate(
     return board.result({**settings, "consistency": consistency, "tile_px": tile_px})
 
 
-def _frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
+def frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
     """Each valid time as a field of its own, north first: tiles start in the north-west."""
     for one in fields:
         flip = slice(None) if one.grid.north_first else slice(None, None, -1)
