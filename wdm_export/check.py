@@ -41,9 +41,11 @@ class Limits:
     cells: float
 
 
+# Of the sample in this repository the shipped model gave, in fp16, 0.0003, 0.009, 0.001, 0.004 dB,
+# 0.00002 and 0.0003, and about ten times as much in bf16.
 LIMITS = {
-    "fp16": Limits(0.02, 0.1, 0.05, 0.1, 0.002, 0.02),
-    "bf16": Limits(0.1, 0.5, 0.25, 0.5, 0.01, 0.1),
+    "fp16": Limits(0.005, 0.1, 0.01, 0.05, 0.0005, 0.005),
+    "bf16": Limits(0.05, 0.25, 0.1, 0.25, 0.005, 0.05),
 }
 
 
@@ -156,7 +158,8 @@ def comparisons(check: PrecisionCheck) -> list[Comparison]:
 
 
 def _compared(run: PrecisionRun, limits: Limits) -> list[Comparison]:
-    worst_db = max(map(abs, run.spectrum_db.values()), default=0.0)
+    # Not max(): it loses NaN.
+    worst_db = float(np.abs([0.0, *run.spectrum_db.values()]).max())
     cells = max(
         abs(run.cells[rate] - count) / max(count, _LEAST_CELLS)
         for rate, count in run.cells_fp32.items()

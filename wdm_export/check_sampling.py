@@ -133,11 +133,14 @@ def compare(
     wet = (fp32 >= WET_MM_H) | (reduced >= WET_MM_H)
     difference = np.abs(reduced.astype(np.float64) - fp32)
     spread = np.mean([np.abs(b.astype(np.float64) - a) for a, b in pairwise(fp32.swapaxes(0, 1))])
-    ratios = [
-        band_ratio_db(radial_spectrum(scaled_z(b)), radial_spectrum(scaled_z(a)))
+    spectra = [
+        (radial_spectrum(scaled_z(b)), radial_spectrum(scaled_z(a)))
         for a, b in zip(_fields(fp32), _fields(reduced), strict=True)
     ]
-    bands = zip(BANDS_KM, np.mean(ratios, axis=0), strict=True)
+    ratios = np.mean([band_ratio_db(b, a) for b, a in spectra], axis=0)
+    # Small tiles have no wavenumber in some bands; a NaN elsewhere is the forecast's own.
+    known = np.isfinite(band_ratio_db(spectra[0][1], spectra[0][1]))
+    bands = zip(BANDS_KM, ratios, known, strict=True)
     return PrecisionRun(
         precision=precision,
         engine=engine,
@@ -146,7 +149,7 @@ def compare(
         mean_difference_mm_h=float(difference[wet].mean()),
         max_difference_mm_h=float(difference.max()),
         spread_share=float(difference.mean() / spread),
-        spectrum_db={f"{low}-{high}": float(db) for (low, high), db in bands if np.isfinite(db)},
+        spectrum_db={f"{low}-{high}": float(db) for (low, high), db, there in bands if there},
         wet_fraction_fp32=float((fp32 >= WET_MM_H).mean()),
         wet_fraction=float((reduced >= WET_MM_H).mean()),
         cells_fp32=_cells(fp32),
