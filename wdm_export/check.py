@@ -172,7 +172,7 @@ def _compared(run: PrecisionRun, limits: Limits) -> list[Comparison]:
             ("largest difference / largest rate",
              run.max_difference_mm_h / run.largest_rate_mm_h, limits.largest),
             ("difference / spread of members", run.spread_share, limits.spread),
-            ("spectrum, worst band [dB]", worst_db, limits.spectrum_db),
+            ("spectrum, worst band, dB", worst_db, limits.spectrum_db),
             ("wet fraction", abs(run.wet_fraction - run.wet_fraction_fp32), limits.wet_fraction),
             (f"cells above {', '.join(run.cells)} mm/h, worst share", cells, limits.cells),
             ("batches that were not finite", float(run.fp32_reruns), 0.0),

@@ -25,10 +25,11 @@ def peaks_table(ranges: Ranges) -> Table:
 def remarks(check: PrecisionCheck) -> Iterator[str]:
     """Norms, then each precision in mm/h and dB, and what was not measured."""
     norm = check.ranges.norm_input
-    verdict = "fits fp16" if norm.largest < LARGEST_SQUARE else "would overflow if squared in fp16"
+    fits = norm.largest < LARGEST_SQUARE
+    verdict = "fits fp16" if fits else "does not fit fp16: kernels have to sum squares in fp32"
     yield (
         f"norms: the largest input is {norm.largest:.1f} ({norm.tensor}, {norm.part}); its square "
-        f"{verdict}, kernels sum in fp32"
+        f"{verdict}"
     )
     for run in check.runs:
         bands = ", ".join(f"{band} km {db:+.3f}" for band, db in run.spectrum_db.items())
