@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"statistics", "plan", "settings", "cache", "elf", "engines.options"}
+    | {"statistics", "plan", "settings", "cache", "elf", "engines.options", "precision"}
     | {"bench_meters", "bench_report"}
     | {"io.atomic", "io.classic", "io.dataset", "io.units"},
     {"bundle", "samplers", "field", "consistency", "process", "remembered"}

@@ -10,15 +10,14 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from wdm_export import cli_evaluate
-from wdm_export.cli_options import Files, Threads
-from wdm_export.cli_options import given as _given
-from wdm_export.cli_options import progress_display as _progress
+from wdm_export import cli_check, cli_evaluate
+from wdm_export.cli_parts import Files, Threads, comparison_table, given, progress_bars
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
 from wdm_runtime.wavelets import WaveletSpec
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.command()(cli_check.check)
 
 Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
@@ -72,7 +71,7 @@ def _network(
                 f"--depths got '{depths}'; expected whole numbers such as 1,2,2. Correct it."
             )
         multipliers = tuple(int(part) for part in depths.split(","))
-    values = _given(base_channels=base, multipliers=multipliers, blocks=blocks)
+    values = given(base_channels=base, multipliers=multipliers, blocks=blocks)
     width = values.get("base_channels", NetworkConfig.base_channels)
     coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
     # Narrow test networks have one head; wide ones keep the default size.
@@ -96,7 +95,7 @@ def _prepare(files: list[Path], store: Path, progress: Progress, size: int | Non
     def on_file(path: Path, count: int) -> None:
         progress.update(task, advance=1, note=f"{path.name}: {count} patches")
 
-    prepared = data.prepare(files, store, on_file=on_file, **_given(size=size))
+    prepared = data.prepare(files, store, on_file=on_file, **given(size=size))
     progress.update(task, note=f"{len(prepared.fine)} patches")
     return prepared
 
@@ -141,18 +140,10 @@ def _export(
         name,
         overwrite=overwrite,
         notify=lambda line: progress.update(task, note=line),
-        **_given(tile_px=tile),
+        **given(tile_px=tile),
     )
     progress.update(task, total=1, completed=1, note="")
-    console.out.print(_comparison_table(comparisons))
-
-
-def _comparison_table(comparisons: list[Any]) -> Table:
-    table = Table("check", "difference", "limit", "")
-    for c in comparisons:
-        mark = "passed" if c.passed else "FAILED"
-        table.add_row(c.name, f"{c.difference:.1e}", f"{c.limit:.0e}", mark)
-    return table
+    console.out.print(comparison_table(comparisons))
 
 
 @app.command()
@@ -162,7 +153,7 @@ def prepare(
     patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
 ) -> None:
     """Cut training patches from 1 km fields."""
-    with _progress() as progress:
+    with progress_bars() as progress:
         prepared = _prepare(files, store, progress, patch)
     table = Table("storm day", "patches")
     for day, numbers in sorted(prepared.by_day().items()):
@@ -205,12 +196,12 @@ def train(
     from wdm_export.train import Trainer
 
     patches = PatchStore.open(store)
-    settings = _given(
+    settings = given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
         tv_weight=tv_weight, seed=seed, threads=threads, shards=shards, objective=objective,
     )  # fmt: skip
     if resume:
-        kept = _given(base=base, depths=depths, blocks=blocks, weights=weights) | {
+        kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
             name: value for name, value in settings.items() if name not in ("minutes", "steps")
         }
         if kept or levels != 2 or not attention:
@@ -227,7 +218,7 @@ def train(
             config = TrainConfig(**settings)
             trainer = Trainer.start(patches, run, network, config, initial, processes)
         console.err.quiet = console.out.quiet = not processes.leads
-        with _progress() as progress:
+        with progress_bars() as progress:
             _train(trainer, progress)
     if processes.leads:
         plot_log(run)
@@ -254,24 +245,9 @@ def export(
             "diffusion model, which a bundle can sample. Score them instead: wdm-export evaluate "
             f"BUNDLE FILES... --against {weights}"
         )
-    with _progress() as progress:
+    with progress_bars() as progress:
         _export(checkpoint, output, name, tile, overwrite, progress)
     console.out.print(f"Wrote {output}. Try: wdm-run info {output}")
-
-
-@app.command()
-def check(
-    bundle: Annotated[Path, typer.Argument(help="A bundle")],
-    weights: Annotated[Path, typer.Option(help="The weights it was exported from")],
-) -> None:
-    """Compare a bundle's graphs with torch, NumPy, pytorch_wavelets and PyWavelets."""
-    from wdm_export import package, parity
-    from wdm_export.checkpoint import Checkpoint
-    from wdm_runtime.bundle import Bundle
-
-    comparisons = package.check_bundle(Bundle.open(bundle), Checkpoint.load(weights))
-    console.out.print(_comparison_table(comparisons))
-    parity.require_all(comparisons)
 
 
 @app.command()
@@ -315,7 +291,7 @@ def build(
             "NetCDF, of several storm days. Name them: wdm-export build FILES... -o BUNDLE"
         )
     check_target(output, overwrite)
-    settings = _given(
+    settings = given(
         minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
         tv_weight=tv_weight, seed=seed, threads=threads,
     )  # fmt: skip
@@ -324,7 +300,7 @@ def build(
     network.check_edge(TILE_PX if tile is None else tile, "--tile")
     folder = work or output.with_name(f"{output.name}-work")
     store, run = folder / "store", folder / "run"
-    with _progress() as progress:
+    with progress_bars() as progress:
         if (store / "index.json").exists():
             patches = PatchStore.open(store)
         else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wdm_export.cli_options import Files, Threads, given, progress_display
+from wdm_export.cli_parts import Files, Threads, given, progress_bars
 from wdm_runtime import console
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.engines.options import EngineOptions
@@ -88,7 +88,7 @@ def evaluate(
         downscaler = stack.enter_context(Downscaler.open(bundle, **opening))
         console.err.print(downscaler.choice.why, style="dim", highlight=False)
         baselines = _baselines(downscaler, against or [], rainfarm, opening, drawing, stack)
-        with progress_display() as progress:
+        with progress_bars() as progress:
             task = progress.add_task("Evaluating", total=None, note="")
             result = evaluation.evaluate(
                 downscaler,

@@ -183,7 +183,7 @@ def evaluate(
         methods, model, downscaler.factor, members, seed, tile_px, region, gallery, on_progress
     )
     seen = 0
-    for frame in _frames(fields):
+    for frame in frames(fields):
         seen += 1
         run.score(frame)
     if not run.board.places:
@@ -197,7 +197,7 @@ def evaluate(
     return run.board.result(settings, bootstrap_draws)
 
 
-def _frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
+def frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
     """Each valid time as a field of its own, north first: tiles start in the north-west."""
     for one in fields:
         flip = slice(None) if one.grid.north_first else slice(None, None, -1)

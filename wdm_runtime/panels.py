@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.panel import Panel
@@ -17,6 +17,7 @@ from wdm_runtime.doctor import Diagnosis
 from wdm_runtime.engines.ort_libraries import Provider
 from wdm_runtime.latency import Report
 from wdm_runtime.plan import Plan
+from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.selftest import Check
 
 
@@ -185,6 +186,27 @@ def bundle_table(bundle: Bundle) -> Table:
     ends = f"log SNR {schedule.logsnr_start:g} to {schedule.logsnr_end:g}"
     table.add_row("schedule", f"{schedule.name}, {ends}, predicts {manifest.prediction}")
     table.add_row("training", f"{training.get('steps')} steps, {training.get('seconds')} s")
+    for line in _precision_lines(manifest.precision_check):
+        table.add_row("precision", line)
     for role, entry in manifest.graphs.items():
         table.add_row(role, f"{entry.file}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}")
     return table
+
+
+def _precision_lines(check: PrecisionCheck | None) -> Iterator[str]:
+    """One line of magnitudes and one for each precision."""
+    if check is None:
+        yield "not measured: wdm-export check BUNDLE FILES..."
+        return
+    peak = check.ranges.largest[0]
+    yield (
+        f"on {_count(check.tiles, 'tile')} x {_count(check.members, 'member')} of "
+        f"{', '.join(check.files)}: largest activation {peak.largest:.1f}, fp16 holds 65504"
+    )
+    for run in check.runs:
+        yield (
+            f"{run.precision} against fp32: mean difference {run.mean_difference_mm_h:.2g} mm/h of "
+            f"{run.mean_rate_mm_h:.2f}, {run.spread_share:.2%} of the members' spread"
+        )
+    for name, why in check.not_measured.items():
+        yield f"{name} not measured: {why}"

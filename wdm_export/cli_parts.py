@@ -1,4 +1,4 @@
-"""What the commands of `wdm-export` share: options, the progress display."""
+"""What commands of `wdm-export` share: arguments, bars, tables and what the user set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from wdm_runtime import console
 
@@ -17,8 +18,8 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 
 
 @contextmanager
-def progress_display() -> Iterator[Progress]:
-    """Bars on the error stream, each with a note."""
+def progress_bars() -> Iterator[Progress]:
+    """Bars with a note each, on the error stream."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,3 +34,12 @@ def progress_display() -> Iterator[Progress]:
 def given(**values: Any) -> dict[str, Any]:
     """Only what the user set: defaults live in the configuration's dataclasses."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def comparison_table(comparisons: list[Any]) -> Table:
+    """Each `wdm_export.parity.Comparison` on a line."""
+    table = Table("check", "difference", "limit", "")
+    for c in comparisons:
+        mark = "passed" if c.passed else "FAILED"
+        table.add_row(c.name, f"{c.difference:.3g}", f"{c.limit:.4g}", mark)
+    return table
