@@ -20,7 +20,7 @@ from wdm_runtime.engines import open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.step import step_graph
 from wdm_runtime.errors import ParityError
-from wdm_runtime.samplers import Step, integrate
+from wdm_runtime.samplers import Step, get_sampler, integrate
 
 FILE_NAME = "step.onnx"
 _SCALARS = [field.name for field in dataclasses.fields(Step)[1:]]  # t is the score graph's own
@@ -101,8 +101,8 @@ def compare_step(bundle: Bundle, seed: int = 0) -> Comparison:
     x, condition, *noise = rng.standard_normal(
         (4, 1, *roles["score_fp32"].inputs[0].shape[1:]), dtype=np.float32
     )
-    factors = rng.uniform(0.2, 0.8, (3, len(_SCALARS)))
-    steps = [Step(t, *row) for t, row in zip((0.9, 0.5, 0.1), factors.tolist(), strict=True)]
+    schedule = bundle.manifest.schedule
+    steps = get_sampler("second-order")(schedule.times(3), schedule)  # the one that uses all terms
     engine = open_engine(bundle.graph("score_fp32"), roles["score_fp32"], "ort-cpu")
     fused = open_step(bundle, select("ort-cpu", "fp32"), EngineOptions())
     try:
