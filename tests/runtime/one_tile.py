@@ -2,7 +2,7 @@
 
 import netCDF4
 import numpy as np
-from netcdf_files import add, coordinates
+from netcdf_files import RATE, add, coordinates
 
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
@@ -31,7 +31,7 @@ def alone(path):
     with netCDF4.Dataset(path, "w") as data:
         latitude, longitude = 30 + 0.1 * np.arange(CELLS), -99 + 0.1 * np.arange(CELLS)
         coordinates(data, latitude, longitude, np.zeros(1))
-        add(data, "rain", shower_mm_h(), units="mm h-1", standard_name="lwe_precipitation_rate")
+        add(data, "precipitation_rate", shower_mm_h(), **RATE)
     return path
 
 
