@@ -358,9 +358,10 @@ def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep 
     asked = options.fused_step
     if not (asked or (asked is None and step_pays(choice.kind) and ROLE in bundle.manifest.graphs)):
         return None
+    fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
     if asked:
-        bundle.graph(ROLE)  # that it has none is an error at once
-    return FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
+        fused.available()  # what was asked for and cannot be had is an error at once
+    return fused
 
 
 def _flip(field: PrecipField) -> slice:

@@ -1,6 +1,7 @@
 """The fused step on real CPU engines: NumPy's numbers, who uses it when, and what a run says."""
 
 import json
+from dataclasses import replace
 
 import netCDF4
 import numpy as np
@@ -108,6 +109,13 @@ def test_bundles_without_it_work_and_say_so_when_it_is_asked_for(tiny_copy):
     assert drawn[0, 0].shape == (10 * CELLS, 10 * CELLS)
     with pytest.raises(BundleError, match=r"has no graph 'step'.*export the bundle again"):
         Downscaler.open(tiny_copy, "ort-cpu", options=EngineOptions(fused_step=True))
+
+
+def test_an_engine_that_would_round_the_state_refuses(tiny):
+    pytest.importorskip("openvino")
+    choice = replace(select("openvino", "fp32"), precision="bf16")
+    with pytest.raises(EngineError, match=r"update in bf16; expected fp32.*--fused-step"):
+        open_step(Bundle.open(tiny), choice, EngineOptions(threads=1))
 
 
 class Overflows:
