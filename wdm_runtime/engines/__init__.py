@@ -120,8 +120,8 @@ def _open_openvino_step(
 ) -> StepEngine:
     if precision != "fp32":  # its precision is of a whole graph: the state would be rounded too
         raise EngineError(
-            f"Engine 'openvino' would do the sampler's update in {precision}; expected fp32. Choose "
-            "--precision fp32, or leave out --fused-step."
+            f"Engine 'openvino' would do the sampler's update in {precision}; expected fp32. "
+            "Choose --precision fp32, or leave out --fused-step."
         )
     return HostStep(OpenVinoEngine(graph, entry, precision, options.cpu_threads))
 
