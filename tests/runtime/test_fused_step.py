@@ -118,6 +118,12 @@ def test_an_engine_that_would_round_the_state_refuses(tiny):
         open_step(Bundle.open(tiny), choice, EngineOptions(threads=1))
 
 
+def test_an_engine_without_it_says_which_have_one(tiny):
+    choice = replace(select("ort-cpu", "fp32"), kind="ort-cuda")
+    with pytest.raises(EngineError, match=r"'ort-cuda' has no fused step; expected one of ort-cpu"):
+        open_step(Bundle.open(tiny), choice, EngineOptions())
+
+
 class Overflows:
     """A step engine that half precision failed."""
 

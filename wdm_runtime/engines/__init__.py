@@ -82,14 +82,14 @@ class _Family:
     ``probe`` gives the precisions that work on this machine, best first, or raises what is missing
     and how to get it; ``open`` takes a graph, its entry, a precision and options; ``graphs`` says
     of which precision the graph has to be for each precision it computes in; ``any_size`` whether
-    it takes graphs with more free sizes than the batch; ``open_step`` takes a fused step's graph,
-    and ``step_pays`` says whether that is faster than the loop in NumPy.
+    it takes graphs with more free sizes than the batch; ``open_step`` takes a fused step's graph
+    where there is one, and ``step_pays`` says whether that is faster than the loop in NumPy.
     """
 
     probe: Callable[[], tuple[str, ...]]
     open: Callable[[bytes, GraphEntry, str, EngineOptions], Engine]
     graphs: Mapping[str, str]
-    open_step: Callable[[bytes, GraphEntry, str, EngineOptions], StepEngine]
+    open_step: Callable[[bytes, GraphEntry, str, EngineOptions], StepEngine] | None = None
     any_size: bool = True
     step_pays: bool = False
 
@@ -341,10 +341,17 @@ def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEng
     BundleError
         The bundle has none.
     EngineError, MissingDependencyError
-        As for `open_engine`.
+        The engine has none, or as for `open_engine`.
     """
+    opens = _FAMILIES[choice.kind].open_step
+    if opens is None:
+        have = [kind for kind, family in _FAMILIES.items() if family.open_step]
+        raise EngineError(
+            f"Engine '{choice.kind}' has no fused step; expected one of {', '.join(have)}. Choose "
+            "one of them, or leave out --fused-step."
+        )
     graph, entry = step_graph(bundle, choice.graph)
-    return _FAMILIES[choice.kind].open_step(graph, entry, choice.precision, options)
+    return opens(graph, entry, choice.precision, options)
 
 
 def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
