@@ -23,7 +23,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.fused import integrate_on_engine
-from wdm_runtime.latency import machine
+from wdm_runtime.process import machine
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler, integrate
 
 Array = npt.NDArray[np.float32]
