@@ -17,6 +17,7 @@ from wdm_export.card import model_card
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import NetworkConfig
 from wdm_export.golden import golden_file
+from wdm_export.step_graph import compare_step, step_tail
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.bundle import (
     GOLDEN_NAME,
@@ -30,6 +31,7 @@ from wdm_runtime.bundle import (
     sha256,
 )
 from wdm_runtime.engines import open_engine
+from wdm_runtime.engines.step import ROLE
 from wdm_runtime.errors import OutputError, ParityError
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.wavelets import WaveletSpec
@@ -145,6 +147,8 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     for precision in ("fp32", "fp16"):
         notify(f"Exporting the score network in {precision}")
         add(f"score_{precision}", graphs.score_graph(network, tile_px, precision == "fp16"))
+    tail, entries[ROLE] = step_tail(entries["score_fp32"])
+    (folder / entries[ROLE].file).write_bytes(tail)
     add("dwt", graphs.dwt_graph(spec))
     add("idwt", graphs.idwt_graph(spec))
     pixel = latency_network(released.model.network)
@@ -227,6 +231,8 @@ def check_bundle(
     spec, size = manifest.wavelet, manifest.tile_px // manifest.wavelet.stride
     subbands = {"score": (spec.subbands, size), "pixel": (1, manifest.tile_px)}
     for role, entry in manifest.graphs.items():
+        if role == ROLE:  # no graph by itself: compared below
+            continue
         notify(f"Checking {entry.file}")
         expected = entry.inputs
         if role.partition("_")[0] in subbands:
@@ -280,4 +286,7 @@ def _compare_scores(bundle: Bundle, notify: Notify) -> list[parity.Comparison]:
     if "score_fp16" in bundle.manifest.graphs:
         notify("Comparing score_fp16 with score_fp32")
         comparisons.append(parity.compare_precisions(bundle))
+    if ROLE in bundle.manifest.graphs:
+        notify("Comparing the fused step with NumPy's")
+        comparisons.append(compare_step(bundle))
     return comparisons

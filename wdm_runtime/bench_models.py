@@ -135,8 +135,8 @@ def one_tile(
     source = NoiseSource if manifest.wavelet.levels else _PixelNoise
     given = condition(frame, manifest, dwt)
     draw = Draw(frame, given, 0, 0, source(0, _VALID_TIME, 0))
-    times = manifest.schedule.times(steps)
-    sampling = Sampling(manifest, score, idwt, 1, sampler, times, (0, 0), DEFAULT_CONSISTENCY, None)
+    factors = sampler(manifest.schedule.times(steps), manifest.schedule)
+    sampling = Sampling(manifest, score, idwt, 1, None, factors, (0, 0), DEFAULT_CONSISTENCY, None)
     ((_, rate, _),) = sampling.run([draw])
     return rate
 

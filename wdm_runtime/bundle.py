@@ -26,8 +26,9 @@ SCHEMA_VERSION = 2  # 2: `domain`
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.selftest`
 DEFAULT_BUNDLE = "wdm2-mrms"
-# What each graph is for. The pixel graphs serve the latency comparison only.
-GRAPH_ROLES = ("score_fp32", "score_fp16", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
+# What each graph is for. The pixel graphs serve the latency comparison only; `step` is the
+# sampler's update, which is no graph by itself but continues a score graph: `engines.step`.
+GRAPH_ROLES = ("score_fp32", "score_fp16", "step", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
 REQUIRED_ROLES = ("score_fp32", "dwt", "idwt")
 _OPTIONAL = {"optional": True}  # of a key: bundles without it are older, not damaged
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

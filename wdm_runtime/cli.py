@@ -15,6 +15,7 @@ from wdm_runtime.cli_options import (
     BatchOption,
     BuildOption,
     BundleOption,
+    FusedOption,
     QuietOption,
     ThreadsOption,
     engine_options,
@@ -106,6 +107,7 @@ def infer(
     batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
+    fused_step: FusedOption = None,
     report: Annotated[Path | None, typer.Option(help="Write the latency report as JSON")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output")] = False,
     no_pixel_probe: Annotated[
@@ -139,7 +141,7 @@ def infer(
     check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
-    options = engine_options(batch, threads, build, quiet)
+    options = engine_options(batch, threads, build, quiet, fused_step)
     with Downscaler.open(bundle, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
@@ -184,7 +186,7 @@ def replay(
     console.out.quiet = quiet
     record = open_record(output, input)
     engine, precision = engine or record.text("engine"), record.text("precision")
-    options = engine_options(batch, threads, build, quiet)
+    options = engine_options(batch, threads, build, quiet, record.fused_step)
     with (
         Downscaler.open(bundle, engine, precision, options) as downscaler,
         _Progress(downscaler, quiet) as progress,

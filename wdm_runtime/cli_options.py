@@ -22,6 +22,14 @@ BuildOption = Annotated[
     bool,
     typer.Option("--build/--no-build", help="Build a TensorRT plan that is not there yet"),
 ]
+FusedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--fused-step/--numpy-step",
+        help="Who does the sampler's update where one tile covers a frame's rain: the engine "
+        "(default on GPUs) or NumPy",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
 
 
@@ -30,6 +38,7 @@ def engine_options(
     threads: int | None = None,
     build: bool = True,
     quiet: bool = False,
+    fused_step: bool | None = None,
 ) -> EngineOptions:
     """How engines are opened from the command line: notes and progress on the error stream."""
     return EngineOptions(
@@ -37,6 +46,7 @@ def engine_options(
         batch=None if batch is None or batch == AUTO else _number(batch),
         measure_batch=batch == AUTO,
         build=build,
+        fused_step=fused_step,
         progress=panels.build_line(quiet),
         note=panels.note,
     )

@@ -21,11 +21,22 @@ from wdm_runtime.batching import batch_key, fastest_batch
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
-from wdm_runtime.engines import AUTO, Choice, Engine, open_engine, open_transforms, select
+from wdm_runtime.engines import (
+    AUTO,
+    Choice,
+    Engine,
+    open_engine,
+    open_step,
+    open_transforms,
+    select,
+    step_pays,
+)
 from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.step import ROLE
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.fused import FusedStep
 from wdm_runtime.noise import noise_of
 from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
@@ -67,12 +78,14 @@ class Downscaler:
         transforms: tuple[Engine, Engine],
         choice: Choice,
         batch: int,
+        fused: FusedStep | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.engine = score
         self.choice = choice
         self.batch = batch
+        self.fused = fused
         self._dwt, self._idwt = transforms
 
     @classmethod
@@ -112,7 +125,8 @@ class Downscaler:
             )
             choice = replace(choice, why=f"{choice.why} {found}")
         transforms = open_transforms(bundle, choice.kind, options)
-        return cls(bundle, score, transforms, choice, batch)
+        fused = _fused(bundle, choice, replace(options, batch=batch))
+        return cls(bundle, score, transforms, choice, batch, fused)
 
     def __enter__(self) -> Downscaler:
         return self
@@ -129,6 +143,8 @@ class Downscaler:
         """Free the engines."""
         for engine in (self.engine, self._dwt, self._idwt):
             engine.close()
+        if self.fused:
+            self.fused.close()
 
     @property
     def factor(self) -> int:
@@ -227,13 +243,14 @@ class Downscaler:
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         check_mode(consistency)
+        times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
         sampling = Sampling(
             self.manifest,
             self.engine,
             self._idwt,
             self.batch,
-            get_sampler(sampler or DEFAULT_SAMPLER),
-            self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps),
+            self.fused,
+            get_sampler(sampler or DEFAULT_SAMPLER)(times, self.manifest.schedule),
             self._noise_origin(field),
             consistency,
             on_step,
@@ -334,6 +351,17 @@ def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedE
 
     full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
     return WatchedEngine(opened(choice.graph, choice.precision), full, options.note)
+
+
+def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:
+    """The sampler's update on the engine, where asked for or faster; bundles may be without."""
+    asked = options.fused_step
+    if not (asked or (asked is None and step_pays(choice.kind) and ROLE in bundle.manifest.graphs)):
+        return None
+    fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
+    if asked:
+        fused.available()  # what was asked for and cannot be had is an error at once
+    return fused
 
 
 def _flip(field: PrecipField) -> slice:

@@ -40,6 +40,11 @@ class Outcome:
     fp32_reruns: int
     area_km2: float
 
+    @property
+    def fused_steps(self) -> int:
+        """Steps in which the engine did the sampler's update."""
+        return sum(step.fused for step in self.steps)
+
 
 @dataclass
 class _Watch:
@@ -170,9 +175,10 @@ def run(
             watch.balances.append(sample.balance)
             _keep(sample, writer, store, statistics, settings)
         reruns = downscaler.engine.fp32_reruns - reruns_before
-        writer.set_attributes(outcome_attributes(watch.balances, reruns))
-    sampler = settings.sampler or DEFAULT_SAMPLER
-    return Outcome(plan, sampler, tuple(watch.steps), reruns, coarse.grid.area_km2())
+        sampler = settings.sampler or DEFAULT_SAMPLER
+        outcome = Outcome(plan, sampler, tuple(watch.steps), reruns, coarse.grid.area_km2())
+        writer.set_attributes(outcome_attributes(watch.balances, reruns, outcome.fused_steps))
+    return outcome
 
 
 def _keep(
@@ -207,7 +213,9 @@ def _budget(max_bytes: int | None) -> int:
     return max_bytes - held
 
 
-def outcome_attributes(balances: list[Balance], fp32_reruns: int) -> dict[str, Any]:
+def outcome_attributes(
+    balances: list[Balance], fp32_reruns: int, fused_steps: int
+) -> dict[str, Any]:
     """Means over members and times; the residual is the one before the consistency step."""
 
     def mean(name: str) -> float:
@@ -223,6 +231,7 @@ def outcome_attributes(balances: list[Balance], fp32_reruns: int) -> dict[str, A
         "wdm_wet_fraction_before": mean("wet_fraction_before"),
         "wdm_wet_fraction_after": mean("wet_fraction_after"),
         "wdm_fp32_reruns": fp32_reruns,
+        "wdm_fused_steps": fused_steps,
     }
 
 

@@ -154,6 +154,8 @@ def latency_panel(report: Report, target: Path) -> Panel:
         )
     if report.outside_engine_fraction is not None:
         rows.add_row("outside engine", f"{report.outside_engine_fraction:.1%} of the loop")
+    if report.fused_steps:
+        rows.add_row("fused", f"{_count(report.fused_steps, 'sampler step')} wholly on the engine")
     if report.fp32_reruns:
         rows.add_row("again in fp32", f"{report.fp32_reruns} x a batch that was not finite")
     if report.pixel_step_latency_ms:

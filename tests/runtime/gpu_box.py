@@ -14,7 +14,9 @@ from wdm_runtime.engines import tensorrt as engine_module
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.probe import Gpu
+from wdm_runtime.engines.step import step_graph
 from wdm_runtime.engines.tensorrt import TensorRtEngine
+from wdm_runtime.engines.tensorrt_step import TensorRtStep
 
 # What the libraries of the real wheel list under NEEDED, and the extras of its metadata.
 WHEEL = json.loads((Path(__file__).parent / "onnxruntime_gpu.json").read_text())
@@ -41,6 +43,11 @@ class Box:
         options = EngineOptions(note=self.notes.append, **options)
         entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
         return TensorRtEngine(graph, entry, role[-4:], self.kind, self.cache, options)
+
+    def open_step(self, precision="fp32", **options):
+        options = EngineOptions(note=self.notes.append, **options)
+        graph, entry = step_graph(self.bundle, precision)
+        return TensorRtStep(graph, entry, precision, self.kind, self.cache, options)
 
     def reference(self, feeds, role="score_fp32"):
         entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)

@@ -36,6 +36,9 @@ class EngineOptions:
         Whether to build a TensorRT plan that is not in the cache, which takes seconds to minutes.
     cuda_graph
         Whether to replay a CUDA graph instead of launching kernel by kernel.
+    fused_step
+        Whether the engine does the sampler's update too, where one tile covers a frame's rain;
+        None leaves it to engines on which that is faster than the loop in NumPy.
     progress
         Called while a plan is built with phase, steps done and steps in all.
     note
@@ -47,6 +50,7 @@ class EngineOptions:
     measure_batch: bool = False
     build: bool = True
     cuda_graph: bool = True
+    fused_step: bool | None = None
     progress: Progress | None = None
     note: Callable[[str], None] = warnings.warn
 

@@ -117,19 +117,24 @@ class OrtCpuEngine:
             (entry.outputs, self._session.get_outputs()),
         ):
             check_tensors(entry.file, [(s.name, s.dtype, s.shape) for s in specs], found)
-        self._output = [entry.outputs[0].name]
+        self._outputs = [spec.name for spec in entry.outputs]
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """The graph's output for the inputs by name."""
+        """The graph's first output for the inputs by name."""
+        return self.run_all(feeds)[0]
+
+    def run_all(
+        self, feeds: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float32], ...]:
+        """All outputs of the graph."""
         try:
-            result: npt.NDArray[np.float32] = self._session.run(self._output, dict(feeds))[0]
+            return tuple(self._session.run(self._outputs, dict(feeds)))
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EngineError(
                 f"{self.version} failed on inputs {shapes} ({error}). "
                 "Lower --batch, or report this with the output of 'wdm-run info'."
             ) from error
-        return result
 
     def close(self) -> None:
         """Free the session."""
