@@ -6,7 +6,6 @@ JetPack 6's TensorRT 10.3 parses no later one; inputs and outputs are fp32 throu
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -16,8 +15,8 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
+from wdm_export.compiler_form import CpuForm, GpuForm
 from wdm_export.unet import UNet
 from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
 from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
@@ -26,23 +25,6 @@ OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
 ROLE_PROPERTY = "wdm_role"
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
-
-
-class Fp16Body(nn.Module):
-    """The network in fp16 between fp32 inputs and outputs, its time embedding in fp32.
-
-    Group norm and softmax stay fp16 nodes: kernels accumulate their statistics in fp32, and casts
-    around them would break the fusion of norm and SiLU.
-    """
-
-    def __init__(self, network: UNet) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).half()
-        # Not .float(): the frequencies are no fp16 numbers, and 1000 t multiplies their error.
-        self.network.time = copy.deepcopy(network.time)
-
-    def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
-        return self.network(x.half(), condition.half(), t).float()
 
 
 def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
@@ -66,7 +48,7 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
     # takes one tensor handed in twice for one input.
     x, condition = torch.zeros(2, 2, spec.subbands, size, size)
     batch = torch.export.Dim("batch")
-    module = Fp16Body(network) if fp16 else network
+    module = GpuForm(network) if fp16 else CpuForm(network)
     buffer = io.BytesIO()
     # The exporter reports progress on stdout and through loggers; neither is our user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
