@@ -13,8 +13,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript.optimizer import optimize_ir
 
 from wdm_export.compiler_form import CpuForm, GpuForm
 from wdm_export.unet import UNet
@@ -24,6 +26,7 @@ from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
 OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
 ROLE_PROPERTY = "wdm_role"
+_WEIGHT_OPS = {"Cast", "MatMul"}
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
 
 
@@ -63,14 +66,23 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
             dynamic_shapes=({0: batch}, {0: batch}, None),
             dynamo=True,
             external_data=False,
+            optimize=False,
             verbose=False,
         )
+        # Engines fold these when they load a graph: here the sums of weights would be stored in
+        # fp32 in their place, which takes more than twice the room.
+        optimize_ir(program.model, should_fold=_may_fold)
     program.save(buffer)
     model = onnx.load_from_string(buffer.getvalue())
     _strip(model)
     if not fp16:
         _store_weights_in_fp16(model)
     return model
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Not what works on weights; of all else the optimizer decides."""
+    return False if node.op_type in _WEIGHT_OPS else None
 
 
 def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
