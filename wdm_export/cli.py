@@ -16,6 +16,7 @@ from wdm_export.cli_options import given as _given
 from wdm_export.cli_options import progress_display as _progress
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
+from wdm_runtime.io.atomic import exit_on_sigterm
 from wdm_runtime.wavelets import WaveletSpec
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -47,7 +48,8 @@ DEFAULT_BUILD_MINUTES = 90.0
 
 def main() -> None:
     """Entry point."""
-    console.run(app)
+    with exit_on_sigterm():
+        console.run(app)
 
 
 @app.callback()
@@ -272,6 +274,18 @@ def check(
     comparisons = package.check_bundle(Bundle.open(bundle), Checkpoint.load(weights))
     console.out.print(_comparison_table(comparisons))
     parity.require_all(comparisons)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A bundle")],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key in PEM")],
+) -> None:
+    """Sign a bundle, after checking all its files; a bundle that changes needs a new signature."""
+    from wdm_export.package import sign_bundle
+    from wdm_runtime.bundle import Bundle
+
+    console.out.print(f"Wrote {sign_bundle(Bundle.own(bundle), key)}")
 
 
 @app.command()
