@@ -129,13 +129,16 @@ def label(model: onnx.ModelProto, role: str) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop the exporter's source traces: they hold paths of the machine and double the file."""
+    """Drop the exporter's source traces: they hold paths of the machine and double the file.
+
+    Nodes lose their names, which are those of their outputs again.
+    """
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
     for node in model.graph.node:
         del node.metadata_props[:]
-        node.doc_string = ""
+        node.name = node.doc_string = ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
