@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import tracemalloc
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -111,3 +114,45 @@ def test_a_golden_file_of_another_network_is_refused(tiny_copy, change):
 def test_a_damaged_golden_file_is_refused(tiny_copy, damage):
     with pytest.raises(BundleError, match="is no golden file"):
         selftest.read_golden(rewrite_golden(tiny_copy, damage))
+
+
+def test_a_golden_file_of_pickles_is_refused_unread(tiny_copy):
+    """An array of objects is a pickle, and a pickle is a program."""
+    golden = selftest.read_golden(Bundle.open(tiny_copy))
+    buffer = io.BytesIO()
+    objects = np.array([Touch(tiny_copy / "ran")], dtype=object)
+    np.savez(buffer, x=objects, condition=golden.condition, t=golden.t, v=golden.v)
+    with pytest.raises(BundleError, match="is no golden file"):
+        selftest.read_golden(rewrite_golden(tiny_copy, buffer.getvalue()))
+    assert not (tiny_copy / "ran").exists()
+    with np.load(io.BytesIO(buffer.getvalue()), allow_pickle=True) as file:
+        file["x"]  # what a reader that allows pickles does
+    assert (tiny_copy / "ran").exists()
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (str(self.path),)
+
+
+@pytest.mark.parametrize(("claimed", "held"), [(10**7, 10**7), (10**15, 10**7), (10**15, 9)])
+def test_a_golden_file_that_unpacks_to_more_is_refused(tiny_copy, claimed, held):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (claimed,)}
+        )
+        archive.writestr("x.npy", header.getvalue() + bytes(4 * held))
+    bundle = rewrite_golden(tiny_copy, buffer.getvalue())
+    tracemalloc.start()
+    with pytest.raises(BundleError, match="is no golden file"):
+        selftest.read_golden(bundle)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6  # of 40 MB
