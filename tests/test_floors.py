@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; a module may import from every floor below its own.
 RUNTIME_FLOORS = [
     {"errors", "protobuf_wire", "plain_file"},
-    {"onnx_gate"}
+    {"onnx_gate", "signing"}
     | {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "cache", "elf", "engines.options", "precision"}
     | {"bench_meters", "bench_report"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -32,8 +30,9 @@ from wdm_runtime.bundle import (
 )
 from wdm_runtime.engines import open_engine
 from wdm_runtime.engines.step import ROLE
-from wdm_runtime.errors import OutputError, ParityError
-from wdm_runtime.io.atomic import write_text
+from wdm_runtime.errors import BundleError, OutputError, ParityError
+from wdm_runtime.io.atomic import Workspace, publish, whole_file, write_text
+from wdm_runtime.signing import SIGNATURE_NAME, sign
 from wdm_runtime.wavelets import WaveletSpec
 
 LICENCE = "Apache-2.0"
@@ -97,21 +96,23 @@ def export_bundle(
     target = Path(target).absolute()
     check_target(target, overwrite)
     checkpoint.model.network.check_edge(tile_px, "--tile")
-    released = checkpoint.released()
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    released, workspace = checkpoint.released(), Workspace(target)
     try:
-        folder.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workspace.open()
+        folder = workspace.temporary
+        folder.mkdir()
         _write(folder, released, name or target.name, tile_px, notify)
-        bundle = Bundle.open(folder)
+        bundle = Bundle.own(folder)
         comparisons = check_bundle(bundle, released, notify)
         parity.require_all(comparisons)
-        _put_in_place(folder, target)
+        publish(folder, target, overwrite)
     except OSError as error:
         raise OutputError(
             f"{target}: cannot be written ({error}). Choose another folder with -o."
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        workspace.close()
     return replace(bundle, path=target), comparisons
 
 
@@ -122,15 +123,6 @@ def check_target(target: Path, overwrite: bool) -> None:
             f"{target}: already exists; expected a new folder, or a bundle and --overwrite. "
             "Choose another with -o."
         )
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Rename the finished folder; a folder that is replaced stays whole until the very end."""
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(folder, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: Notify) -> None:
@@ -203,12 +195,37 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     card = model_card(manifest)
     others = tuple(entry for entry in manifest.files if entry.file != CARD_NAME)
     if (folder / MANIFEST_NAME).exists():
-        there = Bundle.open(folder).manifest
+        there = Bundle.own(folder).manifest
         kept = tuple(entry for entry in there.files if entry.file != CARD_NAME)
         write_text(folder / MANIFEST_NAME, replace(there, files=kept).to_json())
     write_text(folder / CARD_NAME, card)
     manifest = replace(manifest, files=(_entry(CARD_NAME, card.encode()), *others))
     write_text(folder / MANIFEST_NAME, manifest.to_json())
+
+
+def sign_bundle(bundle: Bundle, key: Path) -> Path:
+    """Check every file of a bundle, then write the signature beside its manifest.
+
+    Raises
+    ------
+    BundleError
+        A file is missing or altered.
+    InputError
+        ``key`` is no private key that signs.
+    OutputError
+        The signature cannot be written.
+    """
+    bundle.verify()
+    raw = (bundle.path / MANIFEST_NAME).read_bytes()
+    if sha256(raw) != bundle.sha256:
+        raise BundleError(
+            f"{bundle.path}: its manifest changed since it was checked; expected it to stay. Sign "
+            "it when nobody writes to it."
+        )
+    text, target = sign(raw, key), bundle.path / SIGNATURE_NAME
+    with whole_file(target) as temporary:
+        temporary.write_bytes(text)
+    return target
 
 
 def check_bundle(

@@ -23,12 +23,12 @@ from wdm_runtime.errors import BundleError, InputError, WdmError
 from wdm_runtime.onnx_gate import check_graph
 from wdm_runtime.plain_file import parse_json, read_plain
 from wdm_runtime.precision import PrecisionCheck
+from wdm_runtime.signing import SIGNATURE_NAME, check_signature, required_key
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
 SCHEMA_VERSION = 2  # 2: `domain`
 MANIFEST_NAME = "manifest.json"
-SIGNATURE_NAME = "manifest.sig"  # see `wdm_runtime.signing`
 GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.selftest`
 DEFAULT_BUNDLE = "wdm2-mrms"
 # What each graph is for. The pixel graphs serve the latency comparison only; `step` is the
@@ -241,14 +241,40 @@ class Bundle:
     sha256: str
 
     @classmethod
-    def open(cls, path: str | Path | None = None) -> Bundle:
+    def open(cls, path: str | Path | None = None, key: Path | None = None) -> Bundle:
         """Open a bundle, by default the one that comes with the package.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        key
+            The public key it has to be signed for; by default that of the environment variable
+            ``WDM_REQUIRE_SIGNATURE``, and where that is not set none.
 
         Raises
         ------
         BundleError
-            No manifest there, or it is malformed, incomplete, inconsistent or too new.
+            No manifest there, or it is malformed, incomplete, inconsistent or too new, or not
+            signed as it has to be.
+        InputError, MissingDependencyError
+            The key cannot be used.
         """
+        return cls._open(path, key or required_key())
+
+    @classmethod
+    def own(cls, path: Path) -> Bundle:
+        """Open a bundle that this process has just made, and nobody can have signed yet.
+
+        Raises
+        ------
+        BundleError
+            As for `open`.
+        """
+        return cls._open(path, None)
+
+    @classmethod
+    def _open(cls, path: str | Path | None, key: Path | None) -> Bundle:
         path = default_bundle() if path is None else Path(path)
         manifest_path = path / MANIFEST_NAME
         try:
@@ -258,6 +284,8 @@ class Bundle:
                 f"{path}: has no readable {MANIFEST_NAME} ({_reason(error)}); expected a bundle "
                 "folder. Check --bundle or build one with 'wdm-export build'."
             ) from error
+        if key is not None:
+            check_signature(raw, path, key)
         try:
             if len(raw) > MAX_MANIFEST_BYTES:
                 raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
