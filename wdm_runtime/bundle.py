@@ -34,6 +34,7 @@ DEFAULT_BUNDLE = "wdm2-mrms"
 # What each graph is for. The pixel graphs serve the latency comparison only; `step` is the
 # sampler's update, which is no graph by itself but continues a score graph: `engines.step`.
 GRAPH_ROLES = ("score_fp32", "score_fp16", "step", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
+_TAIL_ROLE = "step"
 REQUIRED_ROLES = ("score_fp32", "dwt", "idwt")
 _OPTIONAL = {"optional": True}  # of a key: bundles without it are older, not damaged
 MAX_MANIFEST_BYTES = 4 << 20
@@ -323,7 +324,7 @@ class Bundle:
             )
         entry = self.manifest.graphs[role]
         data = self._read(entry)
-        check_graph(data, str(self.path / entry.file))
+        check_graph(data, str(self.path / entry.file), tail=role == _TAIL_ROLE)
         return data
 
     def file(self, name: str) -> bytes:

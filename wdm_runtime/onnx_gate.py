@@ -56,7 +56,7 @@ _MODEL = table(
     domain=(4, BYTES),
     model_version=(5, VARINT),
     doc_string=(6, BYTES),
-    graph=(7, BYTES),
+    graph=(7, BYTES, 2),  # a score graph, and the step that continues it: see `engines.step`
     opset_import=(8, BYTES, 4),
     metadata_props=(14, BYTES, _MAX_PER_NODE),
 )
@@ -110,7 +110,7 @@ _DIM = table(dim_value=(1, VARINT), dim_param=(2, BYTES))
 _PROPERTY = table(key=(1, BYTES), value=(2, BYTES))
 
 
-def check_graph(data: bytes, name: str) -> None:
+def check_graph(data: bytes, name: str, tail: bool = False) -> None:
     """Refuse bytes that are not one self-contained graph of plain arithmetic.
 
     Parameters
@@ -119,6 +119,9 @@ def check_graph(data: bytes, name: str) -> None:
         A serialised ``ModelProto``.
     name
         What the message calls it.
+    tail
+        Whether it is a graph alone, which continues another. Parsers join the lists of both, so
+        that what each part may not have neither has the whole.
 
     Raises
     ------
@@ -126,7 +129,7 @@ def check_graph(data: bytes, name: str) -> None:
         Not that, or larger in number, rank or size than any graph of ours.
     """
     try:
-        _check_model(memoryview(data))
+        _check_model(memoryview(data), tail)
     except Refused as error:
         raise BundleError(
             f"{name}: is no graph that this version runs ({error}); expected one self-contained "
@@ -134,8 +137,16 @@ def check_graph(data: bytes, name: str) -> None:
         ) from error
 
 
-def _check_model(data: memoryview) -> None:
+def _check_model(data: memoryview, tail: bool) -> None:
     model = read_message(data, _MODEL, "model")
+    for part in model["graph"]:
+        _check_graph(read_message(part, _GRAPH, "graph"))
+    if tail:
+        others = [name for name, values in model.items() if values and name != "graph"]
+        if others or len(model["graph"]) != 1:
+            raise Refused(f"continues a graph, and has {others or 'none'}")
+        return
+    _one(model, "graph", "model")
     _one(model, "ir_version", "model")  # engines say which they read
     opsets = [read_message(entry, _OPSET_ID, "opset") for entry in model["opset_import"]]
     found = [(_text(o, "domain", "opset"), _one(o, "version", "opset")) for o in opsets]
@@ -144,7 +155,6 @@ def _check_model(data: memoryview) -> None:
     _texts(model, ("producer_name", "producer_version", "domain", "doc_string"), "model")
     for entry in model["metadata_props"]:
         _texts(read_message(entry, _PROPERTY, "property"), ("key", "value"), "property")
-    _check_graph(read_message(_one(model, "graph", "model"), _GRAPH, "graph"))
 
 
 def _check_graph(graph: Message) -> None:

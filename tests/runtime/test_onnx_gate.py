@@ -21,7 +21,7 @@ SCORE = (MODELS / "tiny" / "score_fp32.onnx").read_bytes()
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_our_graphs_pass(path):
-    check_graph(path.read_bytes(), path.name)
+    check_graph(path.read_bytes(), path.name, tail=path.stem == "step")
 
 
 @pytest.fixture
@@ -213,10 +213,27 @@ def test_values_in_any_of_the_forms_onnx_writes(onnx, kind, values, raw):
         check_graph(model.SerializeToString(), "dwt.onnx")
 
 
-def test_two_graphs_in_one_file_are_refused():
-    """A parser would join them into one that nobody looked at."""
-    with pytest.raises(BundleError, match="more than 1 of 'graph'"):
-        check_graph(DWT + b"\x3a\x00", "dwt.onnx")
+@pytest.mark.torch
+def test_what_parsers_would_join_is_looked_at_as_well(onnx):
+    """By protobuf's definition one message after another is one, with the lists of both."""
+    body = onnx.load_from_string(DWT).graph
+    tail = onnx.ModelProto(graph=body).SerializeToString()
+    check_graph(tail, "step.onnx", tail=True)
+    check_graph(DWT + tail, "dwt.onnx with step.onnx")
+    body.node[0].op_type = "Loop"
+    worse = onnx.ModelProto(graph=body).SerializeToString()
+    for data, is_tail in ((worse, True), (DWT + worse, False)):
+        with pytest.raises(BundleError, match="':Loop'"):
+            check_graph(data, "step.onnx", is_tail)
+    for data, is_tail, message in (
+        (tail, False, "no 'ir_version'"),
+        (DWT, True, "continues a graph, and has"),
+        (b"", True, "continues a graph, and has none"),
+        (DWT + DWT, False, "more than 1 of 'ir_version'"),
+        (DWT + tail + tail, False, "more than 2 of 'graph'"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            check_graph(data, "step.onnx", is_tail)
 
 
 @pytest.mark.parametrize(
