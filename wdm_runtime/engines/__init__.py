@@ -356,6 +356,7 @@ def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEng
             "one of them, or leave out --fused-step."
         )
     graph, entry = step_graph(bundle, choice.graph)
+    check_graph(graph, entry.file)
     return opens(graph, entry, choice.precision, options)
 
 
