@@ -14,6 +14,7 @@ from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.io import read_field
+from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import Writer, open_writer
 from wdm_runtime.plan import Plan, available_bytes, resident_bytes
@@ -49,15 +50,21 @@ class _Watch:
     balances: list[Balance] = field(default_factory=list)
 
 
-def load(input: Path, settings: Settings) -> PrecipField:
+def load(input: Path, settings: Settings, reader: ReaderProcess | None = None) -> PrecipField:
     """Read a file and select from it, as the settings say.
+
+    Parameters
+    ----------
+    reader
+        Stays open as long as the field is used; None takes the one all calls share.
 
     Raises
     ------
     InputError, MissingDependencyError
     """
     hours = parse_period(settings.accumulation) if settings.accumulation else None
-    found = read_field(input, settings.variable, hours)
+    read = reader.read_field if reader else read_field
+    found = read(input, settings.variable, hours)
     if settings.time is not None:
         found = select_times(found, settings.time)
     if settings.bbox is not None:
