@@ -11,7 +11,7 @@ RUNTIME_FLOORS = [
     {"errors", "io.limits", "io.wire"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "cache", "elf", "engines.options"}
-    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.units"},
+    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters", "io.units"},
     {"bundle", "samplers", "field", "consistency"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
