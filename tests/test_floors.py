@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"errors", "io.limits", "io.wire"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
-    | {"statistics", "plan", "settings", "cache", "elf", "engines.options"}
+    | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters", "io.units"},
     {"bundle", "samplers", "field", "consistency"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
@@ -25,7 +25,7 @@ RUNTIME_FLOORS = [
     | {"io.cf", "io.coordinates", "io.field_wire", "io.foreign", "io.grib_packing"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines"},
-    {"conditioning", "stepping", "engines.watched", "io.precipitation"},
+    {"conditioning", "golden", "stepping", "engines.watched", "io.precipitation"},
     {"doctor", "sampling", "io.netcdf", "io.xarray_reader"},
     {
         "downscale",

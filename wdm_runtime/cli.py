@@ -28,6 +28,7 @@ from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from wdm_runtime.settings import Settings
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.suspect import DEFAULT_POLICY, POLICIES
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(cli_engines.build_engine)
@@ -102,6 +103,10 @@ def infer(
     ] = "none",
     quantiles: Annotated[str | None, typer.Option(help="For --stats: 0.1,0.5,0.9")] = None,
     thresholds: Annotated[str | None, typer.Option(help="For --stats, mm/h: 1,5,20")] = None,
+    on_suspect: Annotated[
+        str | None,
+        typer.Option(help=f"Members that cannot be true: {' | '.join(POLICIES)}; {DEFAULT_POLICY}"),
+    ] = None,
     max_memory: MemoryOption = None,
     read_timeout: Annotated[
         float, typer.Option(help="Seconds that reading the input may make no progress")
@@ -138,6 +143,7 @@ def infer(
             stats=stats,
             quantiles=quantiles,
             thresholds=thresholds,
+            on_suspect=on_suspect,
         )
     )
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"

@@ -24,6 +24,7 @@ from wdm_runtime.select import check_spacing, outside_training, select_box, sele
 from wdm_runtime.settings import Settings
 from wdm_runtime.statistics import MemberStore, StatisticsSpec
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.suspect import DEFAULT_POLICY
 from wdm_runtime.version import version
 
 STATS = ("none", "also", "only")
@@ -31,14 +32,28 @@ _HASH_BYTES = 1 << 20
 _USABLE = 0.9  # of the memory that is free: the system and the file cache want some
 
 
+@dataclass
+class Suspects:
+    """How many members cannot be true, and how many were drawn again because of it."""
+
+    members: int = 0
+    redrawn: int = 0
+
+    def count(self, sample: Sample) -> None:
+        """Take one more member in."""
+        self.members += sample.fault is not None
+        self.redrawn += sample.redrawn
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did; ``fp32_reruns`` as in `wdm_runtime.latency.Report`."""
+    """What a run did; the counts as in `wdm_runtime.latency.Report`."""
 
     plan: Plan
     sampler: str
     steps: tuple[StepTime, ...]
     fp32_reruns: int
+    suspects: Suspects
     area_km2: float
 
 
@@ -48,6 +63,7 @@ class _Watch:
 
     steps: list[StepTime] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
+    suspects: Suspects = field(default_factory=Suspects)
 
 
 def load(input: Path, settings: Settings, reader: ReaderProcess | None = None) -> PrecipField:
@@ -83,6 +99,7 @@ def settled(settings: Settings) -> Settings:
         steps=DEFAULT_STEPS if settings.steps is None else settings.steps,
         sampler=settings.sampler or DEFAULT_SAMPLER,
         consistency=settings.consistency or DEFAULT_CONSISTENCY,
+        on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
 
 
@@ -148,6 +165,7 @@ def run(
         settings.noise_decorrelation_min,
         budget,
         note,
+        on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
     statistics = None
     if settings.stats != "none":
@@ -175,11 +193,14 @@ def run(
             )
         for sample in samples:
             watch.balances.append(sample.balance)
+            watch.suspects.count(sample)
             _keep(sample, writer, store, statistics, settings)
         reruns = downscaler.engine.fp32_reruns - reruns_before
-        writer.set_attributes(outcome_attributes(watch.balances, reruns))
+        writer.set_attributes(outcome_attributes(watch.balances, reruns, watch.suspects))
     sampler = settings.sampler or DEFAULT_SAMPLER
-    return Outcome(plan, sampler, tuple(watch.steps), reruns, coarse.grid.area_km2())
+    return Outcome(
+        plan, sampler, tuple(watch.steps), reruns, watch.suspects, coarse.grid.area_km2()
+    )
 
 
 def _keep(
@@ -214,7 +235,9 @@ def _budget(max_bytes: int | None) -> int:
     return max_bytes - held
 
 
-def outcome_attributes(balances: list[Balance], fp32_reruns: int) -> dict[str, Any]:
+def outcome_attributes(
+    balances: list[Balance], fp32_reruns: int, suspects: Suspects
+) -> dict[str, Any]:
     """Means over members and times; the residual is the one before the consistency step."""
 
     def mean(name: str) -> float:
@@ -230,6 +253,8 @@ def outcome_attributes(balances: list[Balance], fp32_reruns: int) -> dict[str, A
         "wdm_wet_fraction_before": mean("wet_fraction_before"),
         "wdm_wet_fraction_after": mean("wet_fraction_after"),
         "wdm_fp32_reruns": fp32_reruns,
+        "wdm_suspect_members": suspects.members,
+        "wdm_fp32_redrawn_members": suspects.redrawn,
     }
 
 

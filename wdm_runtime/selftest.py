@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GOLDEN_NAME, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.doctor import Diagnosis, diagnose
 from wdm_runtime.engines import AUTO, Engine, open_engine, select, survey
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.errors import BundleError, WdmError
+from wdm_runtime.errors import WdmError
+from wdm_runtime.golden import TOLERANCES, Golden, read_golden
 
 Array = npt.NDArray[np.float32]
-# Largest difference over the golden output's largest value. The shipped network gave 5e-6, 7e-4 and
-# 2e-2 on CPUs, an untrained one 5e-2 in bf16; GPUs sum in another order and, in fp16, round between
-# other kernels.
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
 _CALLS = 10
 _BATCH = 3
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Inputs of the score graph and what the trained network gives for them, in fp32.
-
-    x, condition (1, c, h, w); t (k); v (k, c, h, w), one for each time.
-    """
-
-    x: Array
-    condition: Array
-    t: Array
-    v: Array
 
 
 @dataclass(frozen=True)
@@ -88,33 +70,6 @@ class SelfTest:
     def to_json(self) -> str:
         """The report to attach to a bug."""
         return json.dumps({**asdict(self), "passed": self.passed}, indent=1) + "\n"
-
-
-def read_golden(bundle: Bundle) -> Golden:
-    """The bundle's golden file.
-
-    Raises
-    ------
-    BundleError
-        It has none, or one that is damaged or of another network.
-    """
-    data = bundle.file(GOLDEN_NAME)
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            x, condition, t, v = (file[name].astype(np.float32) for name in Golden.__annotations__)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(
-            f"{bundle.path / GOLDEN_NAME}: is no golden file ({error}); expected arrays "
-            f"{', '.join(Golden.__annotations__)}. Export the bundle again."
-        ) from error
-    tile = bundle.manifest.graphs["score_fp32"].inputs[0].shape[1:]
-    got, expected = [a.shape for a in (x, condition, v)], [(1, *tile)] * 2 + [(len(t), *tile)]
-    if got != expected:
-        raise BundleError(
-            f"{bundle.path / GOLDEN_NAME}: has shapes {got}; expected {expected}. Export the "
-            "bundle again."
-        )
-    return Golden(x, condition, t, v)
 
 
 def selftest(bundle: Bundle, engine: str, options: EngineOptions) -> Iterator[Check]:
@@ -201,13 +156,8 @@ def _problem(check: Check) -> str | None:
     return None
 
 
-def _feeds(golden: Golden, x: Array, t: float) -> dict[str, Array]:
-    condition = np.repeat(golden.condition, len(x), axis=0)
-    return {"x": x, "condition": condition, "t": np.array([t], dtype=np.float32)}
-
-
 def _difference(engine: Engine, golden: Golden) -> float:
-    answers = np.stack([engine.run(_feeds(golden, golden.x, t))[0] for t in golden.t])
+    answers = np.stack([engine.run(golden.feeds(golden.x, t))[0] for t in golden.t])
     return float(np.abs(answers - golden.v).max() / np.abs(golden.v).max())
 
 
@@ -215,14 +165,14 @@ def _batch_difference(engine: Engine, golden: Golden) -> float:
     """Tiles that differ from each other, together and one by one."""
     x = np.concatenate([np.roll(golden.x, shift, axis=-1) for shift in range(_BATCH)])
     t = float(golden.t[0])
-    together = engine.run(_feeds(golden, x, t))
-    alone = np.concatenate([engine.run(_feeds(golden, tile[None], t)) for tile in x])
+    together = engine.run(golden.feeds(x, t))
+    alone = np.concatenate([engine.run(golden.feeds(tile[None], t)) for tile in x])
     return float(np.abs(together - alone).max() / np.abs(alone).max())
 
 
 def _latency(engine: Engine, golden: Golden) -> tuple[float, float]:
     """Median and 95th percentile of warm calls with one tile [ms]."""
-    feeds = _feeds(golden, golden.x, float(golden.t[0]))
+    feeds = golden.feeds(golden.x, float(golden.t[0]))
     engine.run(feeds)
     times = []
     for _ in range(_CALLS):
