@@ -39,9 +39,7 @@ def opened(bundle, precision="fp32"):
 def test_another_network_is_refused(precision, by, tiny):
     bundle = Bundle.open(tiny)
     check_engine(bundle, opened(bundle, precision))
-    with pytest.raises(
-        EngineError, match=r"gives other numbers.*wdm-run selftest"
-    ):
+    with pytest.raises(EngineError, match=r"gives other numbers.*wdm-run selftest"):
         check_engine(bundle, Wrong(opened(bundle, precision), by))
 
 
