@@ -223,7 +223,9 @@ def test_fields_nobody_holds_are_forgotten_there(reader, tmp_path):
 def script(tmp_path, text):
     """Starts Python on a text that knows `path`; its first line of output is the reader's pid."""
     path = rain_file(tmp_path / "in.nc")
-    code = f"path = {str(path)!r}\n" + textwrap.dedent(text)
+    # Where tests run in the background, a shell has them ignore SIGINT.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = f"{heard}path = {str(path)!r}\n" + textwrap.dedent(text)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     return process, int(process.stdout.readline())
 
@@ -295,9 +297,13 @@ def test_ctrl_c_while_reading_is_no_answer_to_the_next_question(reader, tmp_path
     first = reader.read_field(paths[0])
     os.kill(reader.pid, signal.SIGSTOP)
     pid = reader.pid
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        first.frame(0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            first.frame(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert gone(pid)
     np.testing.assert_array_equal(reader.read_field(paths[1]).load(), RAIN + 1)
     np.testing.assert_array_equal(first.load(), RAIN)
