@@ -25,7 +25,7 @@ from wdm_runtime.engines import Engine
 from wdm_runtime.noise import INITIAL_STEP, Noise
 from wdm_runtime.samplers import Sampler
 from wdm_runtime.stepping import StepTime, TileNetwork
-from wdm_runtime.suspect import imbalance, suspicion
+from wdm_runtime.suspect import imbalance, suspicion, unknown_cells
 
 Array = npt.NDArray[np.float32]
 
@@ -138,7 +138,7 @@ class Sampling:
         """Take out missing and uncomputed cells, make block means the input's, look for faults."""
         frame = draw.frame
         factor, coarse = self.manifest.factor, frame.coarse_mm_h
-        unknown = int(np.count_nonzero(np.isnan(rate)))
+        unknown = unknown_cells(rate)
         if np.isnan(coarse).any():
             rate[~valid_cells(coarse, factor)] = np.nan
         if not frame.complete:
@@ -146,7 +146,7 @@ class Sampling:
             covered = covered[: rate.shape[0], : rate.shape[1]]
             rate[spread(frame.near_rain, factor) & ~covered] = np.nan
         dry_mm_h = self.manifest.transform.dry_threshold_mm_h
-        missing = int(np.count_nonzero(np.isnan(rate))) - unknown
+        missing = unknown_cells(rate) - unknown
         mean, largest = block_residual(rate, coarse, factor)
         wet_before = wet_after = wet_fraction(rate, dry_mm_h)
         if self.consistency != "none":

@@ -23,6 +23,7 @@ MINUTE_RECORD_MM_H: Final = 31.2 * 60
 # Over longer periods: 305 mm in 42 minutes at Holt, Missouri, on 22 June 1947 (the same archive).
 PERIOD_RECORD_MM_H: Final = 305 / 0.7
 _PERIOD_RECORD_H: Final = 0.7
+_BAND_ROWS: Final = 64
 
 
 def check_policy(policy: str) -> None:
@@ -45,6 +46,12 @@ def highest_mm_h(period_h: float | None) -> float:
     return PERIOD_RECORD_MM_H if longer else MINUTE_RECORD_MM_H
 
 
+def unknown_cells(rate_mm_h: npt.NDArray[np.float32]) -> int:
+    """How many rates (y, x) are NaN, some rows at a time: a mask of all would need its own room."""
+    rows = range(0, rate_mm_h.shape[0], _BAND_ROWS)
+    return sum(int(np.isnan(rate_mm_h[first : first + _BAND_ROWS]).sum()) for first in rows)
+
+
 def suspicion(rate_mm_h: npt.NDArray[np.float32], missing: int, most_mm_h: float) -> str | None:
     """What in a member cannot be true, in words; None if nothing.
 
@@ -60,7 +67,7 @@ def suspicion(rate_mm_h: npt.NDArray[np.float32], missing: int, most_mm_h: float
     # Two passes that skip NaN; only where they find something is it worth to count.
     highest = float(np.fmax.reduce(rate_mm_h, axis=None))
     lowest = float(np.fmin.reduce(rate_mm_h, axis=None))
-    unknown = int(np.count_nonzero(np.isnan(rate_mm_h))) - missing
+    unknown = unknown_cells(rate_mm_h) - missing
     if unknown or np.isinf(highest) or np.isinf(lowest):
         infinite = int(np.count_nonzero(np.isinf(rate_mm_h)))
         return f"{unknown + infinite} rates that are no finite numbers"

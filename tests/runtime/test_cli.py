@@ -167,6 +167,10 @@ def test_a_missing_extra_names_its_install_line(
     run, tmp_path, monkeypatch, tiny, arguments, module, extra
 ):
     monkeypatch.setitem(sys.modules, module, None)
+    hidden = tmp_path / "hidden"  # for the process that reads
+    hidden.mkdir()
+    (hidden / f"{module}.py").write_text("raise ImportError('not installed')")
+    monkeypatch.syspath_prepend(hidden)
     for name in ("rain.grib2", "rain.nc"):
         (tmp_path / name).write_bytes(b"GRIB")
     options = ("--bundle", tiny) if "infer" in arguments else ()
