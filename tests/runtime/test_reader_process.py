@@ -101,6 +101,27 @@ def test_one_process_reads_many_files(reader, tmp_path):
     assert reader.pid == pid is not None and pid != os.getpid()
 
 
+@pytest.mark.parametrize("make", [netcdf, odim])
+def test_what_a_damaged_file_left_behind_does_not_spoil_the_next(make, reader, tmp_path):
+    """HDF5 keeps some damaged files open, and takes a good one of the same inode for them."""
+    path = make(tmp_path)
+    good = path.read_bytes()
+    expected = read_field(path, isolate=False).load()
+    refused = 0
+    for at in range(8, min(len(good), 2000), 13):
+        damaged = bytearray(good)
+        damaged[at] ^= 0xFF
+        path.write_bytes(damaged)  # in place
+        try:
+            reader.read_field(path)
+        except InputError:
+            refused += 1
+        path.write_bytes(good)
+        np.testing.assert_array_equal(reader.read_field(path).load(), expected)
+        assert len(list(Path(f"/proc/{reader.pid}/fd").iterdir())) < 10
+    assert refused
+
+
 def test_errors_have_the_same_text_and_leave_the_process_alive(reader, tmp_path):
     path = rain_file(tmp_path / "in.nc", units="K")
     with pytest.raises(InputError) as here:

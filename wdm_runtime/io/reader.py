@@ -49,7 +49,14 @@ class Request:
 
 
 class ReaderFault(Exception):
-    """The traceback of the other process, as the cause of an error here."""
+    """The traceback of the other process, as the cause of an error here.
+
+    ``worn`` says that the process kept something of the file, and should read no other.
+    """
+
+    def __init__(self, trace: str, worn: bool) -> None:
+        super().__init__(trace)
+        self.worn = worn
 
 
 class ReaderProcess:
@@ -170,15 +177,21 @@ class ReaderProcess:
         with self._lock:
             try:
                 yield
-            except (InputError, MissingDependencyError):
-                raise  # as told: the process is as good as before
+            except (InputError, MissingDependencyError) as error:  # as told
+                if isinstance(error.__cause__, ReaderFault) and error.__cause__.worn:
+                    self._drop()
+                raise
             except BaseException as error:  # whose answer may still be on its way
-                child, self._child = self._child, None
-                if child is not None:
-                    child.end()
+                self._drop()
                 if isinstance(error, (ChildError, WireError)):
                     raise _refused(path, error, self.timeout_s) from error
                 raise
+
+    def _drop(self) -> None:
+        """End the process; the next question starts another."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
     def _running(self) -> Child:
         if self._closed:
@@ -249,7 +262,8 @@ def _error(message: Message, text: str) -> Exception:
         error: Exception = MissingDependencyError(text, str(head.get("extra")))
     else:
         error = InputError(text)
-    error.__cause__ = ReaderFault(f"in the reading process:\n{head.get('trace', '')}")
+    trace = f"in the reading process:\n{head.get('trace', '')}"
+    error.__cause__ = ReaderFault(trace, bool(head.get("worn")))
     return error
 
 

@@ -69,6 +69,7 @@ class Worker:
         asked = self._receive()
         signal.setitimer(signal.ITIMER_REAL, self._alarm_s)
         limits.forget_peak()
+        open_before = limits.descriptors()
         for token in asked["forget"]:
             self._fields.pop(token, None)
         try:
@@ -77,8 +78,10 @@ class Worker:
         except (EOFError, BrokenPipeError):
             raise
         except Exception as error:
-            head = {"is": "error", "trace": traceback.format_exc(), **_told(error, asked)}
-            message = Message(head)
+            # HDF5 leaves some damaged files open, and then takes others for them.
+            worn = limits.descriptors() > open_before or limits.is_crowded()
+            told = {"is": "error", "trace": traceback.format_exc(), "worn": worn}
+            message = Message({**told, **_told(error, asked)})
         for one in caught[:_MOST_WARNINGS]:
             category = one.category.__name__
             self._send(Message({"is": "warning", "category": category, "text": str(one.message)}))
