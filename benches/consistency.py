@@ -31,7 +31,7 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.io import read_field
-from wdm_runtime.latency import machine
+from wdm_runtime.process import machine
 from wdm_runtime.samplers import DEFAULT_STEPS
 from wdm_runtime.sampling import Balance
 

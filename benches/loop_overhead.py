@@ -27,9 +27,10 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
-from wdm_runtime.latency import machine, outside_engine_fraction
+from wdm_runtime.latency import outside_engine_fraction
 from wdm_runtime.noise import NoiseSource
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler
+from wdm_runtime.process import machine
+from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler, integrate
 from wdm_runtime.stepping import StepTime
 
 Array = npt.NDArray[np.float32]
@@ -113,8 +114,8 @@ class Parts:
     def _integrate(self) -> None:
         """The whole sampler with a network and noise that cost nothing."""
         schedule: VPSchedule = self.downscaler.manifest.schedule
-        times = schedule.times(self.steps)
-        self.sampler(lambda x, t: self.v, self.x, times, schedule, lambda i: self.x, lambda i: None)
+        steps = self.sampler(schedule.times(self.steps), schedule)
+        integrate(lambda x, t: self.v, self.x, steps, lambda i: self.x, lambda i: None)
 
 
 def timed(function: Callable[[], object]) -> float:

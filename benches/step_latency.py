@@ -28,7 +28,7 @@ from wdm_export.package import TILE_PX
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions, available_threads
-from wdm_runtime.latency import machine
+from wdm_runtime.process import machine
 from wdm_runtime.wavelets import WaveletSpec
 
 MULTIPLIERS, BLOCKS = (1, 2, 2), 2

@@ -28,7 +28,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean, interpolate
 from wdm_runtime.io import read_field
-from wdm_runtime.latency import machine
+from wdm_runtime.process import machine
 from wdm_runtime.samplers import DEFAULT_STEPS
 from wdm_runtime.transform import PrecipTransform
 

@@ -11,39 +11,38 @@ RUNTIME_FLOORS = [
     {"errors", "io.limits", "io.wire"},
     {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
+    | {"precision", "bench_meters", "bench_report"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters", "io.units"},
-    {"bundle", "samplers", "field", "consistency"}
+    {"bundle", "samplers", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {
+        "engines.fixed_batch",
         "engines.ort",
+        "engines.ort_libraries",
         "engines.numpy_transform",
         "engines.openvino",
-        "engines.tensorrt_plan",
+        "engines.step",
         "select",
     }
     | {"io.cf", "io.coordinates", "io.field_wire", "io.foreign", "io.grib_packing"},
+    {"engines.ort_cuda", "engines.tensorrt_plan"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
+    {"engines.tensorrt_step"},
     {"engines"},
-    {"conditioning", "golden", "stepping", "engines.watched", "io.precipitation"},
-    {"doctor", "sampling", "io.netcdf", "io.xarray_reader"},
-    {
-        "downscale",
-        "selftest",
-        "io.formats",
-        "io.reader",
-        "io.array_output",
-        "io.compare",
-        "io.ensemble",
-    },
+    {"conditioning", "golden", "stepping", "timing", "engines.watched", "io.precipitation"},
+    {"doctor", "batching", "fused", "io.netcdf", "io.xarray_reader"},
+    {"sampling"},
+    {"downscale", "selftest", "bench_models", "io.array_output", "io.compare", "io.ensemble"}
+    | {"io.formats", "io.reader"},
     {"io"},
-    {"plot", "io.worker", "io.grib_output", "io.zarr_output"},
-    {"io.writer"},
-    {"job"},
-    {"labelled", "latency", "replay"},
+    {"plot", "bench_child", "bench_turns", "io.grib_output", "io.worker", "io.zarr_output"},
+    {"io.writer", "bench_processes"},
+    {"job", "bench"},
+    {"labelled", "latency", "replay", "bench_chart", "bench_tables"},
     {"panels"},
     {"cli_options"},
-    {"cli_engines"},
+    {"cli_engines", "cli_bench"},
     {"cli"},
 ]
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from wdm_export import cli_check, cli_evaluate
+from wdm_export.cli_parts import Files, Threads, comparison_table, given, progress_bars
 from wdm_runtime import console
-from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.errors import InputError
 from wdm_runtime.wavelets import WaveletSpec
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.command()(cli_check.check)
 
-Files = Annotated[list[Path], typer.Argument(help="1 km rates: MRMS GRIB2 (.gz) or CF NetCDF")]
 Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
 Levels = Annotated[int, typer.Option(help="2: WDM-2, 1: WDM-1, 0: the pixel model")]
@@ -33,9 +31,12 @@ Crop = Annotated[int | None, typer.Option(help="Edge of training crops in cells"
 TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variation term")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 Shards = Annotated[
     int | None, typer.Option(help="Parts of the data, by file; processes of torchrun share them")
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(help="diffusion, or regression: the same network as a deterministic baseline"),
 ]
 Tile = Annotated[int | None, typer.Option(help="Tile edge in fine cells")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
@@ -58,24 +59,6 @@ def _options(
     console.set_verbosity(verbose)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console.err,
-    ) as progress:
-        yield progress
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Only what the user set: defaults live in the configuration's dataclasses."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _network(
     levels: int, base: int | None, depths: str | None, blocks: int | None, attention: bool
 ) -> Any:
@@ -88,7 +71,7 @@ def _network(
                 f"--depths got '{depths}'; expected whole numbers such as 1,2,2. Correct it."
             )
         multipliers = tuple(int(part) for part in depths.split(","))
-    values = _given(base_channels=base, multipliers=multipliers, blocks=blocks)
+    values = given(base_channels=base, multipliers=multipliers, blocks=blocks)
     width = values.get("base_channels", NetworkConfig.base_channels)
     coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
     # Narrow test networks have one head; wide ones keep the default size.
@@ -112,7 +95,7 @@ def _prepare(files: list[Path], store: Path, progress: Progress, size: int | Non
     def on_file(path: Path, count: int) -> None:
         progress.update(task, advance=1, note=f"{path.name}: {count} patches")
 
-    prepared = data.prepare(files, store, on_file=on_file, **_given(size=size))
+    prepared = data.prepare(files, store, on_file=on_file, **given(size=size))
     progress.update(task, note=f"{len(prepared.fine)} patches")
     return prepared
 
@@ -157,18 +140,10 @@ def _export(
         name,
         overwrite=overwrite,
         notify=lambda line: progress.update(task, note=line),
-        **_given(tile_px=tile),
+        **given(tile_px=tile),
     )
     progress.update(task, total=1, completed=1, note="")
-    console.out.print(_comparison_table(comparisons))
-
-
-def _comparison_table(comparisons: list[Any]) -> Table:
-    table = Table("check", "difference", "limit", "")
-    for c in comparisons:
-        mark = "passed" if c.passed else "FAILED"
-        table.add_row(c.name, f"{c.difference:.1e}", f"{c.limit:.0e}", mark)
-    return table
+    console.out.print(comparison_table(comparisons))
 
 
 @app.command()
@@ -178,7 +153,7 @@ def prepare(
     patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
 ) -> None:
     """Cut training patches from 1 km fields."""
-    with _progress() as progress:
+    with progress_bars() as progress:
         prepared = _prepare(files, store, progress, patch)
     table = Table("storm day", "patches")
     for day, numbers in sorted(prepared.by_day().items()):
@@ -204,6 +179,7 @@ def train(
     seed: Seed = None,
     threads: Threads = None,
     shards: Shards = None,
+    objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
 ) -> None:
@@ -220,12 +196,12 @@ def train(
     from wdm_export.train import Trainer
 
     patches = PatchStore.open(store)
-    settings = _given(
+    settings = given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
-        tv_weight=tv_weight, seed=seed, threads=threads, shards=shards,
+        tv_weight=tv_weight, seed=seed, threads=threads, shards=shards, objective=objective,
     )  # fmt: skip
     if resume:
-        kept = _given(base=base, depths=depths, blocks=blocks, weights=weights) | {
+        kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
             name: value for name, value in settings.items() if name not in ("minutes", "steps")
         }
         if kept or levels != 2 or not attention:
@@ -242,7 +218,7 @@ def train(
             config = TrainConfig(**settings)
             trainer = Trainer.start(patches, run, network, config, initial, processes)
         console.err.quiet = console.out.quiet = not processes.leads
-        with _progress() as progress:
+        with progress_bars() as progress:
             _train(trainer, progress)
     if processes.leads:
         plot_log(run)
@@ -260,26 +236,18 @@ def export(
 ) -> None:
     """Export weights to a bundle; nothing is written unless every check passes."""
     from wdm_export.checkpoint import Checkpoint
+    from wdm_export.config import DIFFUSION
 
     checkpoint = Checkpoint.load(weights)
-    with _progress() as progress:
+    if checkpoint.training.objective != DIFFUSION:
+        raise InputError(
+            f"{weights}: holds weights of a {checkpoint.training.objective}; expected those of a "
+            "diffusion model, which a bundle can sample. Score them instead: wdm-export evaluate "
+            f"BUNDLE FILES... --against {weights}"
+        )
+    with progress_bars() as progress:
         _export(checkpoint, output, name, tile, overwrite, progress)
     console.out.print(f"Wrote {output}. Try: wdm-run info {output}")
-
-
-@app.command()
-def check(
-    bundle: Annotated[Path, typer.Argument(help="A bundle")],
-    weights: Annotated[Path, typer.Option(help="The weights it was exported from")],
-) -> None:
-    """Compare a bundle's graphs with torch, NumPy, pytorch_wavelets and PyWavelets."""
-    from wdm_export import package, parity
-    from wdm_export.checkpoint import Checkpoint
-    from wdm_runtime.bundle import Bundle
-
-    comparisons = package.check_bundle(Bundle.open(bundle), Checkpoint.load(weights))
-    console.out.print(_comparison_table(comparisons))
-    parity.require_all(comparisons)
 
 
 @app.command()
@@ -323,7 +291,7 @@ def build(
             "NetCDF, of several storm days. Name them: wdm-export build FILES... -o BUNDLE"
         )
     check_target(output, overwrite)
-    settings = _given(
+    settings = given(
         minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
         tv_weight=tv_weight, seed=seed, threads=threads,
     )  # fmt: skip
@@ -332,7 +300,7 @@ def build(
     network.check_edge(TILE_PX if tile is None else tile, "--tile")
     folder = work or output.with_name(f"{output.name}-work")
     store, run = folder / "store", folder / "run"
-    with _progress() as progress:
+    with progress_bars() as progress:
         if (store / "index.json").exists():
             patches = PatchStore.open(store)
         else:
@@ -348,53 +316,8 @@ def build(
     console.out.print(f"Wrote {output}. Try: wdm-run infer INPUT --bundle {output}")
 
 
-@app.command()
-def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle")],
-    files: Files,
-    members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the ensemble")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
-    consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--json", help="Write as JSON")] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
-    ] = False,
-) -> None:
-    """Score a bundle against bicubic interpolation on tiles of 1 km truth."""
-    from wdm_export import evaluate as evaluation
-    from wdm_export.package import write_manifest
-    from wdm_export.score_table import render
-    from wdm_runtime.downscale import Downscaler
-    from wdm_runtime.io import read_field
-    from wdm_runtime.io.atomic import write_text
-
-    with Downscaler.open(bundle) as downscaler, _progress() as progress:
-        task = progress.add_task("Evaluating", total=None, note="")
-        result = evaluation.evaluate(
-            downscaler,
-            (read_field(file) for file in files),
-            members=members,
-            seed=seed,
-            steps=steps,
-            sampler=sampler,
-            consistency=consistency or DEFAULT_CONSISTENCY,
-            on_progress=lambda line: progress.update(task, note=line),
-        )
-        manifest = downscaler.manifest
-    console.out.print(render(result))
-    if output:
-        write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
-    if keep:
-        options = _given(
-            members=members, seed=seed, steps=steps, sampler=sampler, consistency=consistency
-        )
-        words = [bundle.as_posix(), *(file.name for file in files)]
-        words += [f"--{name} {value}" for name, value in options.items()]
-        command = f"wdm-export evaluate {' '.join(words)}"
-        scores = {**result.to_dict(), "files": [f.name for f in files], "command": command}
-        write_manifest(bundle, replace(manifest, scores=scores))
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.identity)
 
 
 @app.command()

@@ -10,6 +10,8 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
+DIFFUSION, REGRESSION = "diffusion", "regression"
+OBJECTIVES = (DIFFUSION, REGRESSION)
 _LEAST_CHANNELS = 4  # two sinusoids of the time
 
 
@@ -68,6 +70,9 @@ class TrainConfig:
     ``batch`` counts the crops of a step over all processes. ``shards`` splits the data by file, and
     each shard gives an equal part of the batch: however many processes share them, a run draws the
     same crops.
+
+    ``objective`` ``"regression"`` trains a deterministic baseline: the same network is shown no
+    noise, x = 0 at t = 1, and learns the mean of the standardised coefficients.
     """
 
     minutes: float | None = None
@@ -84,12 +89,18 @@ class TrainConfig:
     threads: int = 2
     shards: int = 1
     checkpoint_minutes: float = 10.0
+    objective: str = DIFFUSION
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise InputError(
                 f"Training got minutes={self.minutes} and steps={self.steps}; expected exactly "
                 "one of them. Give --minutes or --steps."
+            )
+        if self.objective not in OBJECTIVES:
+            raise InputError(
+                f"--objective got '{self.objective}'; expected one of {', '.join(OBJECTIVES)}. "
+                "Correct it."
             )
         positive = ("minutes", "steps", "batch", "threads", "shards", "learning_rate")
         positive += ("warmup_steps",)

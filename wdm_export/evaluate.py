@@ -1,100 +1,45 @@
-"""Scores of a downscaler against bicubic interpolation, on tiles cut from full-domain runs.
+"""Scores of a downscaler against baselines, on tiles cut from full-domain runs.
 
-A field of 1 km truth is averaged to the coarse grid, downscaled as a whole, and scored on the
-non-overlapping tiles that have rain. Only tiles are kept: 330 kB a tile and member, of one valid
-time at a time.
+A field of 1 km truth is averaged to the coarse grid, refined by each method in turn, and scored on
+the non-overlapping tiles that have rain. Only tiles are kept: 330 kB a tile and member, of one
+method and one valid time at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wdm_export import metrics, scores
+from wdm_export.bootstrap import DRAWS, intervals
 from wdm_export.coarsen import coarsen
-from wdm_export.data import MAX_MISSING_SHARE, MIN_WET_SHARE, PATCH_SIZE_PX, WET_MM_H
+from wdm_export.data import MAX_MISSING_SHARE, MIN_WET_SHARE, PATCH_SIZE_PX
+from wdm_export.gallery import Gallery
+from wdm_export.methods import (
+    Array,
+    DownscalerLike,
+    Ensemble,
+    Interpolation,
+    Method,
+    bicubic,
+    nearest,
+    window,
+)
 from wdm_export.metrics import TruthTile
-from wdm_export.score_table import Evaluation, ForecastRow, TilePlace
+from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleTileScores, TileScores
+from wdm_export.tiles import Region, TilePlace, centre_of, find_tiles, truth_tile
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import Grid, interpolate
+from wdm_runtime.grid import Grid
 
-Array = npt.NDArray[np.floating]
-
-
-class SampleLike(Protocol):
-    """What is read of a `wdm_runtime.downscale.Sample`."""
-
-    @property
-    def member(self) -> int:
-        """Member number, from 0."""
-
-    @property
-    def rate_mm_h(self) -> npt.NDArray[np.float32]:
-        """(y, x) [mm h-1] over the whole fine domain, in the field's row order."""
-
-
-class DownscalerLike(Protocol):
-    """What is used of a `wdm_runtime.downscale.Downscaler`."""
-
-    @property
-    def factor(self) -> int:
-        """Fine cells per coarse cell along one axis."""
-
-    def downscale(
-        self,
-        field: PrecipField,
-        *,
-        members: int,
-        seed: int,
-        steps: int | None,
-        sampler: str | None,
-        consistency: str,
-        wanted: npt.NDArray[np.bool_] | None,
-    ) -> Iterator[SampleLike]:
-        """Draw an ensemble; only the ``wanted`` fine cells need a result."""
-
-
-def find_tiles(fine: Array, size: int = PATCH_SIZE_PX) -> list[tuple[int, int]]:
-    """Non-overlapping tiles with rain and hardly a missing cell.
-
-    Parameters
-    ----------
-    fine
-        (y, x) [mm h-1], NaN where missing; tiles lie on a grid that starts at its first cell.
-    size
-        Tile edge in cells.
-
-    Returns
-    -------
-    First (row, column) of every tile with under 1 % missing and over 5 % at 0.1 mm/h or more.
-    """
-    found = []
-    for row in range(0, fine.shape[0] - size + 1, size):
-        for column in range(0, fine.shape[1] - size + 1, size):
-            tile = fine[row : row + size, column : column + size]
-            missing = np.count_nonzero(np.isnan(tile))
-            wet = np.count_nonzero(tile >= WET_MM_H)
-            if missing < MAX_MISSING_SHARE * tile.size and wet > MIN_WET_SHARE * tile.size:
-                found.append((row, column))
-    return found
-
-
-def bicubic(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
-    """The baseline: `interpolate` over the whole domain, rates below 0.1 mm/h made 0.
-
-    (y, x) -> (y * factor, x * factor) [mm h-1], NaN where an interpolated cell reads a NaN.
-    """
-    fine = interpolate(coarse, factor)
-    fine[fine < WET_MM_H] = 0
-    return fine
+SHOWN_PROBABILITY_MM_H = 5.0
 
 
 @dataclass
@@ -104,63 +49,77 @@ class _Scorer:
     name: str
     tiles: list[TileScores] = field(default_factory=list)
     values: list[Array] = field(default_factory=list)
+    ensemble: list[EnsembleTileScores] = field(default_factory=list)
 
     def add(self, forecast: Array, truth: TruthTile) -> None:
         self.tiles.append(scores.score_tile(forecast, truth))
         self.values.append(forecast[truth.valid])
 
-    def row(self, truth_percentiles: Array, bicubic_mae_mm_h: float | None) -> ForecastRow:
+    def row(self, truth_percentiles: Array) -> ForecastRow:
         tiles = scores.stack(self.tiles)
         error = metrics.percentiles(np.concatenate(self.values)) - truth_percentiles
-        pooled = scores.pool(tiles, error)
-        relative = _quotient(pooled.mae_mm_h, bicubic_mae_mm_h or pooled.mae_mm_h)
-        return ForecastRow(self.name, pooled, tiles, relative)
+        row = ForecastRow(self.name, scores.pool(tiles, error), tiles, math.nan)
+        if not self.ensemble:
+            return row
+        ensemble = scores.stack(self.ensemble)
+        pooled = scores.pool_ensemble(ensemble)
+        return replace(row, ensemble=pooled, ensemble_tiles=ensemble)
 
 
 class _Scoreboard:
-    """Scores of all forecasts, fed tile by tile."""
+    """Scores of all forecasts, fed tile by tile. A random method has two: a member and the mean."""
 
-    def __init__(self, members: int, seed: int) -> None:
+    def __init__(self, methods: Sequence[Method], members: int, seed: int) -> None:
         self.seed = seed
-        names = ["bicubic", "one member", f"mean of {members} members"]
-        self.scorers = [_Scorer(name) for name in (names if members > 1 else names[:2])]
-        self.ensemble: list[EnsembleTileScores] = []
+        self.scorers: list[list[_Scorer]] = []
+        for method in methods:
+            names = [method.name]
+            if method.random:
+                before = f"{method.name}, " if method.name else ""
+                names = [f"{before}one member", f"{before}mean of {members} members"]
+            self.scorers.append([_Scorer(name) for name in (names if members > 1 else names[:1])])
         self.places: list[TilePlace] = []
         self.truth: list[Array] = []
+        self.spectra: list[Array] = []
 
-    def add(self, place: TilePlace, truth: TruthTile, baseline: Array, members: Array) -> None:
-        # A float32 sum would push the mean of equal rates off the very threshold they stand on.
-        mean = members.mean(axis=0, dtype=np.float64).astype(np.float32)
-        forecasts = [baseline, members[0], mean]
-        for scorer, forecast in zip(self.scorers, forecasts, strict=False):
-            scorer.add(forecast, truth)
-        if len(members) > 1:
-            # Addressed by the tile's number, so that ties in ranks fall alike in every run.
-            rng = np.random.default_rng([abs(self.seed), len(self.places)])
-            self.ensemble.append(scores.score_ensemble_tile(members, truth, rng))
+    def begin(self, place: TilePlace, truth: TruthTile) -> int:
+        """The number of a new tile."""
         self.places.append(place)
         self.truth.append(truth.rate_mm_h[truth.valid])
+        self.spectra.append(truth.spectrum)
+        return len(self.places) - 1
 
-    def result(self, settings: dict[str, Any]) -> Evaluation:
+    def add(self, method: int, tile: int, truth: TruthTile, members: Array) -> None:
+        scorers = self.scorers[method]
+        scorers[0].add(members[0], truth)
+        if len(scorers) > 1:
+            scorers[1].add(mean_of(members), truth)
+            # Addressed by the tile's number, so that ties in ranks fall alike in every run.
+            rng = np.random.default_rng([abs(self.seed), tile])
+            scorers[1].ensemble.append(scores.score_ensemble_tile(members, truth, rng))
+
+    def result(self, settings: dict[str, Any], draws: int) -> Evaluation:
         percentiles = metrics.percentiles(np.concatenate(self.truth))
-        first = self.scorers[0].row(percentiles, None)
-        mae = first.metrics.mae_mm_h
-        rows = [first, *(scorer.row(percentiles, mae) for scorer in self.scorers[1:])]
-        if self.ensemble:
-            tiles = scores.stack(self.ensemble)
-            pooled = scores.pool_ensemble(tiles)
-            rows[-1] = replace(
-                rows[-1],
-                ensemble=pooled,
-                ensemble_tiles=tiles,
-                crps_over_bicubic_mae=_quotient(pooled.fair_crps_mm_h, mae),
-            )
-        cells = int(first.tiles.cells.sum())
-        return Evaluation(tuple(rows), tuple(self.places), cells, settings)
+        rows = [s.row(percentiles) for scorers in self.scorers for s in scorers]
+        reference = next(row for row in rows if row.name == REFERENCE)
+        rows = [row.relative_to(reference) for row in rows]
+        cells = int(reference.tiles.cells.sum())
+        return Evaluation(
+            tuple(rows),
+            tuple(self.places),
+            cells,
+            {**settings, "bootstrap_draws": draws, "bootstrap_seed": self.seed},
+            intervals(rows, draws, self.seed),
+            np.mean(self.spectra, axis=0),
+        )
 
 
-def _quotient(value: float, reference: float) -> float:
-    return value / reference if reference > 0 else math.nan
+def mean_of(members: Array) -> npt.NDArray[np.float32]:
+    """Mean of members (member, ...), as float32.
+
+    A float32 sum would push the mean of equal rates off the very threshold they stand on.
+    """
+    return members.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def evaluate(
@@ -173,6 +132,10 @@ def evaluate(
     consistency: str = DEFAULT_CONSISTENCY,
     tile_px: int = PATCH_SIZE_PX,
     on_progress: Callable[[str], None] | None = None,
+    baselines: Sequence[Method] | None = None,
+    region: Region | None = None,
+    gallery: Gallery | None = None,
+    bootstrap_draws: int = DRAWS,
 ) -> Evaluation:
     """Downscale the block means of 1 km truth, and score the result on tiles with rain.
 
@@ -193,57 +156,48 @@ def evaluate(
         Tile edge in fine cells.
     on_progress
         Called with one line of text after every member.
+    baselines
+        What it is compared with, on the same tiles, bicubic interpolation among them; by default
+        that alone.
+    region
+        Which of the tiles count.
+    gallery
+        Where to keep the fields that the report's maps show.
+    bootstrap_draws
+        Redraws of the tiles behind the intervals.
 
     Raises
     ------
     InputError
         No members, or no field has a tile with rain.
     EngineError
-        The downscaler left a cell that counts without a finite rate.
+        A method left a cell that counts without a finite rate.
     """
     if members < 1:
         raise InputError(f"Got {members} members; expected at least 1. Set --members.")
-    board = _Scoreboard(members, seed)
-
-    def draw(coarse: PrecipField, tiles: list[tuple[int, int]]) -> npt.NDArray[np.float32]:
-        """Tiles of all members, (tile, member, y, x): full domains are dropped one by one."""
-        time = coarse.valid_times[0]
-        shape = tuple(n * downscaler.factor for n in coarse.grid.shape)
-        wanted = np.zeros(shape, dtype=np.bool_)
-        for place in tiles:
-            wanted[_window(place, tile_px)] = True
-        kept = np.full((len(tiles), members, tile_px, tile_px), np.nan, dtype=np.float32)
-        for sample in downscaler.downscale(
-            coarse,
-            members=members,
-            seed=seed,
-            steps=steps,
-            sampler=sampler,
-            consistency=consistency,
-            wanted=wanted,
-        ):
-            for i, place in enumerate(tiles):
-                kept[i, sample.member] = sample.rate_mm_h[_window(place, tile_px)]
-            if on_progress:
-                done = f"member {sample.member + 1} of {members}"
-                on_progress(f"{time}: {done}, {len(tiles)} tiles")
-        return kept
-
+    if baselines is None:
+        baselines = (Interpolation(REFERENCE, bicubic, downscaler.factor),)
+    model = Ensemble("", downscaler, steps, sampler, consistency)
+    methods = (*baselines, model)
+    run = _Run(
+        methods, model, downscaler.factor, members, seed, tile_px, region, gallery, on_progress
+    )
     seen = 0
-    for frame in _frames(fields):
+    for frame in frames(fields):
         seen += 1
-        _score_frame(frame, downscaler.factor, tile_px, draw, board)
-    if not board.places:
+        run.score(frame)
+    if not run.board.places:
         raise InputError(
             f"{seen} fields have no tile to score; expected one of {tile_px} x {tile_px} cells "
-            f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing. "
-            "Hand in larger or wetter fields."
+            f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing"
+            f"{' in the region' if region else ''}. Hand in larger or wetter fields."
         )
     settings = {"members": members, "seed": seed, "steps": steps, "sampler": sampler}
-    return board.result({**settings, "consistency": consistency, "tile_px": tile_px})
+    settings |= {"consistency": consistency, "tile_px": tile_px}
+    return run.board.result(settings, bootstrap_draws)
 
 
-def _frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
+def frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
     """Each valid time as a field of its own, north first: tiles start in the north-west."""
     for one in fields:
         flip = slice(None) if one.grid.north_first else slice(None, None, -1)
@@ -253,62 +207,89 @@ def _frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
             yield replace(one, rate_mm_h=rates, grid=grid, valid_times=(time,))
 
 
-def _window(place: tuple[int, int], size: int) -> tuple[slice, slice]:
-    return slice(place[0], place[0] + size), slice(place[1], place[1] + size)
+class _Run:
+    """What all frames of an evaluation share."""
 
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        model: Method,
+        factor: int,
+        members: int,
+        seed: int,
+        tile_px: int,
+        region: Region | None,
+        gallery: Gallery | None,
+        on_progress: Callable[[str], None] | None,
+    ) -> None:
+        self.methods, self.model, self.factor = methods, model, factor
+        self.members, self.seed, self.tile_px = members, seed, tile_px
+        self.region, self.gallery, self.on_progress = region, gallery, on_progress
+        self.board = _Scoreboard(methods, members, seed)
 
-def _score_frame(
-    frame: PrecipField,
-    factor: int,
-    size: int,
-    draw: Callable[[PrecipField, list[tuple[int, int]]], npt.NDArray[np.float32]],
-    board: _Scoreboard,
-) -> None:
-    rows, columns = (n // factor * factor for n in frame.grid.shape)
-    fine = frame.frame(0)[:rows, :columns]
-    tiles = find_tiles(fine, size)
-    if not tiles:
-        return
-    coarse = coarsen(frame, factor)
-    blocks = coarse.frame(0)
-    baseline = bicubic(blocks, factor)
-    for place, members in zip(tiles, draw(coarse, tiles), strict=True):
-        window = _window(place, size)
-        truth = truth_tile(fine[window], np.isfinite(baseline[window]), blocks, place, factor)
+    def score(self, frame: PrecipField) -> None:
+        """Draw and score every method on one frame's tiles."""
+        rows, columns = (n // self.factor * self.factor for n in frame.grid.shape)
+        fine, size, time = frame.frame(0)[:rows, :columns], self.tile_px, frame.valid_times[0]
+        places = {place: centre_of(frame.grid, place, size) for place in find_tiles(fine, size)}
+        if self.region:
+            degrees = frame.grid.is_latlon
+            places = {p: c for p, c in places.items() if self.region.holds(c, degrees)}
+        if not places:
+            return
+        coarse = coarsen(frame, self.factor)
+        blocks = coarse.frame(0)
+        reached = np.isfinite(bicubic(blocks, self.factor))
+        truths = {}
+        for place, centre in places.items():
+            at = window(place, size)
+            truth = truth_tile(fine[at], reached[at], blocks, place, self.factor)
+            tile = self.board.begin(TilePlace(time, *place, centre), truth)
+            truths[tile] = truth
+            if self.gallery is not None:
+                self.gallery.put(tile, "coarse input", nearest(blocks, self.factor)[at])
+                self.gallery.put(tile, "truth", np.where(truth.valid, truth.rate_mm_h, np.nan))
+        for number, method in enumerate(self.methods):
+            drawn = self._draw(method, coarse, list(places))
+            for (tile, truth), place, members in zip(truths.items(), places, drawn, strict=True):
+                self._check(method, truth, members, f"the tile at {place}, {time}")
+                self.board.add(number, tile, truth, members)
+                self._keep(method, tile, members)
+
+    def _draw(
+        self, method: Method, coarse: PrecipField, places: list[tuple[int, int]]
+    ) -> npt.NDArray[np.float32]:
+        """(tile, member, y, x): full domains are dropped one by one."""
+        count, size = self.members if method.random else 1, self.tile_px
+        drawn = np.full((len(places), count, size, size), np.nan, dtype=np.float32)
+        for member, tiles in enumerate(method.draw(coarse, places, size, count, self.seed)):
+            drawn[:, member] = tiles
+            if self.on_progress and method.random:
+                done = f"member {member + 1} of {count}, {len(places)} tiles"
+                who = f"{method.name}, " if method.name else ""
+                self.on_progress(f"{coarse.valid_times[0]}: {who}{done}")
+        return drawn
+
+    def _check(self, method: Method, truth: TruthTile, members: Array, where: str) -> None:
         lost = np.count_nonzero(~np.isfinite(members[:, truth.valid]))
         if lost:
+            who = method.name or "The downscaler"
             raise EngineError(
-                f"The downscaler gave no finite rate in {lost} cells of the tile at {place}, "
-                f"{frame.valid_times[0]}; expected one wherever the input is valid. Check the "
-                "bundle with 'wdm-export check'."
+                f"{who} gave no finite rate in {lost} cells of {where}; expected one wherever the "
+                "input is valid. Check the bundle with 'wdm-export check'."
             )
-        where = TilePlace(frame.valid_times[0], *place)
-        board.add(where, truth, baseline[window], members)
 
-
-def truth_tile(
-    rate_mm_h: Array,
-    covered: npt.NDArray[np.bool_],
-    coarse_mm_h: Array,
-    place: tuple[int, int],
-    factor: int,
-) -> TruthTile:
-    """A tile of truth and the coarse blocks that lie wholly inside it.
-
-    Parameters
-    ----------
-    rate_mm_h, covered
-        (size, size) truth [mm h-1], NaN where missing, and the cells the input reaches.
-    coarse_mm_h
-        (y, x) the whole coarse field [mm h-1].
-    place
-        Row and column of the tile's first cell in the fine field.
-    """
-    size = rate_mm_h.shape[0]
-    top, left = (-start % factor for start in place)
-    window = tuple(
-        slice(-(-start // factor), max((start + size) // factor, -(-start // factor)))
-        for start in place
-    )
-    valid = np.isfinite(rate_mm_h) & covered
-    return TruthTile(rate_mm_h, valid, coarse_mm_h[window], (top, left), factor)
+    def _keep(self, method: Method, tile: int, members: Array) -> None:
+        """What the report's maps show."""
+        if self.gallery is None:
+            return
+        if method.name == REFERENCE:
+            self.gallery.put(tile, REFERENCE, members[0])
+        elif method is self.model:
+            for number, member in enumerate(members[:2]):
+                self.gallery.put(tile, f"member {number}", member)
+            self.gallery.put(tile, f"mean of {len(members)}", mean_of(members))
+            share = (members >= SHOWN_PROBABILITY_MM_H).mean(axis=0)
+            self.gallery.put(
+                tile, f"probability of at least {SHOWN_PROBABILITY_MM_H:g} mm/h", share
+            )

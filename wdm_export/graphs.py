@@ -6,7 +6,6 @@ JetPack 6's TensorRT 10.3 parses no later one; inputs and outputs are fp32 throu
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -14,10 +13,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from onnxscript.optimizer import optimize_ir
 
+from wdm_export.compiler_form import CpuForm, GpuForm
 from wdm_export.unet import UNet
 from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
 from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
@@ -25,24 +26,8 @@ from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
 OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
 ROLE_PROPERTY = "wdm_role"
+_WEIGHT_OPS = {"Cast", "MatMul"}
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
-
-
-class Fp16Body(nn.Module):
-    """The network in fp16 between fp32 inputs and outputs, its time embedding in fp32.
-
-    Group norm and softmax stay fp16 nodes: kernels accumulate their statistics in fp32, and casts
-    around them would break the fusion of norm and SiLU.
-    """
-
-    def __init__(self, network: UNet) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).half()
-        # Not .float(): the frequencies are no fp16 numbers, and 1000 t multiplies their error.
-        self.network.time = copy.deepcopy(network.time)
-
-    def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
-        return self.network(x.half(), condition.half(), t).float()
 
 
 def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
@@ -66,7 +51,7 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
     # takes one tensor handed in twice for one input.
     x, condition = torch.zeros(2, 2, spec.subbands, size, size)
     batch = torch.export.Dim("batch")
-    module = Fp16Body(network) if fp16 else network
+    module = GpuForm(network) if fp16 else CpuForm(network)
     buffer = io.BytesIO()
     # The exporter reports progress on stdout and through loggers; neither is our user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -81,14 +66,23 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
             dynamic_shapes=({0: batch}, {0: batch}, None),
             dynamo=True,
             external_data=False,
+            optimize=False,
             verbose=False,
         )
+        # Engines fold these when they load a graph: here the sums of weights would be stored in
+        # fp32 in their place, which takes more than twice the room.
+        optimize_ir(program.model, should_fold=_may_fold)
     program.save(buffer)
     model = onnx.load_from_string(buffer.getvalue())
     _strip(model)
     if not fp16:
         _store_weights_in_fp16(model)
     return model
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Not what works on weights; of all else the optimizer decides."""
+    return False if node.op_type in _WEIGHT_OPS else None
 
 
 def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:

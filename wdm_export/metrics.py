@@ -25,6 +25,7 @@ THRESHOLDS_MM_H = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 FSS_SCALES_KM = (1, 3, 9, 17, 33)
 PERCENTILES = (95.0, 99.0, 99.9)
 BANDS_KM = ((2, 4), (4, 8), (8, 16), (16, 32))
+AVERAGED_KM = (4, 8, 12)
 Z_RANGE = 3.176  # z of 150 mm/h: PSNR and SSIM see z / Z_RANGE, whose data range is 1
 # Far above float32 rounding, far below any rain: keeps the ratio of a dry forecast finite.
 _LEAST_POWER = 1e-12
@@ -171,6 +172,12 @@ def band_ratio_db(
     return out
 
 
+def spectral_distance_db(forecast: Float64, truth: Float64) -> float:
+    """Log spectral distance: root mean square ratio of two radial spectra in dB, k from 1 up."""
+    f, t = (np.maximum(spectrum[1:], _LEAST_POWER) for spectrum in (forecast, truth))
+    return float(np.sqrt(np.mean((10 * np.log10(f / t)) ** 2)))
+
+
 def fair_crps(members: Array, truth: Array) -> Float64:
     """Fair continuous ranked probability score of every cell.
 
@@ -215,6 +222,17 @@ def rank_counts(members: Array, truth: Array, rng: np.random.Generator) -> Int64
     return np.bincount(rng.integers(below, ties + below + 1), minlength=members.shape[0] + 1)
 
 
+def averaged(rate_mm_h: Array, valid: Mask, width: int) -> Array:
+    """Means of blocks of width x width cells from the first one, (..., rows, columns).
+
+    Blocks that end beyond the array are left out; NaN where a cell does not count.
+    """
+    rows, columns = (n // width for n in valid.shape)
+    cut = np.where(valid, rate_mm_h, np.nan)[..., : rows * width, : columns * width]
+    blocks = cut.reshape(*cut.shape[:-2], rows, width, columns, width)
+    return np.asarray(blocks.mean(axis=(-3, -1), dtype=np.float64))
+
+
 def percentiles(values: Array) -> Float64:
     """The `PERCENTILES` of pooled values [mm h-1], dry cells included."""
     return np.asarray(np.percentile(values, PERCENTILES), dtype=np.float64)
@@ -253,6 +271,15 @@ class TruthTile:
     def spectrum(self) -> Float64:
         """Radial spectrum of `z`."""
         return radial_spectrum(self.z)
+
+    @cached_property
+    def input_mm_h(self) -> Array:
+        """The coarse input over each fine cell (size, size), NaN beyond the whole blocks."""
+        (top, left), (rows, columns) = self.first, self.coarse_mm_h.shape
+        fine = np.full(self.valid.shape, np.nan)
+        spread = self.coarse_mm_h.repeat(self.factor, axis=0).repeat(self.factor, axis=1)
+        fine[top : top + rows * self.factor, left : left + columns * self.factor] = spread
+        return fine
 
     def block_gaps(self, rate_mm_h: Array) -> Float64:
         """|block mean - coarse input| [mm h-1] of the whole blocks without a missing cell."""

@@ -13,9 +13,11 @@ import onnx
 import torch
 
 from wdm_export import graphs, parity
+from wdm_export.card import model_card
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import NetworkConfig
 from wdm_export.golden import golden_file
+from wdm_export.step_graph import compare_step, step_tail
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.bundle import (
     GOLDEN_NAME,
@@ -29,7 +31,9 @@ from wdm_runtime.bundle import (
     sha256,
 )
 from wdm_runtime.engines import open_engine
+from wdm_runtime.engines.step import ROLE
 from wdm_runtime.errors import OutputError, ParityError
+from wdm_runtime.io.atomic import write_text
 from wdm_runtime.wavelets import WaveletSpec
 
 LICENCE = "Apache-2.0"
@@ -143,6 +147,8 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     for precision in ("fp32", "fp16"):
         notify(f"Exporting the score network in {precision}")
         add(f"score_{precision}", graphs.score_graph(network, tile_px, precision == "fp16"))
+    tail, entries[ROLE] = step_tail(entries["score_fp32"])
+    (folder / entries[ROLE].file).write_bytes(tail)
     add("dwt", graphs.dwt_graph(spec))
     add("idwt", graphs.idwt_graph(spec))
     pixel = latency_network(released.model.network)
@@ -184,20 +190,34 @@ def _entry(file: str, data: bytes) -> FileEntry:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the model card and then the manifest that hashes it."""
-    card = model_card(manifest).encode()
-    (folder / CARD_NAME).write_bytes(card)
-    others = [entry for entry in manifest.files if entry.file != CARD_NAME]
-    manifest = replace(manifest, files=(_entry(CARD_NAME, card), *others))
-    temporary = folder / f".{MANIFEST_NAME}.tmp"
-    temporary.write_text(manifest.to_json())
-    os.replace(temporary, folder / MANIFEST_NAME)
+    """Write the model card and the manifest that hashes it.
+
+    The manifest that is there lets go of the old card first, so that the bundle is whole at every
+    moment, whenever this is interrupted.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written.
+    """
+    card = model_card(manifest)
+    others = tuple(entry for entry in manifest.files if entry.file != CARD_NAME)
+    if (folder / MANIFEST_NAME).exists():
+        there = Bundle.open(folder).manifest
+        kept = tuple(entry for entry in there.files if entry.file != CARD_NAME)
+        write_text(folder / MANIFEST_NAME, replace(there, files=kept).to_json())
+    write_text(folder / CARD_NAME, card)
+    manifest = replace(manifest, files=(_entry(CARD_NAME, card.encode()), *others))
+    write_text(folder / MANIFEST_NAME, manifest.to_json())
 
 
 def check_bundle(
-    bundle: Bundle, weights: Checkpoint, notify: Notify = lambda _: None
+    bundle: Bundle, weights: Checkpoint | None, notify: Notify = lambda _: None
 ) -> list[parity.Comparison]:
-    """Compare each graph of a bundle with torch, NumPy and two wavelet libraries.
+    """Compare each graph of a bundle with NumPy, two wavelet libraries, and torch.
+
+    Without the weights it was exported from, the score graphs are compared with the golden outputs
+    torch gave at the export, and with each other.
 
     Raises
     ------
@@ -211,6 +231,8 @@ def check_bundle(
     spec, size = manifest.wavelet, manifest.tile_px // manifest.wavelet.stride
     subbands = {"score": (spec.subbands, size), "pixel": (1, manifest.tile_px)}
     for role, entry in manifest.graphs.items():
+        if role == ROLE:  # no graph by itself: compared below
+            continue
         notify(f"Checking {entry.file}")
         expected = entry.inputs
         if role.partition("_")[0] in subbands:
@@ -222,10 +244,25 @@ def check_bundle(
                 TensorSpec("t", "float32", (1,)),
             )
         parity.check_form(role, onnx.load_from_string(bundle.graph(role)), expected)
-    if weights.model.network.wavelet != spec:
+    if weights is None:
+        comparisons = _compare_scores(bundle, notify)
+    else:
+        comparisons = _compare_with_torch(bundle, weights, notify)
+    dwt, idwt = (
+        open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
+        for role in ("dwt", "idwt")
+    )
+    return comparisons + parity.compare_wavelets(spec, dwt, idwt)
+
+
+def _compare_with_torch(
+    bundle: Bundle, weights: Checkpoint, notify: Notify
+) -> list[parity.Comparison]:
+    manifest = bundle.manifest
+    if weights.model.network.wavelet != manifest.wavelet:
         raise ParityError(
             f"The weights are of a network on {weights.model.network.wavelet}; the bundle's is on "
-            f"{spec}. Name the weights it was exported from with --weights."
+            f"{manifest.wavelet}. Name the weights it was exported from with --weights."
         )
     network = weights.released().network()
     comparisons = []
@@ -238,57 +275,18 @@ def check_bundle(
                     network, bundle.graph(role), manifest.graphs[role], precision == "fp16"
                 )
             )
-    dwt, idwt = (
-        open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
-        for role in ("dwt", "idwt")
-    )
-    return comparisons + parity.compare_wavelets(spec, dwt, idwt)
+    return comparisons
 
 
-def model_card(manifest: Manifest) -> str:
-    """The card's text, from the manifest alone."""
-    training = manifest.training
-    days = sorted({source["valid_time"][:10] for source in training["sources"]})
-    settings = training["settings"]
-    south, north = manifest.domain.latitudes
-    lines = [
-        f"# {manifest.name}",
-        "",
-        f"Conditional diffusion model in the {manifest.wavelet.name} wavelet domain "
-        f"({manifest.wavelet.levels} levels) that refines precipitation rates by a factor of "
-        f"{manifest.factor}. Method: Yi et al., arXiv 2507.01354. "
-        f"Written by `wdm-export export`; licence {manifest.licence}.",
-        "",
-        "## Training",
-        f"- {training['parameters'] / 1e6:.2f} M parameters; {training['steps']} steps of "
-        f"{settings['batch']} crops of {settings['crop_px']} x {settings['crop_px']} cells in "
-        f"{training['seconds'] / 60:.0f} minutes; total-variation weight {settings['tv_weight']:g}"
-        f"; seed {settings['seed']}",
-        f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
-        f"- Cells of {manifest.domain.spacing_km:g} km between latitudes {south:g} and {north:g}",
-        "",
-        "## Limits",
-        "- Trained on the storm days above and on nothing else; other climates, seasons and radar "
-        "networks are extrapolation.",
-        f"- Rates below {manifest.transform.dry_threshold_mm_h} mm/h are set to 0.",
-        "- The pixel graphs are untrained: they serve the latency comparison only.",
-        "- No graph has been run on a GPU by the project.",
-        "",
-        "## Scores",
-    ]
-    if not manifest.scores:
-        return "\n".join([*lines, "Not evaluated yet: run `wdm-export evaluate`.", ""])
-    scores = manifest.scores
-    lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
-    names = list(scores["rows"][0])
-    lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in scores["rows"]:
-        lines.append("| " + " | ".join(map(_cell, row.values())) + " |")
-    return "\n".join([*lines, ""])
-
-
-def _cell(value: object) -> str:
-    """A score as the table shows it; one that is undefined or does not apply is a dash."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _compare_scores(bundle: Bundle, notify: Notify) -> list[parity.Comparison]:
+    comparisons = []
+    if any(entry.file == GOLDEN_NAME for entry in bundle.manifest.files):
+        notify("Comparing score_fp32 with golden outputs")
+        comparisons.append(parity.compare_golden(bundle))
+    if "score_fp16" in bundle.manifest.graphs:
+        notify("Comparing score_fp16 with score_fp32")
+        comparisons.append(parity.compare_precisions(bundle))
+    if ROLE in bundle.manifest.graphs:
+        notify("Comparing the fused step with NumPy's")
+        comparisons.append(compare_step(bundle))
+    return comparisons

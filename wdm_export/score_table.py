@@ -1,56 +1,74 @@
-"""The result of an evaluation as people and JSON read it: labels, definitions, table."""
+"""The result of an evaluation as people, JSON and CSV read it: labels, definitions, tables."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from wdm_export.metrics import BANDS_KM, Z_RANGE
+from wdm_export import scores
+from wdm_export.metrics import AVERAGED_KM, BANDS_KM, Z_RANGE
 from wdm_export.scores import EnsembleMetrics, EnsembleTileScores, Metrics, TileScores
+from wdm_export.texture import HEAVY_MM_H, PHASE_PX
+from wdm_export.tiles import TilePlace
 
+Intervals = dict[str, dict[str, tuple[float, float]]]  # forecast, score: low and high
+
+REFERENCE = "bicubic"
 FSS_SHOWN_MM_H = "5"
 HEADLINE = (
     *("PSNR [dB]", "SSIM", "CSI 0.1 mm/h", "CSI 1 mm/h", "CSI 5 mm/h", "CSI 20 mm/h"),
-    *("MAE [mm/h]", "CRPS [mm/h]", "CRPS / bicubic MAE", "spread/skill"),
+    *("bias 20 mm/h", f"FSS {FSS_SHOWN_MM_H} mm/h in 9 km"),
+    *("MAE [mm/h]", "CRPS [mm/h]", "CRPS / bicubic MAE", "tail CRPS 20 mm/h [mm/h]"),
+    *("spread/skill", "Brier 5 mm/h"),
     *(f"RAPSD {low}-{high} km [dB]" for low, high in BANDS_KM),
-    "consistency, mean [mm/h]",
+    *("intensity distance [dB]", "p99.9 [mm/h]", "wet fraction"),
+    *("speckle, dry", "over-smoothing", "checkerboard [dB]", "consistency, mean [mm/h]"),
 )
+# Every threshold and window is in the CSV; on a screen these would bury the rest.
+_NOT_SHOWN = ("POD", "FAR", "Brier 0.1", "Brier 2 ", "Brier 10", "Brier 50", "tail CRPS 2 ")
 DEFINITIONS = (
     f"PSNR: 10 log10(1 / MSE) of z / {Z_RANGE}, z = log10(rate + 0.1) + 1; a mean of tiles",
     "SSIM: Wang 2004 on the same, Gaussian sigma 1.5 in 11 x 11, data range 1; a mean of tiles",
     "MAE, RMSE: of all cells of all tiles; one member is one draw, not a best guess",
     "CRPS: fair, mean|x - y| - sum|xi - xj| / (2 M (M - 1)); of a single field it is the MAE",
+    f"CRPS of means: the same of {', '.join(map(str, AVERAGED_KM))} km block means",
+    "tail CRPS: fair CRPS of max(rate, threshold): what happens above it, over all cells",
     "spread/skill: sqrt((M + 1) / M x mean variance) / RMSE of the mean; 1 is reliable",
+    "Brier: mean (share of members >= threshold - event)^2; of a single field, of its yes or no",
     "CSI: hits / (hits + misses + false alarms) of rate >= threshold, pooled; 1 is perfect",
+    "POD, FAR: hits / events, false alarms / forecast events, pooled",
     "bias: cells >= threshold, forecast over truth, pooled; 1 is perfect",
     f"FSS: fractions skill score at {FSS_SHOWN_MM_H} mm/h, windows inside the tile, pooled",
     "RAPSD: radially averaged spectrum of z, log ratio to the truth; 0 dB is perfect",
+    "log spectral distance: root mean square of that ratio over all wavenumbers; a mean of tiles",
+    "intensity distance: root mean square of 10 log10(cells, forecast over truth) in 20 classes of "
+    "rate from 1 to 100 mm/h",
     "p95 .. p99.9, wet fraction: forecast minus truth, dry cells included; wet is >= 0.1 mm/h",
+    "total: all rain, forecast over truth",
     "consistency: |block mean of the forecast - coarse input|",
+    "speckle: mean |z - its 3 x 3 median|, forecast over truth; 1 is as the truth. Dry: where the "
+    f"coarse input is below 0.1 mm/h; heavy: from {HEAVY_MM_H:g} mm/h",
+    "over-smoothing: 1 - total variation of z, forecast over truth; 0 is as the truth, 1 is flat",
+    f"checkerboard: power of what repeats every {PHASE_PX} cells over that of nearby wavenumbers; "
+    "0 dB is none; a mean of tiles",
 )
-
-
-@dataclass(frozen=True)
-class TilePlace:
-    """Where and when a tile was cut: its first cell in the fine field, north first."""
-
-    valid_time: str
-    row: int
-    column: int
 
 
 @dataclass(frozen=True)
 class ForecastRow:
     """All scores of one forecast, and what each tile added to them.
 
-    ``tiles`` and ``ensemble_tiles`` have the tiles of `Evaluation.places` as leading axis:
-    `scores.take` and `scores.pool` make a bootstrap of them. ``ensemble`` is set for the row of
-    the ensemble alone.
+    ``tiles`` and ``ensemble_tiles`` have the tiles of `Evaluation.places` as leading axis.
+    ``ensemble`` is set for rows of an ensemble alone.
     """
 
     name: str
@@ -60,41 +78,94 @@ class ForecastRow:
     ensemble: EnsembleMetrics | None = None
     ensemble_tiles: EnsembleTileScores | None = None
 
+    @property
+    def crps_mm_h(self) -> float:
+        """Fair CRPS; of a single field the MAE."""
+        return self.ensemble.fair_crps_mm_h if self.ensemble else self.metrics.mae_mm_h
+
+    def relative_to(self, reference: ForecastRow) -> ForecastRow:
+        """With the CRPS over bicubic's MAE, whose row is handed in."""
+        mae = reference.metrics.mae_mm_h
+        return replace(self, crps_over_bicubic_mae=self.crps_mm_h / mae if mae > 0 else math.nan)
+
+    def redrawn(self, numbers: npt.NDArray[np.intp]) -> ForecastRow:
+        """The same forecast on the given tiles, repeats allowed."""
+        tiles, ensemble, ensemble_tiles = scores.take(self.tiles, numbers), None, None
+        if self.ensemble_tiles is not None:
+            ensemble_tiles = scores.take(self.ensemble_tiles, numbers)
+            ensemble = scores.pool_ensemble(ensemble_tiles)
+        return replace(
+            self,
+            metrics=scores.pool(tiles),
+            tiles=tiles,
+            ensemble=ensemble,
+            ensemble_tiles=ensemble_tiles,
+        )
+
     def labelled(self) -> dict[str, float | None]:
-        """The scores that tables show, by label; None where one does not apply."""
+        """All scores by label; None where one does not apply."""
         m, e = self.metrics, self.ensemble
         return {
             "PSNR [dB]": m.psnr_db,
             "SSIM": m.ssim,
             "MAE [mm/h]": m.mae_mm_h,
             "RMSE [mm/h]": m.rmse_mm_h,
-            "CRPS [mm/h]": e.fair_crps_mm_h if e else m.mae_mm_h,
+            "CRPS [mm/h]": self.crps_mm_h,
             "CRPS / bicubic MAE": self.crps_over_bicubic_mae,
+            **_labels("CRPS of {} km means [mm/h]", (e or m).averaged_crps_mm_h),
+            **_labels("tail CRPS {} mm/h [mm/h]", (e or m).tail_crps_mm_h),
             "spread/skill": e.spread_skill if e else None,
-            **{f"CSI {key} mm/h": value for key, value in m.csi.items()},
-            **{f"bias {key} mm/h": value for key, value in m.bias.items()},
-            **{f"FSS in {key} km": value for key, value in m.fss[FSS_SHOWN_MM_H].items()},
-            **{f"RAPSD {key} km [dB]": value for key, value in m.spectrum_db.items()},
-            **{f"p{key} [mm/h]": value for key, value in m.percentile_error_mm_h.items()},
+            **_labels("Brier {} mm/h", (e or m).brier),
+            **_labels("CSI {} mm/h", m.csi),
+            **_labels("POD {} mm/h", m.pod),
+            **_labels("FAR {} mm/h", m.far),
+            **_labels("bias {} mm/h", m.bias),
+            **{
+                f"FSS {threshold} mm/h in {width} km": value
+                for threshold, widths in m.fss.items()
+                for width, value in widths.items()
+            },
+            **_labels("RAPSD {} km [dB]", m.spectrum_db),
+            "log spectral distance [dB]": m.spectral_distance_db,
+            "intensity distance [dB]": m.intensity_distance_db,
+            **_labels("p{} [mm/h]", m.percentile_error_mm_h),
             "wet fraction": m.wet_fraction_error,
+            "total": m.total_ratio,
             "consistency, mean [mm/h]": m.consistency_mean_mm_h,
             "consistency, max [mm/h]": m.consistency_max_mm_h,
+            **_labels("speckle, {}", m.speckle),
+            "over-smoothing": m.over_smoothing,
+            "checkerboard [dB]": m.checkerboard_db,
         }
+
+
+def _labels(pattern: str, values: dict[str, float]) -> dict[str, float]:
+    return {pattern.format(key): value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of bicubic interpolation, one member and the members' mean, on the same tiles."""
+    """Scores of the baselines, one member and the members' mean, on the same tiles.
+
+    ``truth_spectrum`` is the mean radial spectrum of the truth's z / 3.176.
+    """
 
     rows: tuple[ForecastRow, ...]
     places: tuple[TilePlace, ...]
     cells: int
     settings: dict[str, Any]
+    intervals: Intervals = field(default_factory=dict)
+    truth_spectrum: npt.NDArray[np.float64] | None = None
+
+    @property
+    def reference(self) -> ForecastRow:
+        """Bicubic interpolation's row."""
+        return next(row for row in self.rows if row.name == REFERENCE)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: tile count, settings, main scores as flat ``rows``, and all in ``metrics``.
+        """For JSON: tile count, settings, main scores as flat ``rows`` with their ``intervals``.
 
-        Scores that are undefined or infinite are None.
+        All scores are in ``metrics``. Those that are undefined or infinite are None.
         """
         rows = [
             {"forecast": row.name, **{key: row.labelled()[key] for key in HEADLINE}}
@@ -104,8 +175,46 @@ class Evaluation:
             row.name: {**asdict(row.metrics), **(asdict(row.ensemble) if row.ensemble else {})}
             for row in self.rows
         }
-        content = {**self.settings, "rows": rows, "metrics": full}
+        limits = {
+            name: {key: found[key] for key in HEADLINE if key in found}
+            for name, found in self.intervals.items()
+        }
+        content = {**self.settings, "rows": rows, "intervals": limits, "metrics": full}
         return {"tiles": len(self.places), "cells": self.cells, **_plain(content)}
+
+    def to_csv(self) -> str:
+        """Every score of every forecast: forecast, score, value, low, high; empty if undefined."""
+        lines = [("forecast", "score", "value", "low", "high")]
+        for row in self.rows:
+            limits = self.intervals.get(row.name, {})
+            for label, value in row.labelled().items():
+                numbers = (value, *limits.get(label, (None, None)))
+                lines.append((row.name, label, *map(_number, numbers)))
+        return _csv(lines)
+
+    def tiles_csv(self) -> str:
+        """A line for every tile and forecast, for scores that one tile alone has."""
+        names = ("valid_time", "row", "column", "y", "x", "forecast", "cells", "mae_mm_h")
+        lines: list[tuple[Any, ...]] = [(*names, "crps_mm_h", "psnr_db", "ssim")]
+        for row in self.rows:
+            t, e = row.tiles, row.ensemble_tiles
+            mae = t.absolute_error / t.cells
+            crps = e.crps / e.cells if e is not None else mae
+            for i, p in enumerate(self.places):
+                where = (p.valid_time, p.row, p.column, *(f"{v:.4f}" for v in p.centre))
+                values = (mae[i], crps[i], t.psnr_db[i], t.ssim[i])
+                lines.append((*where, row.name, int(t.cells[i]), *map(_number, values)))
+        return _csv(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def _csv(lines: list[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 def _plain(value: Any) -> Any:
@@ -117,6 +226,23 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def shown(label: str) -> bool:
+    """Whether a table for people has a line for a score."""
+    other_fss = label.startswith("FSS") and not label.startswith(f"FSS {FSS_SHOWN_MM_H} mm/h")
+    return not (other_fss or label.startswith(_NOT_SHOWN))
+
+
+def bootstrap_line(evaluation: Evaluation) -> str:
+    """What the intervals are."""
+    draws = evaluation.settings.get("bootstrap_draws", 0)
+    if not any(evaluation.intervals.values()):
+        return "No intervals: they need two tiles."
+    return (
+        f"Below each score its 95 % interval: percentiles of {draws} bootstrap draws of the "
+        f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}"
+    )
+
+
 def render(evaluation: Evaluation) -> Group:
     """A table with a line for each score and a column for each forecast, and the definitions."""
     table = Table(title=f"{len(evaluation.places)} tiles, {evaluation.cells} cells")
@@ -124,9 +250,15 @@ def render(evaluation: Evaluation) -> Group:
     for row in evaluation.rows:
         table.add_column(row.name, justify="right")
     columns = [row.labelled() for row in evaluation.rows]
-    for label in columns[0]:
-        values = [column[label] for column in columns]
-        table.add_row(
-            Text(label), *("-" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)
-        )
-    return Group(table, *(Text(line, style="dim") for line in DEFINITIONS))
+    limits = [evaluation.intervals.get(row.name, {}) for row in evaluation.rows]
+    for label in filter(shown, columns[0]):
+        cells = []
+        for values, low_high in zip(columns, limits, strict=True):
+            value = values[label]
+            text = Text("-" if value is None or math.isnan(value) else f"{value:.3f}")
+            if label in low_high:
+                text.append("\n{:.3f} {:.3f}".format(*low_high[label]), style="dim")
+            cells.append(text)
+        table.add_row(Text(label), *cells)
+    notes = (*DEFINITIONS, bootstrap_line(evaluation))
+    return Group(table, *(Text(line, style="dim") for line in notes))

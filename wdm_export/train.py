@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from wdm_export.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from wdm_export.config import ModelConfig, NetworkConfig, TrainConfig
+from wdm_export.config import REGRESSION, ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.crops import Coefficients, crop_samplers, measure_scales
 from wdm_export.data import PatchStore
 from wdm_export.losses import amplitudes, training_loss
@@ -245,8 +245,12 @@ class Trainer:
             crops = sampler.draw(rng, self.config.batch // self.config.shards)
             x0, condition = self.coefficients(*crops)
             x0, condition = (x0 - mean) / std, (condition - condition_mean) / condition_std
-            t = _stratified_times(generator, len(x0))
-            parts.append((x0, condition, t, torch.randn(x0.shape, generator=generator)))
+            if self.config.objective == REGRESSION:
+                t, eps = torch.ones(len(x0)), torch.zeros_like(x0)
+            else:
+                t = _stratified_times(generator, len(x0))
+                eps = torch.randn(x0.shape, generator=generator)
+            parts.append((x0, condition, t, eps))
         x0, condition, t, eps = (torch.cat(values) for values in zip(*parts, strict=True))
         return x0, condition, t, eps
 
@@ -254,6 +258,8 @@ class Trainer:
         x0, condition, t, eps = self._batch()
         alpha, sigma = amplitudes(t)
         x = alpha * x0 + sigma * eps
+        if self.config.objective == REGRESSION:
+            x = eps  # rounding leaves a trace of x0, which the network must not learn to read
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.config, self.step, self.share())
         with torch.autocast("cpu", torch.bfloat16):

@@ -9,6 +9,7 @@ schedule or normalisation lives here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +33,20 @@ class TimeEmbedding(nn.Module):
             nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()
         )
 
-    def forward(self, t: Tensor) -> Tensor:
+    def sinusoids(self, t: Tensor) -> Tensor:
+        """What the layers take: (n, features)."""
         angles = _TIME_SCALE * t[:, None] * self.frequencies
-        return self.layers(torch.cat((angles.cos(), angles.sin()), dim=1))
+        return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.layers(self.sinusoids(t))
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, conv, plus the time, norm, SiLU, conv, plus the input."""
+    """Norm, SiLU, conv, plus the time's term (n or 1, outputs, 1, 1), norm, SiLU, conv, plus input.
+
+    The term is the block's own ``time`` of the embedding: `UNet.time_terms` makes those of all.
+    """
 
     def __init__(self, inputs: int, outputs: int, time_channels: int, groups: int) -> None:
         super().__init__()
@@ -51,9 +59,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time(emb)[:, :, None, None]
+    def forward(self, x: Tensor, term: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + term
         h = self.conv2(F.silu(self.norm2(h)))
         return h + self.skip(x)
 
@@ -77,6 +84,16 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.transpose(3, 4).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(2, 3).reshape(-1, c, h, w))
+
+
+class Upsample(nn.Conv2d):
+    """Each position doubled along both axes, then a 3 x 3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):
@@ -124,27 +141,39 @@ class UNet(nn.Module):
                 self.decoder.append(ResidualBlock(width + skips.pop(), widths[depth], emb, groups))
                 width = widths[depth]
             if depth:
-                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+                self.up.append(Upsample(width))
         self.norm = nn.GroupNorm(groups, width)
         self.head = nn.Conv2d(width, subbands, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """Every block, in the order in which they compute."""
+        return [*self.encoder, self.middle1, self.middle2, *self.decoder]
+
+    def time_terms(self, t: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """What the time adds to each of `residual_blocks`: (n, channels, 1, 1)."""
+        emb = self.time(t).to(dtype)
+        return [block.time(emb)[:, :, None, None] for block in self.residual_blocks()]
+
     def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
-        emb = self.time(t).to(x.dtype)
-        h = self.stem(torch.cat((x, condition), dim=1))
+        return self.body(torch.cat((x, condition), dim=1), self.time_terms(t, x.dtype))
+
+    def body(self, inputs: Tensor, terms: Sequence[Tensor]) -> Tensor:
+        """v from x and the condition as channels of one tensor, and `time_terms`."""
+        h, term = self.stem(inputs), iter(terms)
         skips, blocks = [h], self.config.blocks
         for i, (block, attend) in enumerate(zip(self.encoder, self.encoder_attention, strict=True)):
-            h = attend(block(h, emb))
+            h = attend(block(h, next(term)))
             skips.append(h)
             if (i + 1) % blocks == 0 and i // blocks < len(self.down):
                 h = self.down[i // blocks](h)
                 skips.append(h)
-        h = self.middle2(self.middle_attention(self.middle1(h, emb)), emb)
+        h = self.middle_attention(self.middle1(h, next(term)))
+        h = self.middle2(h, next(term))
         for i, block in enumerate(self.decoder):
-            h = block(torch.cat((h, skips.pop()), dim=1), emb)
+            h = block(torch.cat((h, skips.pop()), dim=1), next(term))
             if (i + 1) % (blocks + 1) == 0 and i // (blocks + 1) < len(self.up):
-                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
                 h = self.up[i // (blocks + 1)](h)
         return self.head(F.silu(self.norm(h)))
 

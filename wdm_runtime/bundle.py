@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from wdm_runtime.diffusion import PREDICTIONS, VPSchedule
 from wdm_runtime.errors import BundleError, InputError, WdmError
+from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
@@ -25,9 +26,11 @@ SCHEMA_VERSION = 2  # 2: `domain`
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.selftest`
 DEFAULT_BUNDLE = "wdm2-mrms"
-# What each graph is for. The pixel graphs serve the latency comparison only.
-GRAPH_ROLES = ("score_fp32", "score_fp16", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
+# What each graph is for. The pixel graphs serve the latency comparison only; `step` is the
+# sampler's update, which is no graph by itself but continues a score graph: `engines.step`.
+GRAPH_ROLES = ("score_fp32", "score_fp16", "step", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
 REQUIRED_ROLES = ("score_fp32", "dwt", "idwt")
+_OPTIONAL = {"optional": True}  # of a key: bundles without it are older, not damaged
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 T = TypeVar("T")
@@ -88,7 +91,8 @@ class Manifest:
 
     ``tile_px`` is the fine size of the tiles the score graph takes; ``domain`` is what the model
     was trained on; ``residual_scale`` standardises the coefficients that are diffused,
-    ``condition_scale`` those of the interpolated coarse field.
+    ``condition_scale`` those of the interpolated coarse field; ``precision_check`` is the only key
+    that may be missing.
     """
 
     schema_version: int
@@ -107,10 +111,14 @@ class Manifest:
     files: tuple[FileEntry, ...]
     training: dict[str, Any]
     scores: dict[str, Any] = field(default_factory=dict)
+    precision_check: PrecisionCheck | None = field(default=None, metadata=_OPTIONAL)
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        values = asdict(self)
+        if self.precision_check is None:
+            del values["precision_check"]
+        return json.dumps(values, indent=1) + "\n"
 
     def check(self) -> None:
         """Cross-field consistency; a ValueError names what is wrong."""
@@ -139,6 +147,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin in (typing.Union, types.UnionType):
+        record = next(filter(is_dataclass, arguments), None)
+        if record is not None:
+            return _build(record, value, where)
         if not isinstance(value, tuple(arguments)) or isinstance(value, bool):
             raise ValueError(f"{where} is {value!r}, expected {kind}")
         return value
@@ -162,7 +173,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is {type(value).__name__}, expected an object")
-    names = [f.name for f in fields(kind)]
+    optional = {f.name for f in fields(kind) if f.metadata == _OPTIONAL} - set(value)
+    names = [f.name for f in fields(kind) if f.name not in optional]
     missing, unknown = set(names) - set(value), set(value) - set(names)
     if missing or unknown:
         raise ValueError(f"{where}: missing keys {sorted(missing)}, unknown {sorted(unknown)}")

@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from wdm_runtime import cli_engines, console, job, latency, panels
+from wdm_runtime import cli_bench, cli_engines, console, job, latency, panels
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BatchOption,
     BuildOption,
     BundleOption,
+    FusedOption,
     QuietOption,
     ThreadsOption,
     engine_options,
@@ -34,6 +35,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command()(cli_engines.build_engine)
 app.command()(cli_engines.doctor)
 app.command("selftest")(cli_engines.run_selftest)
+app.command()(cli_bench.bench)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 
 MemoryOption = Annotated[
@@ -111,9 +113,10 @@ def infer(
     read_timeout: Annotated[
         float, typer.Option(help="Seconds that reading the input may make no progress")
     ] = READ_TIMEOUT_S,
-    batch: BatchOption = "auto",
+    batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
+    fused_step: FusedOption = None,
     report: Annotated[Path | None, typer.Option(help="Write the latency report as JSON")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output")] = False,
     no_pixel_probe: Annotated[
@@ -151,7 +154,7 @@ def infer(
     check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
-    options = engine_options(batch, threads, build, quiet)
+    options = engine_options(batch, threads, build, quiet, fused_step)
     with reader, Downscaler.open(bundle, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
@@ -185,7 +188,7 @@ def replay(
         str | None, typer.Option("--engine", help="Default: the one it was made with")
     ] = None,
     max_memory: MemoryOption = None,
-    batch: BatchOption = "auto",
+    batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
     quiet: QuietOption = False,
@@ -196,7 +199,7 @@ def replay(
     console.out.quiet = quiet
     record = open_record(output, input)
     engine, precision = engine or record.text("engine"), record.text("precision")
-    options = engine_options(batch, threads, build, quiet)
+    options = engine_options(batch, threads, build, quiet, record.fused_step)
     with (
         Downscaler.open(bundle, engine, precision, options) as downscaler,
         _Progress(downscaler, quiet) as progress,

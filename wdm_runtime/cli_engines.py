@@ -74,6 +74,8 @@ def build_engine(
         options = engine_options(str(size), quiet=quiet)
         with Downscaler.open(bundle, engine, precision, options) as opened:
             seconds = opened.seconds_per_tile()
+            if opened.fused:
+                opened.fused.available()  # builds its plan too; what keeps it from that is noted
             console.out.print(
                 f"{opened.engine.kind} in {opened.choice.precision}, batch {size}: "
                 f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",

@@ -8,35 +8,51 @@ from typing import Annotated
 import typer
 
 from wdm_runtime import panels
+from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
-BatchOption = Annotated[str, typer.Option("--batch", help="Tiles an engine call, or auto")]
+BatchOption = Annotated[
+    str | None,
+    typer.Option("--batch", help="Tiles an engine call, 1; auto: measures once which is fastest"),
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: all")]
 BuildOption = Annotated[
     bool,
     typer.Option("--build/--no-build", help="Build a TensorRT plan that is not there yet"),
 ]
+FusedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--fused-step/--numpy-step",
+        help="Who does the sampler's update where one tile covers a frame's rain: the engine "
+        "(default on GPUs) or NumPy",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
 
 
 def engine_options(
-    batch: str = "auto", threads: int | None = None, build: bool = True, quiet: bool = False
+    batch: str | None = None,
+    threads: int | None = None,
+    build: bool = True,
+    quiet: bool = False,
+    fused_step: bool | None = None,
 ) -> EngineOptions:
     """How engines are opened from the command line: notes and progress on the error stream."""
     return EngineOptions(
         threads=threads,
-        batch=_batch(batch),
+        batch=None if batch is None or batch == AUTO else _number(batch),
+        measure_batch=batch == AUTO,
         build=build,
+        fused_step=fused_step,
         progress=panels.build_line(quiet),
         note=panels.note,
     )
 
 
-def _batch(text: str) -> int | None:
-    if text == "auto":
-        return None
+def _number(text: str) -> int:
     if not text.isdigit():
-        raise InputError(f"--batch got '{text}'; expected a number or 'auto'. Correct it.")
+        raise InputError(f"--batch got '{text}'; expected a number or '{AUTO}'. Correct it.")
     return int(text)

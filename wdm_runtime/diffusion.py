@@ -89,9 +89,3 @@ def denoised_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
     """Tweedie's estimate of x0: D = alpha x - sigma v."""
     denoised: Array = np.float32(alpha) * x - np.float32(sigma) * v
     return denoised
-
-
-def noise_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
-    """The estimate of eps: sigma x + alpha v."""
-    noise: Array = np.float32(sigma) * x + np.float32(alpha) * v
-    return noise

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wdm_runtime.elf import needed_libraries
 from wdm_runtime.engines import Finding, select, survey
 from wdm_runtime.engines.options import available_threads
-from wdm_runtime.engines.probe import Gpu, library_loads, probe_gpu
+from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
+from wdm_runtime.engines.probe import Gpu, probe_gpu
 from wdm_runtime.errors import EngineError, WdmError
 from wdm_runtime.version import version
 
@@ -21,24 +20,7 @@ _PACKAGES = (
     *("numpy", "netCDF4", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings"),
     *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "torch"),
 )
-_PROVIDERS = "libonnxruntime_providers_*.so"
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")
-
-
-@dataclass(frozen=True)
-class Library:
-    """A shared library that another one links against, and whether the loader finds it."""
-
-    name: str
-    found: bool
-
-
-@dataclass(frozen=True)
-class Provider:
-    """A part of ONNX Runtime with what it links against."""
-
-    file: str
-    needs: tuple[Library, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ def diagnose() -> Diagnosis:
     """Look at this machine. Engines are asked exactly as a run asks them."""
     gpu, problem = _gpu()
     packages, jetson = _packages(), _jetson()
-    providers, findings = _providers(), survey()
+    parts, findings = providers(), survey()
     try:
         auto: str | None = select().why
     except EngineError:
@@ -90,10 +72,10 @@ def diagnose() -> Diagnosis:
         gpu=gpu,
         gpu_problem=problem,
         packages=packages,
-        providers=providers,
+        providers=parts,
         engines=findings,
         auto=auto,
-        advice=tuple(_advice(gpu, packages, providers, jetson)),
+        advice=tuple(_advice(gpu, packages, parts, jetson)),
     )
 
 
@@ -122,37 +104,21 @@ def _jetson() -> str | None:
         return None
 
 
-def _providers() -> tuple[Provider, ...]:
-    """ONNX Runtime's provider libraries, read as files: loading one may end the process."""
-    folders = [Path(entry or ".") / "onnxruntime" / "capi" for entry in sys.path]
-    files = next((found for f in folders if (found := sorted(f.glob(_PROVIDERS)))), [])
-    return tuple(
-        Provider(file.name, tuple(Library(n, library_loads(n)) for n in needed_libraries(file)))
-        for file in files
-    )
-
-
 def _advice(
-    gpu: Gpu | None, packages: dict[str, str], providers: tuple[Provider, ...], jetson: str | None
+    gpu: Gpu | None, packages: dict[str, str], parts: tuple[Provider, ...], jetson: str | None
 ) -> list[str]:
     """What to do next, of which engines' own errors say nothing."""
-    advice: list[str] = []
     if gpu is None:
-        return advice
+        return []
+    advice: list[str] = []
     if jetson:
         advice.append(
             "On Jetson use the TensorRT module of JetPack (python3 -c 'import tensorrt'), in a "
-            "virtual environment made with --system-site-packages. Wheels of tensorrt from pip "
-            "have no libraries for it."
+            "virtual environment made with --system-site-packages, and for ort-cuda an "
+            "onnxruntime-gpu made for that JetPack. Wheels of tensorrt from pip have no libraries "
+            "for it."
         )
-    for provider in providers:
-        missing = [library.name for library in provider.needs if not library.found]
-        if missing:
-            advice.append(
-                f"{provider.file} needs {', '.join(missing)}, which cannot be found: that provider "
-                "does not work. Install the packages of that CUDA version, or another release of "
-                "onnxruntime-gpu."
-            )
+    advice += [text for part in parts if (text := _advice_on(part, gpu))]
     bindings = packages.get("cuda-bindings", "")
     if bindings and int(bindings.partition(".")[0]) > gpu.cuda[0]:
         advice.append(
@@ -161,3 +127,20 @@ def _advice(
             f"'cuda-bindings<{gpu.cuda[0] + 1}'"
         )
     return advice
+
+
+def _advice_on(part: Provider, gpu: Gpu) -> str | None:
+    """What keeps a provider of ONNX Runtime from loading."""
+    unused = "" if part.file == CUDA_PROVIDER else " No engine here needs it."
+    if part.cuda is not None and part.cuda > gpu.cuda[0]:
+        return (
+            f"{part.file} is for CUDA {part.cuda}, and the driver runs up to CUDA {gpu.cuda[0]}."
+            f"{gpu.cuda[1]}: that provider does not work.{unused} Update the driver, or install an "
+            f"onnxruntime-gpu for CUDA {gpu.cuda[0]}."
+        )
+    if part.missing:
+        return (
+            f"{part.file} needs {', '.join(library.name for library in part.missing)}, which "
+            f"cannot be found: that provider does not work.{unused} {part.remedy}"
+        ).strip()
+    return None

@@ -8,7 +8,6 @@ and no border can show.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,14 +17,26 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.batching import batch_key, fastest_batch
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
-from wdm_runtime.engines import AUTO, Choice, Engine, open_engine, open_transforms, select
+from wdm_runtime.engines import (
+    AUTO,
+    Choice,
+    Engine,
+    open_engine,
+    open_step,
+    open_transforms,
+    select,
+    step_pays,
+)
 from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.step import ROLE
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, InputError, SuspectError, WdmError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.fused import FusedStep
 from wdm_runtime.golden import check_engine
 from wdm_runtime.noise import noise_of
 from wdm_runtime.plan import Plan, sampling_bytes
@@ -33,6 +44,7 @@ from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
 from wdm_runtime.sampling import Balance, Draw, Member, Sampling
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, check_policy, highest_mm_h
+from wdm_runtime.timing import feeds_of, timed_call
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -71,12 +83,14 @@ class Downscaler:
         transforms: tuple[Engine, Engine],
         choice: Choice,
         batch: int,
+        fused: FusedStep | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.engine = score
         self.choice = choice
         self.batch = batch
+        self.fused = fused
         self._dwt, self._idwt = transforms
 
     @classmethod
@@ -106,9 +120,18 @@ class Downscaler:
             bundle = Bundle.open(bundle)
         options = options or EngineOptions()
         choice, score = _open_score(bundle, engine, precision, options)
+        # A CPU gains little from batches, as the caches are the limit, and starts later with them.
+        batch = options.batch or 1
+        if options.measure_batch:
+            batch, score, found = fastest_batch(
+                score,
+                lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
+                batch_key(bundle, choice, options),
+            )
+            choice = replace(choice, why=f"{choice.why} {found}")
         transforms = open_transforms(bundle, choice.kind, options)
-        # A CPU gains nothing from batches: the caches are the limit, and batch 1 is the fastest.
-        return cls(bundle, score, transforms, choice, options.batch or 1)
+        fused = _fused(bundle, choice, replace(options, batch=batch))
+        return cls(bundle, score, transforms, choice, batch, fused)
 
     def __enter__(self) -> Downscaler:
         return self
@@ -125,6 +148,8 @@ class Downscaler:
         """Free the engines."""
         for engine in (self.engine, self._dwt, self._idwt):
             engine.close()
+        if self.fused:
+            self.fused.close()
 
     @property
     def factor(self) -> int:
@@ -164,16 +189,9 @@ class Downscaler:
 
     def seconds_per_tile(self) -> float:
         """Time the engine takes for one tile of a batch, after a warm-up."""
-        shapes = {spec.name: spec.shape for spec in self.manifest.graphs["score_fp32"].inputs}
-        feeds = {
-            name: np.full([n if isinstance(n, int) else self.batch for n in shape], 0.5, np.float32)
-            for name, shape in shapes.items()
-        }
-        feeds["t"] = feeds["t"][:1]
+        feeds = feeds_of(self.engine.inputs, self.batch)
         self.engine.run(feeds)
-        began = time.perf_counter()
-        self.engine.run(feeds)
-        return (time.perf_counter() - began) / self.batch
+        return timed_call(self.engine, feeds) / self.batch
 
     def downscale(
         self,
@@ -238,13 +256,14 @@ class Downscaler:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         check_mode(consistency)
         check_policy(on_suspect)
+        times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
         sampling = Sampling(
             self.manifest,
             self.engine,
             self._idwt,
             self.batch,
-            get_sampler(sampler or DEFAULT_SAMPLER),
-            self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps),
+            self.fused,
+            get_sampler(sampler or DEFAULT_SAMPLER)(times, self.manifest.schedule),
             self._noise_origin(field),
             consistency,
             on_step,
@@ -268,7 +287,7 @@ class Downscaler:
                 for found in sampling.run(group):
                     draw, redrawn = found.draw, False
                     if found.fault and on_suspect == "fp32" and self.engine.full is not None:
-                        full = replace(sampling, engine=self.engine.full, on_step=None)
+                        full = replace(sampling, engine=self.engine.full, fused=None, on_step=None)
                         found, redrawn = next(full.run([draw])), True
                     if found.fault:
                         self._report(found, field, on_suspect, noted)
@@ -355,31 +374,43 @@ def _open_score(
 ) -> tuple[Choice, WatchedEngine]:
     """The score graph on the engine asked for, or on the best that really opens it."""
 
-    def opened(kind: str, graph: str, computes_in: str) -> Engine:
-        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
-        return open_engine(data, entry, kind, computes_in, options)
-
     rejected: dict[str, str] = {}
     while True:
         choice = select(engine, precision, rejected)
-        full = partial(opened, choice.kind, "fp32", "fp32") if choice.precision != "fp32" else None
         try:
-            score = opened(choice.kind, choice.graph, choice.precision)
-            _check_opened(bundle, score)
-            return choice, WatchedEngine(score, full, options.note)
+            return choice, _watched(bundle, choice, options)
         except EngineError as error:
             if engine != AUTO:
                 raise
             rejected[choice.kind] = str(error)
 
 
-def _check_opened(bundle: Bundle, score: Engine) -> None:
-    """Close an engine that does not compute what the bundle says, and raise."""
+def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
+    """The score graph on its engine, which was seen to compute what the bundle says."""
+
+    def opened(graph: str, computes_in: str) -> Engine:
+        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
+        return open_engine(data, entry, choice.kind, computes_in, options)
+
+    full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
+    score = opened(choice.graph, choice.precision)
     try:
         check_engine(bundle, score)
     except WdmError:
         score.close()
         raise
+    return WatchedEngine(score, full, options.note)
+
+
+def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:
+    """The sampler's update on the engine, where asked for or faster; bundles may be without."""
+    asked = options.fused_step
+    if not (asked or (asked is None and step_pays(choice.kind) and ROLE in bundle.manifest.graphs)):
+        return None
+    fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
+    if asked:
+        fused.available()  # what was asked for and cannot be had is an error at once
+    return fused
 
 
 def _flip(field: PrecipField) -> slice:

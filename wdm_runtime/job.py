@@ -56,6 +56,11 @@ class Outcome:
     suspects: Suspects
     area_km2: float
 
+    @property
+    def fused_steps(self) -> int:
+        """Steps in which the engine did the sampler's update."""
+        return sum(step.fused for step in self.steps)
+
 
 @dataclass
 class _Watch:
@@ -196,11 +201,18 @@ def run(
             watch.suspects.count(sample)
             _keep(sample, writer, store, statistics, settings)
         reruns = downscaler.engine.fp32_reruns - reruns_before
-        writer.set_attributes(outcome_attributes(watch.balances, reruns, watch.suspects))
-    sampler = settings.sampler or DEFAULT_SAMPLER
-    return Outcome(
-        plan, sampler, tuple(watch.steps), reruns, watch.suspects, coarse.grid.area_km2()
-    )
+        outcome = Outcome(
+            plan,
+            settings.sampler or DEFAULT_SAMPLER,
+            tuple(watch.steps),
+            reruns,
+            watch.suspects,
+            coarse.grid.area_km2(),
+        )
+        writer.set_attributes(
+            outcome_attributes(watch.balances, reruns, outcome.fused_steps, watch.suspects)
+        )
+    return outcome
 
 
 def _keep(
@@ -236,7 +248,7 @@ def _budget(max_bytes: int | None) -> int:
 
 
 def outcome_attributes(
-    balances: list[Balance], fp32_reruns: int, suspects: Suspects
+    balances: list[Balance], fp32_reruns: int, fused_steps: int, suspects: Suspects
 ) -> dict[str, Any]:
     """Means over members and times; the residual is the one before the consistency step."""
 
@@ -253,6 +265,7 @@ def outcome_attributes(
         "wdm_wet_fraction_before": mean("wet_fraction_before"),
         "wdm_wet_fraction_after": mean("wet_fraction_after"),
         "wdm_fp32_reruns": fp32_reruns,
+        "wdm_fused_steps": fused_steps,
         "wdm_suspect_members": suspects.members,
         "wdm_fp32_redrawn_members": suspects.redrawn,
     }

@@ -23,6 +23,7 @@ from wdm_runtime.plan import available_bytes
 from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training
 from wdm_runtime.settings import Settings
+from wdm_runtime.stepping import StepTime
 
 # What refers to variables that a single array cannot carry along.
 _REFERENCES = ("bounds", "ancillary_variables", "grid_mapping")
@@ -107,6 +108,7 @@ def downscale(
     shape = len(coarse.valid_times), members, rows, columns
     room = _left_beside(shape)
     layout = layout_of(_without_bounds(coarse), downscaler.factor, members, units, None, True)
+    step_times: list[StepTime] = []
     samples = downscaler.downscale(
         coarse,
         members,
@@ -116,13 +118,15 @@ def downscale(
         settings.consistency or DEFAULT_CONSISTENCY,
         noise_decorrelation_min,
         room,
+        step_times.append,
     )
     reruns_before = downscaler.engine.fp32_reruns
     values, balances, suspects = _collected(samples, shape, layout.quantity.mm_h)
     times = labelled[coarse.source.time.name].variable if coarse.source.time else None
     reruns = downscaler.engine.fp32_reruns - reruns_before
+    fused_steps = sum(step.fused for step in step_times)
     known = _provenance(downscaler, settings, layout)
-    known |= outcome_attributes(balances, reruns, suspects)
+    known |= outcome_attributes(balances, reruns, fused_steps, suspects)
     return _labelled(xarray, layout, values, times, known)
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +14,11 @@ from wdm_runtime.cache import cache_folder
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import Choice, Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions, available_threads
-from wdm_runtime.errors import OutputError
-from wdm_runtime.io.atomic import write_text
 from wdm_runtime.job import Outcome
+from wdm_runtime.process import machine, peak_rss_mib, seconds_since_process_start
+from wdm_runtime.remembered import Remembered
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.timing import feeds_of, timed_call
 from wdm_runtime.version import version
 
 _PROBE_CALLS = 2
@@ -54,7 +50,8 @@ class Report:
     cells that needed none. ``step_latency_ms``: wall time of a sampler step divided by its tile
     evaluations, the first step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop -
     engine calls) / sampling loop, without load, I/O, interpolation and probe. ``fp32_reruns``:
-    batches that half precision could not hold and fp32 computed again. ``suspect_members``: members
+    batches that half precision could not hold and fp32 computed again. ``fused_steps``: sampler
+    steps whose update the engine did too, with the state kept there. ``suspect_members``: members
     that cannot be true as they were written, ``fp32_redrawn_members`` those that fp32 drew again
     because of it, see `wdm_runtime.suspect`. ``wall_s``: process
     start to renamed output, ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the
@@ -73,6 +70,7 @@ class Report:
     step_latency_ms: StepLatency | None
     outside_engine_fraction: float | None
     fp32_reruns: int
+    fused_steps: int
     suspect_members: int
     fp32_redrawn_members: int
     wall_s: float
@@ -108,6 +106,7 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         step_latency_ms=StepLatency.of(steps[1:]),
         outside_engine_fraction=outside_engine_fraction(steps),
         fp32_reruns=outcome.fp32_reruns,
+        fused_steps=outcome.fused_steps,
         suspect_members=outcome.suspects.members,
         fp32_redrawn_members=outcome.suspects.redrawn,
         wall_s=round(wall_s, 3),
@@ -133,43 +132,6 @@ def outside_engine_fraction(steps: list[StepTime]) -> float | None:
     return round(1 - sum(s.engine_seconds for s in steps) / total, 4) if total else None
 
 
-def peak_rss_mib() -> float | None:
-    """Largest resident set of this process so far [MiB], None where the system does not say."""
-    with suppress(OSError, ValueError, IndexError):
-        # Not getrusage, whose peak of a new process begins at its parent's.
-        status = Path("/proc/self/status").read_text()
-        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def seconds_since_process_start() -> float:
-    """Wall time since the operating system started this process."""
-    try:
-        start_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return uptime - start_ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.process_time()  # no /proc: the CPU time is a lower bound
-
-
-def machine() -> str:
-    """What makes two machines differ in speed, in words."""
-    model = platform.processor()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux: platform's word is all there is
-    return f"{platform.machine()}, {model}, {available_threads()} cores"
-
-
 def measure_pixel(
     bundle: Bundle, engine: Engine, choice: Choice, threads: int | None
 ) -> float | None:
@@ -183,29 +145,20 @@ def measure_pixel(
         return None
     threads = threads or available_threads()
     key = "|".join((bundle.sha256[:16], engine.version, choice.precision, machine(), str(threads)))
-    path = cache_folder() / "pixel-probe.json"
-    try:
-        cached = json.loads(path.read_text())
-        if isinstance(cached.get(key), float):
-            return float(cached[key])
-    except (OSError, ValueError, AttributeError):
-        cached = {}  # absent or damaged: measured anew below
+    probes = Remembered(cache_folder() / "pixel-probe.json")
+    cached = probes.get(key)
+    if cached is not None:
+        return cached
     entry = bundle.manifest.graphs[role]
     options = EngineOptions(threads)
     pixel = open_engine(bundle.graph(role), entry, choice.kind, choice.precision, options)
     try:
-        shape = [size if isinstance(size, int) else 1 for size in entry.inputs[0].shape]
-        x = np.zeros(shape, dtype=np.float32)
-        feeds = {"x": x, "condition": x, "t": np.array([0.5], dtype=np.float32)}
-        times = []
-        for _ in range(_PROBE_CALLS + 1):
-            began = time.perf_counter()
-            pixel.run(feeds)
-            times.append(time.perf_counter() - began)
+        feeds = feeds_of(entry.inputs, 1)
+        pixel.run(feeds)
+        result = round(1e3 * min(timed_call(pixel, feeds) for _ in range(_PROBE_CALLS)), 3)
     finally:
         pixel.close()
-    result = round(1e3 * min(times[1:]), 3)
-    _remember(path, cached if isinstance(cached, dict) else {}, key, result)
+    probes.put(key, result)
     return result
 
 
@@ -220,10 +173,3 @@ def with_pixel_probe(report: Report, downscaler: Downscaler, threads: int | None
         speedup_vs_pixel=round(pixel / step.p50, 2) if pixel and step else None,
         probe_s=round(time.perf_counter() - began, 3),
     )
-
-
-def _remember(path: Path, cached: dict[str, float], key: str, value: float) -> None:
-    # A cache that cannot be written costs a few seconds next time, nothing more.
-    with suppress(OSError, OutputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**cached, key: value}, indent=1))

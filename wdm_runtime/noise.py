@@ -39,17 +39,19 @@ INITIAL_STEP = -1  # the address of the state that sampling starts from
 
 
 def normals_from_words(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
-    """Box and Muller's map as documented above: (..., n) words -> (..., 2 n) normals."""
-    upper = (words >> np.uint64(32)).astype(np.float32)
-    lower = (words & np.uint64(0xFFFFFFFF)).astype(np.float32)
+    """Box and Muller's map as documented above: (n, ...) words -> (2 n, ...) normals."""
+    radius = (words >> np.uint64(32)).astype(np.float32)
+    angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float32)
     # float32 cannot tell 2^32 - 1 from 2^32: then u = 1 and the radius is 0, as it should be.
-    upper += np.float32(1.0)
-    upper *= np.float32(2.0**-32)
-    radius = np.sqrt(np.float32(-2.0) * np.log(upper))
-    lower *= np.float32(2.0 * np.pi * 2.0**-32)
-    out = np.empty((*words.shape[:-1], 2 * words.shape[-1]), dtype=np.float32)
-    np.multiply(radius, np.cos(lower), out=out[..., 0::2])
-    np.multiply(radius, np.sin(lower), out=out[..., 1::2])
+    radius += np.float32(1.0)
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle *= np.float32(2.0 * np.pi * 2.0**-32)
+    out = np.empty((2 * len(words), *words.shape[1:]), dtype=np.float32)
+    np.multiply(radius, np.cos(angle), out=out[0::2])
+    np.multiply(radius, np.sin(angle), out=out[1::2])
     return out
 
 
@@ -96,23 +98,21 @@ class NoiseSource:
         -------
         (subbands, rows, columns), float32.
         """
-        key = self._key(step)
-        blocks = -(-subbands // _NORMALS_PER_BLOCK)
+        stream = _Stream(self._key(step), -(-subbands // _NORMALS_PER_BLOCK))
         height, width = rows[1] - rows[0], columns[1] - columns[0]
         out = np.zeros((subbands, height, width), dtype=np.float32)
         for top in range(0, height, _BAND_ROWS):
             # A band of rows at a time: the raw words of a whole domain would be twice its noise.
             band = slice(top, min(height, top + _BAND_ROWS))
             mask = np.ones((band.stop - top, width), np.bool_) if covered is None else covered[band]
-            words = [
-                _words(key, rows[0] + top + row, columns[0] + start, stop - start, blocks)
-                for row, start, stop in _runs(mask)
-            ]
-            if words:
-                drawn = normals_from_words(
-                    np.concatenate(words).reshape(-1, blocks * _WORDS_PER_BLOCK)
-                )
-                out[:, band][:, mask] = drawn[:, :subbands].T
+            # Word by word, so that each subband is one piece; no more than the subbands need.
+            words = np.empty((-(-subbands // 2), np.count_nonzero(mask)), dtype=np.uint64)
+            done = 0
+            for row, start, stop in _runs(mask):
+                drawn = stream.words(rows[0] + top + row, columns[0] + start, stop - start)
+                words[:, done : done + len(drawn)] = drawn[:, : len(words)].T
+                done += len(drawn)
+            out[:, band][:, mask] = normals_from_words(words)[:subbands]
         return out
 
     def _key(self, step: int) -> npt.NDArray[np.uint64]:
@@ -191,13 +191,22 @@ def noise_of(seed: int, valid_time: str, member: int, decorrelation_min: float =
     return EvolvingNoise(earlier, later, math.pi / 2.0 * rest / decorrelation_min)
 
 
-def _words(
-    key: npt.NDArray[np.uint64], row: int, column: int, columns: int, blocks: int
-) -> npt.NDArray[np.uint64]:
-    """Raw words of a row's columns, which are consecutive counters."""
-    counter = np.array([(column + _ORIGIN) * blocks, row + _ORIGIN, 0, 0], dtype=np.uint64)
-    stream = np.random.Philox(key=key, counter=counter)
-    return stream.random_raw(columns * blocks * _WORDS_PER_BLOCK)
+class _Stream:
+    """Raw words by place, in the order of counters: row by row, from west to east.
+
+    One generator that is moved on: making one for each row would take as long as its words.
+    """
+
+    def __init__(self, key: npt.NDArray[np.uint64], blocks: int) -> None:
+        self._philox, self._blocks, self._counter = np.random.Philox(key=key, counter=0), blocks, 0
+
+    def words(self, row: int, column: int, columns: int) -> npt.NDArray[np.uint64]:
+        """Words of consecutive columns of a row, (columns, words of a column)."""
+        counter = ((row + _ORIGIN) << 64) + (column + _ORIGIN) * self._blocks
+        self._philox.advance(counter - self._counter)
+        self._counter = counter + columns * self._blocks
+        found = self._philox.random_raw(columns * self._blocks * _WORDS_PER_BLOCK)
+        return found.reshape(columns, -1)
 
 
 def _runs(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:

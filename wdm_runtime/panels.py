@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.panel import Panel
@@ -14,8 +14,10 @@ from rich.text import Text
 from wdm_runtime import console
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.doctor import Diagnosis
+from wdm_runtime.engines.ort_libraries import Provider
 from wdm_runtime.latency import Report
 from wdm_runtime.plan import Plan
+from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.selftest import Check
 
 
@@ -90,14 +92,33 @@ def diagnosis_table(found: Diagnosis) -> Table:
         add("GPU", f"none. {found.gpu_problem}")
     add("packages", ", ".join(f"{name} {text}" for name, text in found.packages.items()))
     for provider in found.providers:
-        names = [n.name if n.found else f"{n.name} (not found)" for n in provider.needs]
-        add(provider.file, ", ".join(names))
+        if needs := _needs(provider):
+            add(provider.file.removeprefix("libonnxruntime_").removesuffix(".so"), needs)
+    said = {found.gpu_problem: "GPU"}  # several engines have the same in their way: once is enough
     for engine in found.engines:
-        add(engine.kind, ", ".join(engine.precisions) or f"no. {engine.problem}")
+        if engine.precisions:
+            add(engine.kind, ", ".join(engine.precisions))
+        elif engine.problem in said:
+            add(engine.kind, f"no, for the same reason as {said[engine.problem]}")
+        else:
+            said[engine.problem] = engine.kind
+            add(engine.kind, f"no. {engine.problem}")
     for text in found.advice:
         add("advice", text)
     add("auto", found.auto or "no engine works here")
     return rows
+
+
+def _needs(provider: Provider) -> str:
+    """What a part of ONNX Runtime needs, with what fits; parts of the system only if missing."""
+    shown = [
+        library.name
+        + (f" -> {library.install}" if library.install else "")
+        + ("" if library.found else " (not found)")
+        for library in provider.needs
+        if library.install or not library.found
+    ]
+    return ", ".join(shown)
 
 
 def check_line(check: Check) -> str:
@@ -133,6 +154,8 @@ def latency_panel(report: Report, target: Path) -> Panel:
         )
     if report.outside_engine_fraction is not None:
         rows.add_row("outside engine", f"{report.outside_engine_fraction:.1%} of the loop")
+    if report.fused_steps:
+        rows.add_row("fused", f"{_count(report.fused_steps, 'sampler step')} wholly on the engine")
     if report.fp32_reruns:
         rows.add_row("again in fp32", f"{report.fp32_reruns} x a batch that was not finite")
     if report.fp32_redrawn_members:
@@ -169,6 +192,27 @@ def bundle_table(bundle: Bundle) -> Table:
     ends = f"log SNR {schedule.logsnr_start:g} to {schedule.logsnr_end:g}"
     table.add_row("schedule", f"{schedule.name}, {ends}, predicts {manifest.prediction}")
     table.add_row("training", f"{training.get('steps')} steps, {training.get('seconds')} s")
+    for line in _precision_lines(manifest.precision_check):
+        table.add_row("precision", line)
     for role, entry in manifest.graphs.items():
         table.add_row(role, f"{entry.file}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}")
     return table
+
+
+def _precision_lines(check: PrecisionCheck | None) -> Iterator[str]:
+    """One line of magnitudes and one for each precision."""
+    if check is None:
+        yield "not measured: wdm-export check BUNDLE FILES..."
+        return
+    peak = check.ranges.largest[0]
+    yield (
+        f"on {_count(check.tiles, 'tile')} x {_count(check.members, 'member')} of "
+        f"{', '.join(check.files)}: largest activation {peak.largest:.1f}, fp16 holds 65504"
+    )
+    for run in check.runs:
+        yield (
+            f"{run.precision} against fp32: mean difference {run.mean_difference_mm_h:.2g} mm/h of "
+            f"{run.mean_rate_mm_h:.2f}, {run.spread_share:.2%} of the members' spread"
+        )
+    for name, why in check.not_measured.items():
+        yield f"{name} not measured: {why}"

@@ -159,7 +159,8 @@ def rate_scale() -> tuple[Colormap, BoundaryNorm]:
     return colours, BoundaryNorm(RATE_LEVELS_MM_H, colours.N)
 
 
-def _probability_scale() -> Colormap:
+def probability_scale() -> Colormap:
+    """The colours of probabilities from 0 to 1: grey where missing."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("probability", list(_PROBABILITY_COLOURS))
@@ -191,7 +192,7 @@ def _draw(
         rain.set(cmap=colours, norm=norm)
     title = f"Probability of at least {threshold:g} mm/h"
     chance = _show(low_right, title, frame.grid, frame.probability, aspect)
-    chance.set(cmap=_probability_scale(), clim=(0, 1))
+    chance.set(cmap=probability_scale(), clim=(0, 1))
     bars: dict[str, Any] = {"location": "bottom", "shrink": 0.92, "aspect": 28, "pad": 0.03}
     bar = figure.colorbar(rain, ax=low_left, extend="max", ticks=RATE_LEVELS_MM_H, **bars)
     grey = ", grey: missing" if np.isnan(frame.mean_mm_h).any() else ""

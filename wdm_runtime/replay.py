@@ -28,6 +28,11 @@ class Record:
     settings: Settings
     attributes: dict[str, Any]
 
+    @property
+    def fused_step(self) -> bool:
+        """Whether the engine did the sampler's updates, where it could."""
+        return int(self.attributes.get("wdm_fused_steps", 0)) > 0
+
     def text(self, name: str) -> str:
         """One of its ``wdm_`` attributes.
 

@@ -1,21 +1,22 @@
-"""Reverse-time samplers: pure NumPy loops that know no files, engines or tiles.
+"""Reverse-time samplers: what they do is a few numbers a step, and one loop that applies them.
 
-All share one contract: ``sampler(network, x, times, schedule, noise, on_step)`` where
-``network(x, t)`` is the v-prediction, ``x`` the state at ``times[0]``, ``noise(i)`` the standard
-normals of step ``i`` and ``on_step(i)`` is called after each step. They return the last denoised
-estimate, shaped like ``x``. One network call a time; no noise after the last.
+Every sampler here is linear in the state x, the denoised estimate D, the previous one and the
+noise z. So a sampler is a pure function of times and schedule that gives the factors of each step,
+and `integrate` is the loop in NumPy, which knows no files, engines or tiles.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.diffusion import VPSchedule, denoised_from_v, noise_from_v
+from wdm_runtime.diffusion import VPSchedule, denoised_from_v
 from wdm_runtime.errors import InputError
 
 State = npt.NDArray[np.float32]
@@ -24,104 +25,127 @@ Noise = Callable[[int], State]
 OnStep = Callable[[int], None]
 
 
-class Sampler(Protocol):
-    """The contract of every sampler."""
+@dataclass(frozen=True)
+class Step:
+    """One network call at time t and the update after it.
 
-    def __call__(
-        self,
-        network: Network,
-        x: State,
-        times: npt.NDArray[np.float64],
-        schedule: VPSchedule,
-        noise: Noise,
-        on_step: OnStep,
-    ) -> State:
-        """Integrate from ``times[0]`` and return the denoised estimate at ``times[-1]``."""
-        ...
+    D = alpha x - sigma v; x <- of_state x + of_denoised D + of_previous D_prev + of_noise z. The
+    last step only gives D: all its factors of the update are 0.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    of_state: float = 0.0
+    of_denoised: float = 0.0
+    of_previous: float = 0.0
+    of_noise: float = 0.0
+
+    @property
+    def scalars(self) -> State:
+        """All but the time as float32, (6,), in the order of the fields."""
+        return np.array(dataclasses.astuple(self)[1:], dtype=np.float32)
 
 
-def euler_maruyama(
-    network: Network,
-    x: State,
-    times: npt.NDArray[np.float64],
-    schedule: VPSchedule,
-    noise: Noise,
-    on_step: OnStep,
-) -> State:
+Sampler = Callable[[npt.NDArray[np.float64], VPSchedule], tuple[Step, ...]]
+
+
+def euler_maruyama(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tuple[Step, ...]:
     """Plain Euler-Maruyama on the reverse SDE (Song et al. 2021, arXiv 2011.13456).
 
     With B the integral of beta over the step: x <- x + B (x / 2 + score) + sqrt(B) z.
     """
-    for i, t in enumerate(times):
+    steps = []
+    for t, after in pairwise(times):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        denoised = denoised_from_v(x, network(x, float(t)), alpha, sigma)
-        if i + 1 < len(times):
-            beta = 2.0 * math.log(schedule.alpha(times[i + 1]) / alpha)
-            # x + B (x / 2 + (alpha D - x) / sigma^2) with the factors of x and D gathered
-            x = np.float32(1.0 + beta * (0.5 - sigma**-2)) * x
-            x += np.float32(beta * alpha / sigma**2) * denoised
-            x += np.float32(math.sqrt(beta)) * noise(i)
-        on_step(i)
-    return denoised
+        beta = 2.0 * math.log(schedule.alpha(after) / alpha)
+        # x + B (x / 2 + (alpha D - x) / sigma^2) with the factors of x and D gathered
+        of_state = 1.0 + beta * (0.5 - sigma**-2)
+        of_denoised = beta * alpha / sigma**2
+        steps.append(Step(float(t), alpha, sigma, of_state, of_denoised, of_noise=math.sqrt(beta)))
+    return (*steps, _last(times, schedule))
 
 
-def exponential(
-    network: Network,
-    x: State,
-    times: npt.NDArray[np.float64],
-    schedule: VPSchedule,
-    noise: Noise,
-    on_step: OnStep,
-) -> State:
+def exponential(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tuple[Step, ...]:
     """First-order exponential Euler-Maruyama: the linear part solved exactly (ancestral step).
 
-    With s = (sigma' / sigma) sqrt(1 - (alpha / alpha')^2):
-    x <- alpha' D + sqrt(sigma'^2 - s^2) eps + s z.
+    With h half the log SNR increment:
+    x <- (sigma' / sigma) exp(-h) x + alpha' (1 - exp(-2 h)) D + sigma' sqrt(1 - exp(-2 h)) z.
     """
-    for i, t in enumerate(times):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        v = network(x, float(t))
-        denoised = denoised_from_v(x, v, alpha, sigma)
-        if i + 1 < len(times):
-            alpha_next, sigma_next = schedule.alpha(times[i + 1]), schedule.sigma(times[i + 1])
-            fresh = sigma_next / sigma * math.sqrt(1.0 - (alpha / alpha_next) ** 2)
-            kept = math.sqrt(max(0.0, sigma_next**2 - fresh**2))
-            x = np.float32(kept) * noise_from_v(x, v, alpha, sigma)
-            x += np.float32(alpha_next) * denoised
-            x += np.float32(fresh) * noise(i)
-        on_step(i)
-    return denoised
+    return _exponential(times, schedule, order=1)
 
 
-def second_order(
-    network: Network,
-    x: State,
-    times: npt.NDArray[np.float64],
-    schedule: VPSchedule,
-    noise: Noise,
-    on_step: OnStep,
-) -> State:
+def second_order(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tuple[Step, ...]:
     """Second-order exponential Euler-Maruyama: DPM-Solver++ 2M in SDE form (arXiv 2211.01095).
 
-    With h half the log SNR increment and E = D + (D - D_prev) h / (2 h_prev), at first E = D:
-    x <- (sigma' / sigma) exp(-h) x + alpha' (1 - exp(-2 h)) E + sigma' sqrt(1 - exp(-2 h)) z.
+    `exponential` with E = D + (D - D_prev) h / (2 h_prev) for D from the second step on.
+    """
+    return _exponential(times, schedule, order=2)
+
+
+def _exponential(
+    times: npt.NDArray[np.float64], schedule: VPSchedule, order: int
+) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    h_previous = 0.0
+    for t, after in pairwise(times):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        alpha_next, sigma_next = schedule.alpha(after), schedule.sigma(after)
+        h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
+        decay = -math.expm1(-2.0 * h)
+        ahead = h / (2.0 * h_previous) if order == 2 and steps else 0.0
+        steps.append(
+            Step(
+                float(t),
+                alpha,
+                sigma,
+                of_state=sigma_next / sigma * math.exp(-h),
+                of_denoised=alpha_next * decay * (1.0 + ahead),
+                of_previous=-alpha_next * decay * ahead,
+                of_noise=sigma_next * math.sqrt(decay),
+            )
+        )
+        h_previous = h
+    return (*steps, _last(times, schedule))
+
+
+def _last(times: npt.NDArray[np.float64], schedule: VPSchedule) -> Step:
+    t = float(times[-1])
+    return Step(t, schedule.alpha(t), schedule.sigma(t))
+
+
+def integrate(
+    network: Network, x: State, steps: Sequence[Step], noise: Noise, on_step: OnStep
+) -> State:
+    """Apply steps in NumPy: one network call each, and no noise after the last.
+
+    Parameters
+    ----------
+    network
+        The v-prediction of a state at a time.
+    x
+        The state at the first step's time; it is not written.
+    steps
+        What a sampler gave.
+    noise
+        Standard normals of a step, shaped like ``x``.
+    on_step
+        Called after each step.
+
+    Returns
+    -------
+    The last denoised estimate, shaped like ``x``.
     """
     previous: State | None = None
-    h_previous = 0.0
-    for i, t in enumerate(times):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        denoised = denoised_from_v(x, network(x, float(t)), alpha, sigma)
-        if i + 1 < len(times):
-            alpha_next, sigma_next = schedule.alpha(times[i + 1]), schedule.sigma(times[i + 1])
-            h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
-            decay = -math.expm1(-2.0 * h)
-            x = np.float32(sigma_next / sigma * math.exp(-h)) * x
-            ahead = 0.0 if previous is None else h / (2.0 * h_previous)
-            x += np.float32(alpha_next * decay * (1.0 + ahead)) * denoised
-            if previous is not None:
-                x -= np.float32(alpha_next * decay * ahead) * previous
-            x += np.float32(sigma_next * math.sqrt(decay)) * noise(i)
-            previous, h_previous = denoised, h
+    for i, step in enumerate(steps):
+        denoised = denoised_from_v(x, network(x, step.t), step.alpha, step.sigma)
+        if i + 1 < len(steps):
+            x = np.float32(step.of_state) * x
+            x += np.float32(step.of_denoised) * denoised
+            if step.of_previous:
+                x += np.float32(step.of_previous) * previous
+            x += np.float32(step.of_noise) * noise(i)
+            previous = denoised
         on_step(i)
     return denoised
 

@@ -22,10 +22,11 @@ from wdm_runtime.conditioning import (
 )
 from wdm_runtime.consistency import block_residual, make_consistent, wet_fraction
 from wdm_runtime.engines import Engine
+from wdm_runtime.fused import FusedStep
 from wdm_runtime.noise import INITIAL_STEP, Noise
-from wdm_runtime.samplers import Sampler
+from wdm_runtime.samplers import Step, integrate
 from wdm_runtime.stepping import StepTime, TileNetwork
-from wdm_runtime.suspect import imbalance, suspicion, unknown_cells
+from wdm_runtime.suspect import MINUTE_RECORD_MM_H, imbalance, suspicion, unknown_cells
 
 Array = npt.NDArray[np.float32]
 
@@ -75,8 +76,10 @@ class Sampling:
     manifest, engine, idwt, batch
         The bundle's facts, the score graph and the inverse transform on their engines, and tiles
         an engine call.
-    integrate, times
-        Sampler and time grid.
+    fused
+        The sampler's update on the engine, for draws of one tile; None leaves all to NumPy.
+    steps
+        What a sampler gave for the time grid.
     noise_origin
         (row, column) of the domain's north-west corner in coefficients of the whole input.
     consistency
@@ -91,17 +94,17 @@ class Sampling:
     engine: Engine
     idwt: Engine
     batch: int
-    integrate: Sampler
-    times: npt.NDArray[np.float64]
+    fused: FusedStep | None
+    steps: Sequence[Step]
     noise_origin: tuple[int, int]
     consistency: str
     on_step: Callable[[StepTime], None] | None
-    most_mm_h: float
+    most_mm_h: float = MINUTE_RECORD_MM_H
 
     def run(self, draws: Sequence[Draw]) -> Iterator[Member]:
         """Integrate the draws that have tiles together, and finish all."""
         wet = [(draw, draw.condition) for draw in draws if draw.condition is not None]
-        residuals = iter(self._integrate(wet)) if wet else iter(())
+        residuals = self._residuals(wet)
         for draw in draws:
             if draw.condition is None:
                 size = [n * self.manifest.factor for n in draw.frame.coarse_mm_h.shape]
@@ -109,6 +112,52 @@ class Sampling:
             else:
                 rate = finish(draw.frame, draw.condition, next(residuals), self.manifest, self.idwt)
             yield self._put_right(draw, rate)
+
+    def _residuals(self, draws: Sequence[tuple[Draw, Condition]]) -> Iterator[Array]:
+        """Standardised residual coefficients (c, h, w) of each draw.
+
+        Its own tiles alone decide who does a draw's updates, so that no other draw can change it.
+        """
+        single = [len(draw.frame.tiling.tiles) == 1 for draw, _ in draws]
+        fused = self.fused if self.fused and any(single) and self.fused.available() else None
+        if fused is None:
+            single = [False] * len(draws)
+        alone, others = (
+            [draw for draw, is_single in zip(draws, single, strict=True) if is_single is wanted]
+            for wanted in (True, False)
+        )
+        by_engine = iter(self._integrate_fused(fused, alone) if fused else ())
+        by_loop = iter(self._integrate(others) if others else ())
+        return (next(by_engine if is_single else by_loop) for is_single in single)
+
+    def _integrate_fused(self, fused: FusedStep, draws: Sequence[tuple[Draw, Condition]]) -> Array:
+        """As `_integrate`, for draws of one tile each: beyond it, state and result are 0."""
+        subbands, height, width = draws[0][1].standardised.shape
+        top, left = self.noise_origin
+        tiles = [draw.frame.tiling.tiles[0] for draw, _ in draws]
+
+        def noise(step: int) -> Array:
+            return np.stack(
+                [
+                    draw.noise.draw(
+                        step,
+                        subbands,
+                        (top + tile.row, top + tile.row + tile.size),
+                        (left + tile.column, left + tile.column + tile.size),
+                    )
+                    for (draw, _), tile in zip(draws, tiles, strict=True)
+                ]
+            )
+
+        cuts = [draw.frame.tiling.cut(given.standardised, 0) for draw, given in draws]
+        start = noise(INITIAL_STEP)
+        found = fused.integrate(start, np.stack(cuts), self.steps, noise, self.on_step)
+        if found is None:
+            return self._integrate(draws)
+        out = np.zeros((len(draws), subbands, height, width), dtype=np.float32)
+        for values, tile, whole in zip(found, tiles, out, strict=True):
+            whole[tile.window] = values
+        return out
 
     def _integrate(self, draws: Sequence[tuple[Draw, Condition]]) -> Array:
         """Standardised residual coefficients (draw, c, h, w)."""
@@ -131,8 +180,7 @@ class Sampling:
         network = TileNetwork(self.engine, self.batch, tiles, self.on_step)
         start = noise(INITIAL_STEP)
         network.start()
-        schedule = self.manifest.schedule
-        return self.integrate(network, start, self.times, schedule, noise, network.step)
+        return integrate(network, start, self.steps, noise, network.step)
 
     def _put_right(self, draw: Draw, rate: Array) -> Member:
         """Take out missing and uncomputed cells, make block means the input's, look for faults."""

@@ -17,11 +17,15 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StepTime:
-    """Wall time of one sampler step, the engine's share of it, and its tile evaluations."""
+    """Wall time of one sampler step, the engine's share of it, and its tile evaluations.
+
+    ``fused``: the engine did the sampler's update too.
+    """
 
     seconds: float
     engine_seconds: float
     tiles: int
+    fused: bool = False
 
 
 class TileNetwork:

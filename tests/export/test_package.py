@@ -51,7 +51,7 @@ def contents(folder):
 def test_a_bundle_passes_every_check_and_opens(exported, checkpoint, tmp_path):
     bundle, comparisons = exported
     assert bundle.path == tmp_path / "model"
-    assert len(comparisons) == 8 and all(c.passed for c in comparisons)
+    assert len(comparisons) == 9 and all(c.passed for c in comparisons)
     again = Bundle.open(tmp_path / "model")
     again.verify()
     assert again.sha256 == bundle.sha256 and again.manifest == bundle.manifest

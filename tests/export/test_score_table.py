@@ -37,5 +37,20 @@ def test_the_card_shows_a_dash_for_none(tiny: Path) -> None:
 
     scores = {**perfect().to_dict(), "files": ["truth.nc"], "command": "wdm-export evaluate"}
     card = model_card(replace(Bundle.open(tiny).manifest, scores=scores))
-    row = card.splitlines()[-1]
-    assert row.startswith("| one member | - | 1.000 |") and "None" not in card
+    lines = card.splitlines()
+    assert "| score | one member |" in lines and "None" not in card
+    assert "| PSNR [dB] | - |" in lines and "| SSIM | 1.000 |" in lines
+
+
+@pytest.mark.torch
+def test_the_card_shows_intervals_where_there_are_some(tiny: Path) -> None:
+    from wdm_export.package import model_card
+
+    scores = {
+        **perfect().to_dict(), "files": ["truth.nc"], "command": "wdm-export evaluate",
+        "engine": "an engine 1.2", "precision": "bf16", "bootstrap_draws": 77,
+        "intervals": {"one member": {"SSIM": [0.98765, 1.0]}},
+    }  # fmt: skip
+    lines = model_card(replace(Bundle.open(tiny).manifest, scores=scores)).splitlines()
+    assert "| SSIM | 1.000 (0.988, 1.000) |" in lines and "| CSI 1 mm/h | 1.000 |" in lines
+    assert any("an engine 1.2 in bf16" in line and "77 bootstrap draws" in line for line in lines)

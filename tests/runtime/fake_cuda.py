@@ -60,7 +60,8 @@ class FakeCuda:
     cudaStreamNonBlocking = 1
     cudaHostAllocDefault = 0
     cudaMemcpyKind = IntEnum(
-        "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2}
+        "cudaMemcpyKind",
+        {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3},
     )
     cudaStreamCaptureMode = IntEnum(
         "cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1}
@@ -73,6 +74,7 @@ class FakeCuda:
 
     def __init__(self):
         self.calls, self.faults = [], {}
+        self.copied = []  # (kind, bytes) of every copy that was carried out, replayed ones too
         self.memory, self.pinned, self.streams, self.graphs, self.replays = {}, {}, {}, {}, {}
         self.capturing, self.capture_broken = None, False
         self.last_error = cudaError_t.cudaSuccess
@@ -143,17 +145,18 @@ class FakeCuda:
 
     @entry_point
     def cudaMemcpyAsync(self, dst, src, count, kind, stream):
-        up = kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice
-        device, host = (dst, src) if up else (src, dst)
-        if host not in self.pinned or count != len(self.memory[device]):
+        direction = self.cudaMemcpyKind(kind).name.removeprefix("cudaMemcpy")
+        sides = {"Host": self.pinned, "Device": self.memory}
+        source_side, target_side = (sides[side] for side in direction.split("To"))
+        if src not in source_side or dst not in target_side:
+            return (cudaError_t.cudaErrorInvalidValue,)
+        if not count == len(source_side[src]) == len(target_side[dst]):
             return (cudaError_t.cudaErrorInvalidValue,)
 
         def copy():
-            there, here = self.memory[device], np.frombuffer(self.pinned[host], np.uint8)
-            if up:
-                there[:] = here
-            else:
-                here[:] = there
+            source, target = source_side[src], target_side[dst]
+            np.frombuffer(target, np.uint8)[:] = np.frombuffer(source, np.uint8)
+            self.copied.append((direction, count))
 
         self.queue(stream, copy)
         return (cudaError_t.cudaSuccess,)

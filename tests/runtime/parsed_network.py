@@ -91,6 +91,9 @@ def compute(trt, layer, kind, inputs):
             return resize(layer, inputs)
         case "NORMALIZATION":
             return normalize(layer, *(value.astype("f4") for value in inputs))
+        case "REDUCE":
+            total = {"AVG": np.mean, "SUM": np.sum}[layer.op.name]
+            return total(x.astype("f4"), bits(layer.axes), keepdims=layer.keep_dims)
         case "CONVOLUTION":
             return convolve(layer, inputs)
     raise NotImplementedError(kind)
@@ -152,8 +155,10 @@ def convolve(layer, inputs):
         kernel = np.array(layer.kernel).reshape(size)
     if bias is None:
         bias = np.array(layer.bias)
-    vertical, horizontal = layer.padding_nd
-    padded = np.pad(x, ((0, 0), (0, 0), (vertical,) * 2, (horizontal,) * 2)).astype("f4")
+    edges = zip(
+        layer.pre_padding, layer.post_padding, strict=True
+    )  # above and left, below and right
+    padded = np.pad(x, ((0, 0), (0, 0), *edges)).astype("f4")
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], (2, 3))
     windows = windows[:, :, :: layer.stride_nd[0], :: layer.stride_nd[1]]
     result = np.tensordot(windows, kernel.astype("f4"), axes=((1, 4, 5), (1, 2, 3)))

@@ -14,7 +14,7 @@ from output_files import rate_field, write_output
 
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
-from wdm_runtime.latency import _remember
+from wdm_runtime.remembered import Remembered
 
 
 def refuse(*_: Any) -> None:
@@ -63,9 +63,10 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "cache" / "probe.json").mkdir(parents=True)
     for folder in ("file", "cache"):
-        _remember(tmp_path / folder / "probe.json", {}, "key", 1.0)
+        Remembered(tmp_path / folder / "probe.json").put("key", 1.0)
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["probe.json"]
-    _remember(tmp_path / "new" / "probe.json", {"a": 2.0}, "key", 1.0)
+    for key, value in (("a", 2.0), ("key", 1.0)):
+        Remembered(tmp_path / "new" / "probe.json").put(key, value)
     assert (tmp_path / "new" / "probe.json").read_text().split() == [
         *("{", '"a":', "2.0,", '"key":', "1.0", "}")
     ]

@@ -18,15 +18,8 @@ REPORT_KEYS = {
     "dry_share",
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
     *("km2_per_s", "pixel_step_latency_ms", "pixel_attention_step_latency_ms"),
-    *(
-        "speedup_vs_pixel",
-        "fp32_reruns",
-        "suspect_members",
-        "fp32_redrawn_members",
-        "bundle",
-        "bundle_sha256",
-        "versions",
-    ),
+    *("speedup_vs_pixel", "fp32_reruns", "fused_steps", "suspect_members"),
+    *("fp32_redrawn_members", "bundle", "bundle_sha256", "versions"),
 }
 
 

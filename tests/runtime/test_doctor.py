@@ -2,14 +2,19 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
-from gpu_box import GPU, Box
+from gpu_box import GPU, WHEEL, Box, OrtBox
 
 from wdm_runtime import doctor
-from wdm_runtime.doctor import Library, Provider, diagnose
-from wdm_runtime.engines import ENGINES, select
+from wdm_runtime.doctor import diagnose
+from wdm_runtime.engines import ENGINES, ort_libraries, select
+from wdm_runtime.engines.ort_libraries import Library, Provider, described
+from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.errors import EngineError
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
 def test_it_agrees_with_what_a_run_would_take(run):
@@ -62,7 +67,7 @@ def test_a_provider_that_cannot_load_is_advised_on(monkeypatch):
     monkeypatch.setattr(doctor, "probe_gpu", lambda: GPU)
     missing = Library("libcublasLt.so.13", False)
     provider = Provider("libonnxruntime_providers_cuda.so", (missing, Library("libc.so.6", True)))
-    monkeypatch.setattr(doctor, "_providers", lambda: (provider,))
+    monkeypatch.setattr(doctor, "providers", lambda: (provider,))
     (advice,) = [text for text in diagnose().advice if "providers_cuda" in text]
     assert "libcublasLt.so.13" in advice and "libc.so.6" not in advice
 
@@ -83,3 +88,95 @@ def test_jetson_is_told_of_its_own_module(tmp_path, monkeypatch):
     found = diagnose()
     assert found.jetson == "# R36 (release), REVISION: 4.3"
     assert any("--system-site-packages" in text for text in found.advice)
+
+
+@pytest.fixture
+def wheel(monkeypatch):
+    """A GPU, and the providers of the real onnxruntime-gpu, of which ``missing`` is not found."""
+
+    def use(*missing, gpu=GPU):
+        monkeypatch.setattr(ort_libraries, "_found", lambda name: not name.startswith(missing))
+        listed = tuple(described(*item) for item in WHEEL["needed"].items())
+        monkeypatch.setattr(doctor, "providers", lambda: listed)
+        monkeypatch.setattr(doctor, "probe_gpu", lambda: gpu)
+        return diagnose().advice
+
+    return use
+
+
+def test_every_library_of_the_real_wheel_has_a_pin_or_is_the_systems(wheel, run):
+    wheel()
+    pins = {n.name: n.install for part in diagnose().providers for n in part.needs}
+    assert {name for name, pin in pins.items() if pin is None} == {
+        *("libdl.so.2", "librt.so.1", "libpthread.so.0", "libstdc++.so.6", "libm.so.6"),
+        *("libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2"),
+    }
+    assert pins["libnvinfer.so.10"] == pins["libnvonnxparser.so.10"] == "tensorrt-cu13>=10.13,<11"
+    assert pins["libcuda.so.1"] == "the NVIDIA driver"
+    # The wheel's own extras name the same distributions, and the same major versions.
+    names = {pin.partition(">=")[0]: pin for pin in pins.values() if pin and ">=" in pin}
+    extras = [text.split("~=") for texts in WHEEL["extras"].values() for text in texts]
+    for name, version in extras:
+        major = int(version.partition(".")[0])
+        assert names.get(name, f"{name}>={major},<{major + 1}") == f"{name}>={major},<{major + 1}"
+    assert {"nvidia-cuda-runtime", "nvidia-curand", "nvidia-cudnn-cu13"} <= names.keys()
+    out = " ".join(run("doctor")[1].split())
+    assert "libnvinfer.so.10 -> tensorrt-cu13>=10.13,<11" in out and "libpthread" not in out
+
+
+def test_the_gpu_extra_brings_what_the_real_wheel_needs(wheel):
+    tomllib = pytest.importorskip("tomllib")
+    text = (MODELS.parent / "pyproject.toml").read_text()
+    extra = " ".join(tomllib.loads(text)["project"]["optional-dependencies"]["gpu"])
+    wheel()
+    (tensorrt,) = {n.install for p in diagnose().providers for n in p.needs if "nvinfer" in n.name}
+    assert tensorrt in extra and "onnxruntime-gpu[cuda,cudnn]" in extra
+
+
+def test_a_missing_tensorrt_names_the_pin_and_that_no_engine_needs_it(wheel):
+    (advice,) = wheel("libnvinfer", "libnvonnxparser")
+    assert "libonnxruntime_providers_tensorrt.so needs libnvinfer.so.10" in advice
+    assert "No engine here needs it" in advice
+    assert advice.endswith("pip install 'tensorrt-cu13>=10.13,<11'")
+
+
+def test_a_missing_cudnn_is_met_though_the_file_does_not_list_it(wheel):
+    assert "libcudnn.so.9" not in WHEEL["needed"]["libonnxruntime_providers_cuda.so"]
+    advice = [text for text in wheel("libcudnn") if "providers_cuda" in text]
+    assert len(advice) == 1 and "pip install 'nvidia-cudnn-cu13>=9,<10'" in advice[0]
+
+
+def test_a_driver_older_than_the_wheels_cuda_is_advised_on(wheel):
+    advice = wheel(gpu=Gpu("Old", (8, 6), 8 << 30, (12, 6)))
+    assert any("is for CUDA 13, and the driver runs up to CUDA 12.6" in text for text in advice)
+    assert not any("cannot be found" in text for text in advice)
+
+
+def test_libraries_of_pips_own_folders_are_found(tmp_path, monkeypatch):
+    # The loader does not search them; ONNX Runtime and TensorRT load them from there.
+    name = "libcublasLt.so.98"
+    assert not ort_libraries._found(name)
+    folder = tmp_path / "nvidia" / "cu98" / "lib"
+    folder.mkdir(parents=True)
+    (folder / name).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert ort_libraries._found(name) and not ort_libraries._found("libcublasLt.so.99")
+
+
+def test_one_cause_is_told_once(run, monkeypatch):
+    code, out, _ = run("doctor")
+    text = " ".join(out.split())
+    if "GPU none." not in text:
+        pytest.skip("there is a GPU")
+    assert code == 0 and text.count("There is no NVIDIA driver") == 1
+    assert text.count("no, for the same reason as GPU") == 3
+    assert {"tensorrt", "tensorrt-rtx", "ort-cuda"} <= set(ENGINES)
+
+
+def test_ort_cuda_and_its_problem_are_in_the_diagnosis(tiny, monkeypatch):
+    box = OrtBox(tiny, monkeypatch)
+    engines = {engine.kind: engine for engine in diagnose().engines}
+    assert engines["ort-cuda"].precisions == ("fp16", "fp32")
+    box.provide(found=lambda name: "curand" not in name)
+    engines = {engine.kind: engine for engine in diagnose().engines}
+    assert "pip install 'nvidia-curand>=10,<11'" in engines["ort-cuda"].problem

@@ -153,9 +153,15 @@ def test_a_crash_is_an_error_and_the_next_read_works(number, reader, tmp_path):
     assert reader.pid != first
 
 
+def wait_at_most(reader, seconds):
+    """From now on: its start, on a busy machine, takes as long as it takes."""
+    reader._child._timeout_s = seconds
+
+
 def test_a_hang_is_an_error_after_the_time_limit(tmp_path):
-    with ReaderProcess(timeout_s=1.0) as reader:
+    with ReaderProcess() as reader:
         found = reader.read_field(rain_file(tmp_path / "in.nc"))
+        wait_at_most(reader, 1.0)
         first = reader.pid
         os.kill(first, signal.SIGSTOP)
         began = time.monotonic()
@@ -179,8 +185,10 @@ def test_a_long_read_that_goes_on_is_no_hang(tmp_path):
             rain[time_index] = time_index
 
     def read(timeout_s):
-        with ReaderProcess(timeout_s=timeout_s) as reader:
-            reader.read_field(rain_file(tmp_path / "small.nc"))  # it is up
+        with ReaderProcess() as reader:
+            small = reader.read_field(rain_file(tmp_path / "small.nc"))
+            assert small.rate_mm_h.shape == (2, 4, 5)
+            wait_at_most(reader, timeout_s)
             began = time.monotonic()
             assert reader.read_field(path).rate_mm_h.shape == (times, side, side)
             return time.monotonic() - began
@@ -276,7 +284,7 @@ def test_the_process_ends_when_its_parent_does_nothing_about_it(tmp_path):
 
 def test_a_reader_that_hangs_outlives_nobody_for_long(tmp_path):
     text = (
-        OPEN.replace("ReaderProcess()", "ReaderProcess(timeout_s=0.5)")
+        OPEN.replace("ReaderProcess()", "ReaderProcess(timeout_s=2.0)")
         + """
     import os, signal, threading
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -290,7 +298,7 @@ def test_a_reader_that_hangs_outlives_nobody_for_long(tmp_path):
     os.mkfifo(fifo)  # opening it waits for a writer that never comes
     process, pid = script(tmp_path, f"PIPE = {str(fifo.parent)!r}\n" + textwrap.dedent(text))
     process.communicate(timeout=20)
-    assert gone(pid, within_s=15)
+    assert gone(pid, within_s=60)
 
 
 def test_a_fork_reads_with_a_process_of_its_own(tmp_path):

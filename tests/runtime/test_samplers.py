@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from wdm_runtime.diffusion import GRIDS, VPSchedule, denoised_from_v, noise_from_v
+from wdm_runtime.diffusion import GRIDS, VPSchedule, denoised_from_v
 from wdm_runtime.errors import InputError
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler
+from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler, integrate
 
 SCHEDULE = VPSchedule()
 MEAN = 0.5
@@ -25,7 +25,8 @@ def sample(name, std, steps, cells=200_000, grid="logsnr"):
 
     calls = []
     times = SCHEDULE.times(steps, grid)
-    result = get_sampler(name)(network, noise(-1), times, SCHEDULE, noise, calls.append)
+    sampler_steps = get_sampler(name)(times, SCHEDULE)
+    result = integrate(network, noise(-1), sampler_steps, noise, calls.append)
     assert calls == list(range(steps))
     return result.astype(np.float64)
 
@@ -54,20 +55,19 @@ def test_no_noise_is_drawn_for_the_last_call(name):
         return np.zeros(3, dtype=np.float32)
 
     x = np.ones(3, dtype=np.float32)
-    times = SCHEDULE.times(5)
-    SAMPLERS[name](lambda x, t: 0 * x, x, times, SCHEDULE, noise, lambda _: None)
+    steps = SAMPLERS[name](SCHEDULE.times(5), SCHEDULE)
+    integrate(lambda x, t: 0 * x, x, steps, noise, lambda _: None)
     assert drawn == [0, 1, 2, 3]
     np.testing.assert_array_equal(x, 1)  # the caller's state is not written
 
 
-def test_tweedie_and_noise_are_exact_for_an_exact_v():
+def test_tweedie_is_exact_for_an_exact_v():
     rng = np.random.default_rng(1)
     x0, eps = rng.standard_normal((2, 1000), dtype=np.float32)
     for t in (0.01, 0.4, 0.97):
         alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
         x, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
         np.testing.assert_allclose(denoised_from_v(x, v, alpha, sigma), x0, atol=1e-5)
-        np.testing.assert_allclose(noise_from_v(x, v, alpha, sigma), eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -76,6 +76,56 @@ def test_time_grids_fall_between_the_schedules_ends(grid):
     assert np.all(np.diff(times) < 0)
     logsnr = [2 * np.log(SCHEDULE.alpha(t) / SCHEDULE.sigma(t)) for t in times[[0, -1]]]
     np.testing.assert_allclose(logsnr, [SCHEDULE.logsnr_start, SCHEDULE.logsnr_end], rtol=1e-6)
+
+
+def published(name, network, x, times, noise):
+    """Each sampler as its paper writes it, in float64."""
+    previous = h_previous = None
+    for i, t in enumerate(times):
+        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+        v = network(x.astype(np.float32), t).astype(np.float64)
+        denoised, eps = alpha * x - sigma * v, sigma * x + alpha * v
+        if i + 1 == len(times):
+            return denoised
+        alpha_next, sigma_next = SCHEDULE.alpha(times[i + 1]), SCHEDULE.sigma(times[i + 1])
+        if name == "euler-maruyama":
+            beta, score = 2 * np.log(alpha_next / alpha), (alpha * denoised - x) / sigma**2
+            x = x + beta * (x / 2 + score) + np.sqrt(beta) * noise(i)
+        elif name == "exponential":  # the ancestral step of DDIM with eta 1
+            fresh = sigma_next / sigma * np.sqrt(1 - (alpha / alpha_next) ** 2)
+            kept = np.sqrt(sigma_next**2 - fresh**2)
+            x = alpha_next * denoised + kept * eps + fresh * noise(i)
+        else:
+            h = np.log(alpha_next / sigma_next) - np.log(alpha / sigma)
+            estimate = denoised
+            if previous is not None:
+                estimate = denoised + (denoised - previous) * h / (2 * h_previous)
+            x = sigma_next / sigma * np.exp(-h) * x - alpha_next * np.expm1(-2 * h) * estimate
+            x = x + sigma_next * np.sqrt(-np.expm1(-2 * h)) * noise(i)
+            previous, h_previous = denoised, h
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [2, 8, 32])
+def test_the_factors_are_those_of_the_published_steps(name, steps):
+    z = np.random.default_rng(2).standard_normal((steps, 5000), dtype=np.float32)
+    times = SCHEDULE.times(steps)
+
+    def network(x, t):
+        return np.tanh(x * np.float32(1 + t))
+
+    found = integrate(
+        network, z[-1], get_sampler(name)(times, SCHEDULE), z.__getitem__, lambda _: None
+    )
+    expected = published(name, network, z[-1].astype(np.float64), times, z.__getitem__)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_step_only_denoises(name):
+    *others, last = get_sampler(name)(SCHEDULE.times(5), SCHEDULE)
+    assert not last.scalars[2:].any() and all(step.scalars[[2, 3, 5]].all() for step in others)
+    np.testing.assert_allclose(last.scalars[0] ** 2 + last.scalars[1] ** 2, 1, rtol=1e-6)
 
 
 def test_unknown_names_and_too_few_steps():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,18 @@ from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.engines.openvino import OpenVinoEngine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
+from wdm_runtime.engines.ort_cuda import OrtCudaEngine
+from wdm_runtime.engines.ort_cuda import precisions as ort_cuda_precisions
 from wdm_runtime.engines.plan_cache import PlanCache
+from wdm_runtime.engines.step import HostStep, StepEngine, step_graph
 from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
+from wdm_runtime.engines.tensorrt_step import TensorRtStep
 from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError, install_line
 
 AUTO = "auto"
+
+_Opened = TypeVar("_Opened")
 
 
 class Engine(Protocol):
@@ -76,13 +82,16 @@ class _Family:
     ``probe`` gives the precisions that work on this machine, best first, or raises what is missing
     and how to get it; ``open`` takes a graph, its entry, a precision and options; ``graphs`` says
     of which precision the graph has to be for each precision it computes in; ``any_size`` whether
-    it takes graphs with more free sizes than the batch.
+    it takes graphs with more free sizes than the batch; ``open_step`` takes a fused step's graph
+    where there is one, and ``step_pays`` says whether that is faster than the loop in NumPy.
     """
 
     probe: Callable[[], tuple[str, ...]]
     open: Callable[[bytes, GraphEntry, str, EngineOptions], Engine]
     graphs: Mapping[str, str]
+    open_step: Callable[[bytes, GraphEntry, str, EngineOptions], StepEngine] | None = None
     any_size: bool = True
+    step_pays: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,50 +107,76 @@ class Choice:
     why: str
 
 
-def _probe_ort_cpu() -> tuple[str, ...]:
-    _check_onnxruntime()
-    return OrtCpuEngine.precisions()
-
-
 def _open_on_cpu(
-    engine: Callable[[bytes, GraphEntry, str, int], Engine],
-) -> Callable[[bytes, GraphEntry, str, EngineOptions], Engine]:
+    engine: Callable[[bytes, GraphEntry, str, int], _Opened],
+) -> Callable[[bytes, GraphEntry, str, EngineOptions], _Opened]:
     return lambda graph, entry, precision, options: engine(
         graph, entry, precision, options.cpu_threads
     )
 
 
-def _tensorrt(kind: str) -> _Family:
-    def open_plan(
-        graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
-    ) -> Engine:
-        cache = PlanCache(cache_folder() / "plans", options.note)
-        return TensorRtEngine(graph, entry, precision, kind, cache, options)
+def _open_openvino_step(
+    graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
+) -> StepEngine:
+    if precision != "fp32":  # its precision is of a whole graph: the state would be rounded too
+        raise EngineError(
+            f"Engine 'openvino' would do the sampler's update in {precision}; expected fp32. "
+            "Choose --precision fp32, or leave out --fused-step."
+        )
+    return HostStep(OpenVinoEngine(graph, entry, precision, options.cpu_threads))
 
-    probe = functools.partial(tensorrt_precisions, kind)
-    return _Family(probe, open_plan, {"fp16": "fp16", "fp32": "fp32"}, any_size=False)
+
+def _tensorrt(kind: str) -> _Family:
+    def with_plan(
+        engine: Callable[[bytes, GraphEntry, str, str, PlanCache, EngineOptions], _Opened],
+    ) -> Callable[[bytes, GraphEntry, str, EngineOptions], _Opened]:
+        def open_plan(
+            graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
+        ) -> _Opened:
+            cache = PlanCache(cache_folder() / "plans", options.note)
+            return engine(graph, entry, precision, kind, cache, options)
+
+        return open_plan
+
+    return _Family(
+        functools.partial(tensorrt_precisions, kind),
+        with_plan(TensorRtEngine),
+        {"fp16": "fp16", "fp32": "fp32"},
+        with_plan(TensorRtStep),
+        any_size=False,
+        step_pays=True,  # a step copies one tile instead of three; not measured on a GPU yet
+    )
 
 
 _FAMILIES = {
     "ort-cpu": _Family(
-        _probe_ort_cpu, _open_on_cpu(OrtCpuEngine), {"fp32": "fp32", "fp16": "fp16"}
+        OrtCpuEngine.precisions,
+        _open_on_cpu(OrtCpuEngine),
+        {"fp32": "fp32", "fp16": "fp16"},
+        _open_on_cpu(lambda *arguments: HostStep(OrtCpuEngine(*arguments))),
     ),
     "openvino": _Family(
         OpenVinoEngine.precisions,
         _open_on_cpu(OpenVinoEngine),
         {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
+        _open_openvino_step,
+    ),
+    "ort-cuda": _Family(
+        ort_cuda_precisions, OrtCudaEngine, {"fp16": "fp16", "fp32": "fp32"}, any_size=False
     ),
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
 }
-# The fastest first. In fp32 the two take about the same time, and ONNX Runtime loads faster and
-# takes less memory. On a CPU, fp16 is for those who ask for it.
+# The fastest first. In fp32 the two for CPUs take about the same time, and ONNX Runtime loads
+# faster and takes less memory. On a CPU, fp16 is for those who ask for it.
 _AUTO_ORDER = (
     ("tensorrt", "fp16"),
     ("tensorrt-rtx", "fp16"),
+    ("ort-cuda", "fp16"),
     ("openvino", "bf16"),
     ("tensorrt", "fp32"),
     ("tensorrt-rtx", "fp32"),
+    ("ort-cuda", "fp32"),
     ("ort-cpu", "fp32"),
     ("openvino", "fp32"),
     ("openvino", "fp16"),
@@ -293,30 +328,34 @@ def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[
     return transform("dwt"), transform("idwt")
 
 
+def step_pays(kind: str) -> bool:
+    """Whether an engine's fused step is faster than its score graph and the loop in NumPy."""
+    return _FAMILIES[kind].step_pays
+
+
+def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEngine:
+    """The fused step of a bundle, on the engine of a choice.
+
+    Raises
+    ------
+    BundleError
+        The bundle has none.
+    EngineError, MissingDependencyError
+        The engine has none, or as for `open_engine`.
+    """
+    opens = _FAMILIES[choice.kind].open_step
+    if opens is None:
+        have = [kind for kind, family in _FAMILIES.items() if family.open_step]
+        raise EngineError(
+            f"Engine '{choice.kind}' has no fused step; expected one of {', '.join(have)}. Choose "
+            "one of them, or leave out --fused-step."
+        )
+    graph, entry = step_graph(bundle, choice.graph)
+    return opens(graph, entry, choice.precision, options)
+
+
 def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
     if value not in known:
         raise EngineError(
             f"{what} got '{value}'; expected one of {', '.join(known)}. Choose one of them."
-        )
-
-
-def _check_onnxruntime() -> None:
-    import importlib.metadata  # 20 ms, which an import of the package should not cost
-
-    installed = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            installed.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if not installed:
-        raise EngineError(
-            "Engine 'ort-cpu' is not installed; expected onnxruntime or onnxruntime-gpu. "
-            f"Install one with: {install_line('cpu')}"
-        )
-    if len(installed) > 1:
-        raise EngineError(
-            f"Found both {' and '.join(installed)}, which overwrite each other's files; expected "
-            "one of them. Keep one with: pip uninstall -y onnxruntime onnxruntime-gpu && "
-            f"{install_line('cpu')}"
         )

@@ -88,6 +88,10 @@ class Device:
         """Queue the copy from the GPU to the host."""
         self._copy(tensor.host.ctypes.data, tensor.address, tensor, "cudaMemcpyDeviceToHost")
 
+    def copy(self, target: Staged, source: Staged) -> None:
+        """Queue the copy of one tensor on the GPU to another; nothing goes to the host."""
+        self._copy(target.address, source.address, source, "cudaMemcpyDeviceToDevice")
+
     def _copy(self, target: int, source: int, tensor: Staged, kind: str) -> None:
         direction = getattr(self._runtime.cudaMemcpyKind, kind)
         self._call("cudaMemcpyAsync", target, source, tensor.host.nbytes, direction, self._stream)

@@ -93,7 +93,13 @@ class OpenVinoEngine:
         self._any = None if single else self._compile(None)
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """The graph's output for the inputs by name."""
+        """The graph's first output for the inputs by name."""
+        return self.run_all(feeds)[0]
+
+    def run_all(
+        self, feeds: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float32], ...]:
+        """All outputs of the graph."""
         shapes = {name: value.shape for name, value in feeds.items()}
         expected = {spec.name: spec.shape for spec in self.inputs}
         if shapes.keys() != expected.keys():  # it would take the last call's for a missing one
@@ -106,15 +112,14 @@ class OpenVinoEngine:
                 request = self._single
             else:
                 request = self._any = self._any or self._compile(None)
-            # Inputs are read in place; the output is a copy.
+            # Inputs are read in place; the outputs are copies.
             result = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
-            array: npt.NDArray[np.float32] = result[0]
+            return tuple(result[i] for i in range(len(self.outputs)))
         except Exception as error:  # RuntimeError of OpenVINO, TypeError of its bindings
             raise EngineError(
                 f"{self.version} failed on inputs {shapes} ({error}). "
                 "Lower --batch, or report this with the output of 'wdm-run info'."
             ) from error
-        return array
 
     def close(self) -> None:
         """Free the networks."""

@@ -30,10 +30,15 @@ class EngineOptions:
     batch
         Tiles a call; None lets the engine decide. On TensorRT it is the size of the fixed buffers:
         other numbers of tiles work, the last launch with some of its work wasted.
+    measure_batch
+        Whether a `Downscaler` times a few batches and takes the fastest, in place of ``batch``.
     build
         Whether to build a TensorRT plan that is not in the cache, which takes seconds to minutes.
     cuda_graph
         Whether to replay a CUDA graph instead of launching kernel by kernel.
+    fused_step
+        Whether the engine does the sampler's update too, where one tile covers a frame's rain;
+        None leaves it to engines on which that is faster than the loop in NumPy.
     progress
         Called while a plan is built with phase, steps done and steps in all.
     note
@@ -42,8 +47,10 @@ class EngineOptions:
 
     threads: int | None = None
     batch: int | None = None
+    measure_batch: bool = False
     build: bool = True
     cuda_graph: bool = True
+    fused_step: bool | None = None
     progress: Progress | None = None
     note: Callable[[str], None] = warnings.warn
 

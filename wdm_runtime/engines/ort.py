@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry, TensorSpec
-from wdm_runtime.errors import EngineError, require
+from wdm_runtime.bundle import GraphEntry
+from wdm_runtime.errors import EngineError, install_line, require
 
 _PROVIDER = "CPUExecutionProvider"
+# Two builds of the same files, of which one may be installed.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 
 
-def _onnxruntime() -> Any:
+def load_onnxruntime(kind: str, extra: str) -> Any:
     """ONNX Runtime without its telemetry.
 
     Since 1.32 it keeps a database and a device identifier in the user's cache folder and uploads
@@ -26,20 +28,55 @@ def _onnxruntime() -> Any:
     comes too late for both. Whoever has set the variable decides.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return require("onnxruntime", "cpu", "Engine 'ort-cpu'")
+    return require("onnxruntime", extra, f"Engine '{kind}'")
 
 
-def _session_options(ort: Any, threads: int, entry: GraphEntry) -> Any:
+def check_distribution(kind: str, extra: str) -> None:
+    """One of ONNX Runtime's two packages is installed, and not both.
+
+    Raises
+    ------
+    EngineError
+        None is, or both are.
+    """
+    import importlib.metadata  # 20 ms, which an import of the package should not cost
+
+    installed = []
+    for name in _DISTRIBUTIONS:
+        try:
+            installed.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if not installed:
+        raise EngineError(
+            f"Engine '{kind}' is not installed; expected {' or '.join(_DISTRIBUTIONS)}. "
+            f"Install one with: {install_line(extra)}"
+        )
+    if len(installed) > 1:
+        raise EngineError(
+            f"Found both {' and '.join(installed)}, which overwrite each other's files; expected "
+            f"one of them. Keep one with: pip uninstall -y {' '.join(_DISTRIBUTIONS)} && "
+            f"{install_line(extra)}"
+        )
+
+
+def session_options(ort: Any) -> Any:
+    """Options of every session: errors only, and a record of which provider has which node."""
     options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(_RECORD_PLACEMENT, "1")
+    return options
+
+
+def _cpu_options(ort: Any, threads: int, entry: GraphEntry) -> Any:
+    options = session_options(ort)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
-    options.log_severity_level = _ERRORS_ONLY
     # Spinning threads fight the NumPy loop, and their neighbours, for the few cores of a small box.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if any(isinstance(size, str) for spec in entry.inputs for size in spec.shape[1:]):
         # The arena never gives back what the largest field took, several times its size.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.add_session_config_entry(_RECORD_PLACEMENT, "1")
     return options
 
 
@@ -50,51 +87,70 @@ class OrtCpuEngine:
 
     @staticmethod
     def precisions() -> tuple[str, ...]:
-        """What a CPU can be asked for, best first: it has no fp16 arithmetic, only casts."""
+        """What a CPU can be asked for, best first: it has no fp16 arithmetic, only casts.
+
+        Raises
+        ------
+        EngineError
+            ONNX Runtime is not installed, or twice.
+        """
+        check_distribution("ort-cpu", "cpu")
         return ("fp32", "fp16")
 
     def __init__(self, graph: bytes, entry: GraphEntry, precision: str, threads: int) -> None:
-        ort = _onnxruntime()
+        ort = load_onnxruntime(self.kind, "cpu")
         self.version = f"onnxruntime {ort.__version__}"
         self.device = f"CPU, {threads} thread" + ("s" if threads > 1 else "")
         self.precision, self.inputs, self.outputs = precision, entry.inputs, entry.outputs
         try:
             self._session: Any = ort.InferenceSession(
-                graph, _session_options(ort, threads, entry), providers=[_PROVIDER]
+                graph, _cpu_options(ort, threads, entry), providers=[_PROVIDER]
             )
         except Exception as error:  # its exceptions share no base class below Exception
             raise EngineError(
                 f"{self.version} does not load {entry.file} ({error}). "
-                f"Export the bundle again or upgrade: {_upgrade()}"
+                "Export the bundle again or upgrade: pip install -U onnxruntime"
             ) from error
-        _check_placement(self._session, entry.file, _PROVIDER)
+        check_placement(self._session, entry.file, _PROVIDER)
         for specs, found in (
             (entry.inputs, self._session.get_inputs()),
             (entry.outputs, self._session.get_outputs()),
         ):
-            _compare(entry.file, specs, found)
-        self._output = [entry.outputs[0].name]
+            check_tensors(entry.file, [(s.name, s.dtype, s.shape) for s in specs], found)
+        self._outputs = [spec.name for spec in entry.outputs]
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """The graph's output for the inputs by name."""
+        """The graph's first output for the inputs by name."""
+        return self.run_all(feeds)[0]
+
+    def run_all(
+        self, feeds: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float32], ...]:
+        """All outputs of the graph."""
         try:
-            result: npt.NDArray[np.float32] = self._session.run(self._output, dict(feeds))[0]
+            return tuple(self._session.run(self._outputs, dict(feeds)))
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EngineError(
                 f"{self.version} failed on inputs {shapes} ({error}). "
                 "Lower --batch, or report this with the output of 'wdm-run info'."
             ) from error
-        return result
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
 
 
-def _check_placement(session: Any, file: str, provider: str) -> None:
-    """The provider that was asked for has the graph, and every node of it."""
-    got = session.get_providers()
+def check_placement(session: Any, file: str, provider: str) -> None:
+    """The provider that was asked for has every node of the graph.
+
+    Raises
+    ------
+    EngineError
+        Another has one, or it is not the session's first.
+    """
+    # A session's last provider is always the CPU's, with or without a node.
+    got = session.get_providers()[:1]
     if hasattr(session, "get_provider_graph_assignment_info"):  # since 1.24
         got = got + [part.ep_name for part in session.get_provider_graph_assignment_info()]
     if set(got) != {provider}:
@@ -104,14 +160,15 @@ def _check_placement(session: Any, file: str, provider: str) -> None:
         )
 
 
-def _upgrade() -> str:
-    return "pip install -U onnxruntime"
+def check_tensors(file: str, expected: list[tuple[str, str, Any]], found: list[Any]) -> None:
+    """The loaded graph's tensors must be the manifest's: names, data types and shapes.
 
-
-def _compare(file: str, specs: tuple[TensorSpec, ...], found: list[Any]) -> None:
-    """The loaded graph's tensors must be the manifest's, dynamic sizes wherever it says so."""
+    Raises
+    ------
+    EngineError
+        They are not.
+    """
     got = [(a.name, _DTYPES.get(a.type, a.type), tuple(a.shape)) for a in found]
-    expected = [(s.name, s.dtype, s.shape) for s in specs]
     if got != expected:
         raise EngineError(
             f"{file}: the graph has tensors {got}; the manifest says {expected}. "

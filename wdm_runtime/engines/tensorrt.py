@@ -8,8 +8,9 @@ to be the same with the CUDA graph as without.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ import numpy.typing as npt
 
 from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
+from wdm_runtime.engines.fixed_batch import (
+    check_answers,
+    count_tiles,
+    fixed_shape,
+    same_answers,
+)
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.probe import probe_gpu
@@ -24,7 +31,6 @@ from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger,
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
     check_tensors,
-    fixed_shape,
     plan_key,
     runtime_cache_key,
     timing_key,
@@ -51,8 +57,10 @@ def precisions(kind: str) -> tuple[str, ...]:
     return ("fp16", "fp32")
 
 
-class TensorRtEngine:
+class LoadedPlan(ABC):
     """A plan on the first GPU, with fixed buffers: one call at a time, others wait.
+
+    What is copied when is for subclasses to say.
 
     Parameters
     ----------
@@ -112,55 +120,30 @@ class TensorRtEngine:
         """Whether a call is one launch of a CUDA graph."""
         return self._launch != self._queue
 
-    def run(self, feeds: Mapping[str, Array]) -> Array:
-        """The graph's output for the inputs by name; any number of tiles."""
+    @abstractmethod
+    def _queue(self) -> None:
+        """Queue what one launch does. It may be captured, so it neither allocates nor waits."""
+
+    @abstractmethod
+    def _answer(self, feeds: Mapping[str, Array]) -> Array:
+        """All that one launch makes of a whole batch of inputs."""
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """One call at a time, and none after `close`."""
         with self._lock:
             if self._owned is None:
                 raise EngineError(
                     f"{self._file}: this engine was closed; expected an open one. Open another."
                 )
-            return self._run(feeds)
+            yield
 
     def close(self) -> None:
-        """Free the GPU's memory; a later call of `run` is an error."""
+        """Free the GPU's memory; later calls are errors."""
         with self._lock:
             if self._owned is not None:
                 owned, self._owned = self._owned, None
                 owned.close()
-
-    def _run(self, feeds: Mapping[str, Array]) -> Array:
-        tiles = self._check_feeds(feeds)
-        output, staged = self.outputs[0], self._tensors[self.outputs[0].name]
-        result = np.empty(fixed_shape(output, tiles), dtype=staged.host.dtype)
-        for first in range(0, tiles, self.batch):
-            rows = slice(first, min(first + self.batch, tiles))
-            for spec in self.inputs:
-                host, values = self._tensors[spec.name].host, feeds[spec.name]
-                if isinstance(spec.shape[0], str):
-                    host[: rows.stop - first] = values[rows]
-                else:
-                    host[...] = values
-            self._launch()
-            self._device.synchronize()
-            result[rows] = staged.host[: rows.stop - first]  # the caller's own from here on
-        return result
-
-    def _check_feeds(self, feeds: Mapping[str, Array]) -> int:
-        """The number of tiles. Assigning to a buffer would broadcast a wrong shape."""
-        batches = {
-            feeds[spec.name].shape[0]
-            for spec in self.inputs
-            if spec.name in feeds and isinstance(spec.shape[0], str) and feeds[spec.name].ndim
-        }
-        tiles = batches.pop() if len(batches) == 1 else self.batch
-        got = {name: value.shape for name, value in feeds.items()}
-        expected = {spec.name: fixed_shape(spec, tiles) for spec in self.inputs}
-        if got != expected or tiles < 1:
-            raise EngineError(
-                f"{self.version} failed on inputs {got}; expected {expected}. Report this with the "
-                "output of 'wdm-run info'."
-            )
-        return tiles
 
     def _load(self, graph: bytes, entry: GraphEntry, owned: ExitStack) -> None:
         """The plan from the cache or the builder, as an engine with a context to run it."""
@@ -254,14 +237,10 @@ class TensorRtEngine:
                 raise self._error(f"refuses the address of '{spec.name}' in", _REPORT)
             self._tensors[spec.name] = staged
 
-    def _queue(self) -> None:
-        """Queue copies to the GPU, the graph's kernels and the copy back."""
-        for spec in self.inputs:
-            self._device.upload(self._tensors[spec.name])
+    def _execute(self) -> None:
+        """Queue the graph's kernels."""
         if not self._context.execute_async_v3(self._device.stream):
             raise self._error("failed in", "Lower --batch, or choose --engine ort-cpu.")
-        for spec in self.outputs:
-            self._device.download(self._tensors[spec.name])
 
     def _use_cuda_graph(self, answer: Array) -> None:
         """Replay a CUDA graph if it gives the same answers, else go on launching kernels.
@@ -271,7 +250,7 @@ class TensorRtEngine:
         """
         try:
             self._launch = self._device.capture(self._queue)
-            if not np.allclose(self._check_answers(), answer, rtol=1e-2, atol=1e-3):
+            if not same_answers(self._check_answers(), answer):
                 raise self._error("gives other values with a CUDA graph in", _REPORT)
         except EngineError as error:
             self._launch = self._queue
@@ -279,23 +258,43 @@ class TensorRtEngine:
             self._check_answers()  # what failed may have taken the GPU with it
 
     def _check_answers(self) -> Array:
-        """Run with inputs that differ in one tensor at a time; what the first run gave.
-
-        Kernels that read or write another address than ours would answer too, but wrongly.
-        """
-        random = np.random.default_rng(0)
-        shapes = {spec.name: fixed_shape(spec, self.batch) for spec in self.inputs}
-        first, other = (
-            {name: random.random(shape, dtype=np.float32) for name, shape in shapes.items()}
-            for _ in range(2)
+        return check_answers(
+            self._answer, self.inputs, self.batch, lambda what: self._error(what, _REPORT)
         )
-        answer = self._run(first)
-        if not np.isfinite(answer).all():
-            raise self._error("gives values that are not finite for", _REPORT)
-        for changed in shapes:
-            if np.array_equal(self._run({**first, changed: other[changed]}), answer):
-                raise self._error(f"gives the same for every '{changed}' in", _REPORT)
-        return answer
 
     def _error(self, what: str, remedy: str) -> EngineError:
         return EngineError(f"{self.version} {what} {self._file} ({self._log.take()}). {remedy}")
+
+
+class TensorRtEngine(LoadedPlan):
+    """A graph whose inputs come from the host at every call, and whose output goes back."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The graph's output for the inputs by name; any number of tiles."""
+        with self._in_use():
+            return self._answer(feeds)
+
+    def _answer(self, feeds: Mapping[str, Array]) -> Array:
+        tiles = count_tiles(feeds, self.inputs, self.batch, self.version)
+        output, staged = self.outputs[0], self._tensors[self.outputs[0].name]
+        result = np.empty(fixed_shape(output, tiles), dtype=staged.host.dtype)
+        for first in range(0, tiles, self.batch):
+            rows = slice(first, min(first + self.batch, tiles))
+            for spec in self.inputs:
+                host, values = self._tensors[spec.name].host, feeds[spec.name]
+                if isinstance(spec.shape[0], str):
+                    host[: rows.stop - first] = values[rows]
+                else:
+                    host[...] = values
+            self._launch()
+            self._device.synchronize()
+            result[rows] = staged.host[: rows.stop - first]  # the caller's own from here on
+        return result
+
+    def _queue(self) -> None:
+        """Queue copies to the GPU, the graph's kernels and the copy back."""
+        for spec in self.inputs:
+            self._device.upload(self._tensors[spec.name])
+        self._execute()
+        for spec in self.outputs:
+            self._device.download(self._tensors[spec.name])

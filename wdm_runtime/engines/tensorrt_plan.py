@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
+from wdm_runtime.engines.fixed_batch import fixed_shape
 from wdm_runtime.engines.options import Progress
 from wdm_runtime.engines.plan_cache import Key, PlanCache
 from wdm_runtime.engines.probe import Gpu
@@ -20,22 +21,6 @@ from wdm_runtime.errors import EngineError
 
 _KEY_VERSION = 1  # goes up with every change of what this module asks of the builder
 _FLAGS = "strongly typed, no TF32"
-
-
-def fixed_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    """A tensor's shape with its free batch, the only free size a plan may have, filled in.
-
-    Raises
-    ------
-    EngineError
-        Another size than the first is free.
-    """
-    if any(isinstance(size, str) for size in spec.shape[1:]):
-        raise EngineError(
-            f"Tensor '{spec.name}' has shape {spec.shape}; expected no free size but the first. "
-            "Choose --engine ort-cpu for this graph."
-        )
-    return tuple(batch if isinstance(size, str) else size for size in spec.shape)
 
 
 def plan_key(trt: Any, kind: str, graph: bytes, batch: int, gpu: Gpu) -> dict[str, str | int]:

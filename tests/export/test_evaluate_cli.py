@@ -1,0 +1,148 @@
+"""`wdm-export evaluate`, `identity` and `train --objective` as users call them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MODELS, TRUTH
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+from small_training import random_checkpoint  # noqa: E402
+from test_build_cli import NETWORK, run  # noqa: E402
+
+from wdm_export.config import REGRESSION, TrainConfig  # noqa: E402
+from wdm_export.package import CARD_NAME  # noqa: E402
+from wdm_runtime.bundle import Bundle  # noqa: E402
+
+QUICK = ("--members", 2, "--steps", 3, "--engine", "ort-cpu", "--threads", 1, "--bootstrap", 20)
+
+
+def evaluate(*arguments, code=0):
+    return run("wdm-export", "evaluate", *arguments, *QUICK, code=code)
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory) -> Path:
+    """Weights that `train --objective regression` wrote."""
+    folder = tmp_path_factory.mktemp("cli")
+    run("wdm-export", "prepare", TRUTH, "-o", folder / "store", "--patch", 64)
+    run(
+        "wdm-export", "train", folder / "store", "-o", folder / "mean", "--objective", REGRESSION,
+        "--steps", 3, "--threads", 1, *NETWORK,
+    )  # fmt: skip
+    return folder / "mean" / "weights.safetensors"
+
+
+def test_baselines_report_and_kept_scores(tiny_copy: Path, tmp_path: Path, regression) -> None:
+    other = Path(shutil.copytree(MODELS / "tiny", tmp_path / "twin"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "name": "twin"}))
+    out = evaluate(
+        tiny_copy, TRUTH, "--against", other, "--against", regression, "--no-rainfarm",
+        "--report", tmp_path / "report", "--json", tmp_path / "scores.json", "--keep",
+    )  # fmt: skip
+    content = json.loads((tmp_path / "scores.json").read_text())
+    names = [row["forecast"] for row in content["rows"]]
+    assert names == [
+        "nearest cell", "bilinear", "bicubic", "twin, one member", "twin, mean of 2 members",
+        "regression mean", "one member", "mean of 2 members",
+    ]  # fmt: skip
+    rows = {row.pop("forecast"): row for row in content["rows"]}
+    assert rows["twin, one member"] == rows["one member"]
+    assert content["engine"].startswith("onnxruntime") and content["precision"] == "fp32"
+    assert content["files"] == [TRUTH.name]
+    assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
+    assert "PSNR: 10 log10" in out
+    bundle = Bundle.open(tiny_copy)
+    bundle.verify()
+    assert (
+        bundle.manifest.scores["rows"]
+        == json.loads((tmp_path / "report" / "scores.json").read_text())["rows"]
+    )
+    card = (tiny_copy / CARD_NAME).read_text()
+    assert "| score | nearest cell |" in card and "regression mean" in card
+    words = shlex.split(bundle.manifest.scores["command"])
+    assert words[:2] == ["wdm-export", "evaluate"] and "--no-rainfarm" in words
+    assert words[words.index("--bootstrap") + 1] == "20"
+
+
+def test_the_recorded_command_makes_the_scores_again(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pysteps")
+    evaluate(tiny, TRUTH, "--rainfarm", "--bbox=-98,33,-89,39", "--report", tmp_path / "a")
+    page = (tmp_path / "a" / "report.html").read_text()
+    command = page.partition("<code>")[2].partition("</code>")[0]
+    words = shlex.split(command)[1:]
+    words[words.index(TRUTH.name)] = str(TRUTH)
+    run("wdm-export", *words, "--report", tmp_path / "b")
+    first, second = (
+        json.loads((tmp_path / name / "scores.json").read_text()) for name in ("a", "b")
+    )
+    assert first == second and "RainFARM, mean of 2 members" in first["metrics"]
+
+
+def test_a_region_leaves_tiles_out(tiny: Path, tmp_path: Path) -> None:
+    counts = []
+    for extra in ((), ("--bbox=-97,33,-93,36.5",), ("--bbox=-97,33,-93,36.5", "--outside")):
+        arguments = (tiny, TRUTH, "--no-rainfarm", "--json", tmp_path / "s.json", *extra)
+        try:
+            evaluate(*arguments)
+            counts.append(json.loads((tmp_path / "s.json").read_text())["tiles"])
+        except AssertionError as error:
+            assert "in the region" in str(error)
+            counts.append(0)
+    assert counts[0] == counts[1] + counts[2] > 0
+
+
+def test_what_cannot_be_compared_is_refused(tiny: Path, tmp_path: Path, regression) -> None:
+    diffusion = tmp_path / "weights.safetensors"
+    random_checkpoint().save(diffusion)
+    assert "Export them first" in evaluate(tiny, TRUTH, "--against", diffusion, code=2)
+    assert "names of their own" in evaluate(
+        tiny, TRUTH, "--no-rainfarm", "--against", regression, "--against", regression, code=2
+    )
+    assert "no box" not in evaluate(tiny, TRUTH, "--outside", code=2)
+    (tmp_path / "file").write_text("")
+    assert "--report" in evaluate(tiny, TRUTH, "--report", tmp_path / "file", code=2)
+
+
+def test_a_missing_pysteps_is_an_error_only_if_it_was_asked_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pysteps.downscaling.rainfarm", None)
+    assert "wdm-edge[verify]" in evaluate(tiny, TRUTH, "--rainfarm", code=4)
+    evaluate(tiny, TRUTH, "--json", tmp_path / "scores.json")
+    names = json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert "bicubic" in names and not any("RainFARM" in name for name in names)
+
+
+def test_a_regression_is_no_bundle(regression: Path, tmp_path: Path) -> None:
+    said = run("wdm-export", "export", regression, "-o", tmp_path / "bundle", "--tile", 64, code=2)
+    assert "--against" in said and not (tmp_path / "bundle").exists()
+    from wdm_export.checkpoint import Checkpoint
+
+    assert Checkpoint.load(regression).training.objective == REGRESSION
+    older = random_checkpoint()
+    assert replace(older, training=TrainConfig(steps=1)).training.objective == "diffusion"
+
+
+def test_an_unknown_objective_is_refused(regression: Path, tmp_path: Path) -> None:
+    store = regression.parent.parent / "store"
+    said = run(
+        "wdm-export", "train", store, "-o", tmp_path / "run", "--objective", "mse", "--steps", 1,
+        *NETWORK, code=2,
+    )  # fmt: skip
+    assert "diffusion, regression" in said
+
+
+def test_identity_says_that_nothing_is_left(tiny: Path) -> None:
+    out = run("wdm-export", "identity", tiny, TRUTH, "--tile", 64)
+    assert "passed" in out and "DD" in out
+    assert np.all([name in out for name in ("fine = interpolated", "quotient")])

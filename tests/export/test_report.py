@@ -1,0 +1,286 @@
+"""Baselines in one table, regions, bootstrap intervals, and the report that shows them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from base64 import b64decode
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_evaluate import FACTOR, TILE, Oracle, field_of, showers, truths_of
+
+from wdm_export import report, score_table
+from wdm_export.evaluate import evaluate
+from wdm_export.gallery import Gallery
+from wdm_export.methods import interpolations
+from wdm_export.score_table import Evaluation
+from wdm_export.tiles import Region, centre_of
+from wdm_runtime.errors import InputError, OutputError
+
+DRAWS = 60
+
+
+class Noisy(Oracle):
+    """The truth times a lognormal factor of its own for every member and cell."""
+
+    def downscale(self, field, *, members, seed, **options):
+        for sample in super().downscale(field, members=members, seed=seed, **options):
+            rng = np.random.default_rng([seed, sample.member])
+            factor = np.exp(0.4 * rng.standard_normal(sample.rate_mm_h.shape))
+            yield replace(sample, rate_mm_h=(sample.rate_mm_h * factor).astype(np.float32))
+
+
+def field():
+    return field_of(showers(0, (270, 207)), showers(1, (270, 207)))
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    with Gallery() as kept:
+        yield kept
+
+
+@pytest.fixture(scope="module")
+def result(gallery: Gallery) -> Evaluation:
+    """Four members of the noisy truth and three interpolations, on 16 tiles."""
+    found = evaluate(
+        Noisy(truths_of(field())), [field()], 4, seed=2, tile_px=TILE,
+        baselines=interpolations(FACTOR), gallery=gallery, bootstrap_draws=DRAWS,
+    )  # fmt: skip
+    return replace(found, settings={"bundle": "a <b>", **found.settings})
+
+
+# --- one table -----------------------------------------------------------------------------------
+
+
+def test_all_forecasts_are_scored_on_the_same_cells(result: Evaluation) -> None:
+    names = [row.name for row in result.rows]
+    assert names == ["nearest cell", "bilinear", "bicubic", "one member", "mean of 4 members"]
+    assert {int(row.tiles.cells.sum()) for row in result.rows} == {result.cells}
+    ratios = {row.name: row.crps_over_bicubic_mae for row in result.rows}
+    assert ratios["bicubic"] == 1 and ratios["mean of 4 members"] < ratios["one member"] < 1
+    nearest = result.rows[0].metrics
+    assert nearest.consistency_max_mm_h < 0.1 < result.rows[1].metrics.consistency_max_mm_h
+
+
+def test_two_random_methods_have_two_rows_each() -> None:
+    from wdm_export.methods import Ensemble
+
+    truth = Noisy(truths_of(field()))
+    other = Ensemble("other", truth)
+    found = evaluate(
+        truth, [field()], 2, seed=2, tile_px=TILE,
+        baselines=(*interpolations(FACTOR), other), bootstrap_draws=0,
+    )  # fmt: skip
+    named = {row.name: row for row in found.rows}
+    assert "other, one member" in named and "other, mean of 2 members" in named
+    for kind in ("one member", "mean of 2 members"):
+        assert repr(named[kind].metrics) == repr(named[f"other, {kind}"].metrics)
+    assert not any(found.intervals.values())
+
+
+def test_scores_of_a_single_field_are_their_deterministic_forms(result: Evaluation) -> None:
+    for row in result.rows[:4]:
+        m = row.metrics
+        assert m.tail_crps_mm_h["0.1"] <= m.mae_mm_h + 1e-9
+        _, misses, false_alarms = row.tiles.contingency.sum(axis=0)[3]
+        assert m.brier["5"] == pytest.approx((misses + false_alarms) / result.cells)
+        assert m.averaged_crps_mm_h["12"] < m.averaged_crps_mm_h["4"] < m.mae_mm_h
+    ensemble = result.rows[-1].ensemble
+    assert ensemble is not None and ensemble.brier["5"] < result.rows[3].metrics.brier["5"]
+
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+def test_intervals_hold_their_score_and_narrow_with_more_tiles(result: Evaluation) -> None:
+    wide = evaluate(
+        Noisy(truths_of(field())), [field().at([0])], 4, seed=2, tile_px=TILE, bootstrap_draws=400
+    )
+    many = evaluate(
+        Noisy(truths_of(field())), [field()] * 8, 4, seed=2, tile_px=TILE, bootstrap_draws=400
+    )
+    for label in ("CRPS [mm/h]", "CSI 5 mm/h", "SSIM", "spread/skill", "RAPSD 2-4 km [dB]"):
+        (a, b), (c, d) = (e.intervals["mean of 4 members"][label] for e in (wide, many))
+        assert a <= wide.rows[-1].labelled()[label] <= b
+        assert d - c < 0.6 * (b - a)
+
+
+def test_intervals_have_the_width_of_the_standard_error() -> None:
+    """Of a mean over tiles that are independent, 3.92 standard errors."""
+    truths = field_of(*(showers(seed) for seed in range(12)))
+    found = evaluate(
+        Oracle(truths_of(truths)), [truths], 1, seed=0, tile_px=TILE, bootstrap_draws=1500
+    )
+    base = found.rows[0]
+    low, high = found.intervals["bicubic"]["SSIM"]
+    assert high - low == pytest.approx(
+        3.92 * base.tiles.ssim.std() / np.sqrt(len(found.places)), rel=0.1
+    )
+
+
+def test_intervals_are_the_same_in_every_run_and_seeded(result: Evaluation) -> None:
+    from wdm_export.bootstrap import intervals
+
+    assert intervals(result.rows, DRAWS, 2) == result.intervals
+    assert intervals(result.rows, DRAWS, 3) != result.intervals
+    content = result.to_dict()
+    assert content["bootstrap_draws"] == DRAWS and content["bootstrap_seed"] == 2
+    assert set(content["intervals"]["bicubic"]) <= set(score_table.HEADLINE)
+
+
+# --- regions -------------------------------------------------------------------------------------
+
+
+def test_a_region_and_its_outside_share_the_tiles_and_change_none() -> None:
+    whole = field()
+    oracle = Oracle(truths_of(whole), spread=0.5)
+    box = "5,48.5,6.5,49.5"
+    parts = [
+        evaluate(
+            oracle, [whole], 2, seed=0, tile_px=TILE, bootstrap_draws=0,
+            region=Region.parse(box, outside),
+        )
+        for outside in (False, True)
+    ]  # fmt: skip
+    everything = evaluate(oracle, [whole], 2, seed=0, tile_px=TILE, bootstrap_draws=0)
+    assert 0 < len(parts[0].places) < len(everything.places)
+    assert {*parts[0].places, *parts[1].places} == set(everything.places)
+    assert parts[0].cells + parts[1].cells == everything.cells
+    for place, ssim in zip(parts[0].places, parts[0].rows[0].tiles.ssim, strict=True):
+        assert ssim == everything.rows[0].tiles.ssim[everything.places.index(place)]
+        assert 48.5 <= place.centre[0] <= 49.5
+
+
+def test_longitudes_come_in_either_convention_and_cross_the_dateline() -> None:
+    for box in ("-125,42,-115,49", "235,42,245,49"):
+        region = Region.parse(box)
+        assert region and region.holds((45.0, 240.0), True) and region.holds((45.0, -120.0), True)
+        assert not region.holds((45.0, 250.0), True) and not region.holds((50.0, 240.0), True)
+    pacific = Region.parse("170,-10,-170,10")
+    assert pacific and pacific.holds((0.0, 179.0), True) and pacific.holds((0.0, -179.0), True)
+    assert not pacific.holds((0.0, 0.0), True)
+    metres = Region.parse("0,0,1000,1000")
+    assert metres and metres.holds((500.0, 360.0), False)
+    assert not metres.holds((500.0, 1360.0), False)
+
+
+@pytest.mark.parametrize("box", ["", "1,2,3", "a,b,c,d", "0,5,1,2", "nan,0,1,1"])
+def test_a_box_that_is_none_is_refused(box: str) -> None:
+    with pytest.raises(InputError, match="--bbox"):
+        Region.parse(box)
+    with pytest.raises(InputError, match="--outside without a box"):
+        Region.parse(None, outside=True)
+
+
+def test_an_empty_region_says_so() -> None:
+    with pytest.raises(InputError, match="in the region"):
+        evaluate(
+            Oracle(truths_of(field())), [field()], 1, seed=0, tile_px=TILE,
+            region=Region.parse("100,0,110,10"),
+        )  # fmt: skip
+
+
+def test_the_centre_is_between_the_outermost_cells() -> None:
+    grid = field().grid
+    assert centre_of(grid, (0, 64), 64) == pytest.approx((50 - 0.315, 5 + 0.64 + 0.315))
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Everything a browser would fetch or run, and the table's lines."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+
+@pytest.fixture(scope="module")
+def folder(result: Evaluation, gallery: Gallery, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("report")
+    report.write_report(target, result, gallery, "wdm-export evaluate 'a <b>' truth.nc")
+    return target
+
+
+def test_the_page_holds_everything_it_shows(folder: Path, result: Evaluation) -> None:
+    text = (folder / report.REPORT_NAME).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags and "url(" not in text
+    assert len(page.sources) == page.tags.count("img") == 3 + 5  # three tiles, five charts
+    assert all(source.startswith("data:image/") for source in page.sources)
+    for source in page.sources:
+        data = b64decode(source.partition("base64,")[2])
+        assert data.startswith(b"\x89PNG") or b"<svg" in data[:1000]
+    assert "a &lt;b&gt;" in text and "a <b>" not in text
+    for word in (*(row.name for row in result.rows), "Best tile", "Worst tile", "95 % interval"):
+        assert word in text
+    for line in score_table.DEFINITIONS:
+        assert line.partition(":")[0] in text
+
+
+def test_the_best_and_worst_tiles_are(folder: Path, result: Evaluation) -> None:
+    text = (folder / report.REPORT_NAME).read_text(encoding="utf-8")
+    shown = [float(value) for value in re.findall(r"CRPS is ([0-9.]+) of bicubic", text)][::2]
+    crps = result.rows[-1].ensemble_tiles.crps / result.reference.tiles.absolute_error
+    assert shown == pytest.approx([crps.min(), np.sort(crps)[len(crps) // 2], crps.max()], abs=6e-4)
+
+
+def test_the_gallery_gives_back_what_was_put_in(result: Evaluation, gallery: Gallery) -> None:
+    truth = truths_of(field())[result.places[-1].valid_time]
+    place = result.places[-1]
+    at = np.s_[place.row : place.row + TILE, place.column : place.column + TILE]
+    kept = gallery.get(len(result.places) - 1)
+    assert list(kept) == [
+        "coarse input", "truth", "bicubic", "member 0", "member 1", "mean of 4",
+        "probability of at least 5 mm/h",
+    ]  # fmt: skip
+    assert np.array_equal(kept["truth"], truth[at])
+    assert set(np.unique(kept["probability of at least 5 mm/h"])) <= {0, 0.25, 0.5, 0.75, 1}
+    assert gallery.get(999) == {}
+
+
+def test_csv_and_json_say_what_the_table_says(folder: Path, result: Evaluation) -> None:
+    lines = list(csv.DictReader(io.StringIO((folder / report.SCORES_NAME).read_text())))
+    found = {(line["forecast"], line["score"]): line for line in lines}
+    for row in result.rows:
+        for label, value in row.labelled().items():
+            line = found[row.name, label]
+            if value is None or not np.isfinite(value):
+                assert line["value"] == ""
+            else:
+                assert float(line["value"]) == pytest.approx(value, rel=1e-5, abs=1e-12)
+    crps = found["mean of 4 members", "CRPS [mm/h]"]
+    assert float(crps["low"]) < float(crps["value"]) < float(crps["high"])
+    tiles = list(csv.DictReader(io.StringIO((folder / report.TILES_NAME).read_text())))
+    assert len(tiles) == len(result.rows) * len(result.places)
+    content = json.loads((folder / report.JSON_NAME).read_text())
+    assert content["tiles"] == len(result.places) and len(content["rows"]) == len(result.rows)
+
+
+def test_one_member_of_one_tile_still_has_a_report(tmp_path: Path) -> None:
+    single = field_of(showers(0, (70, 70)))
+    with Gallery() as kept:
+        found = evaluate(Noisy(truths_of(single)), [single], 1, 0, tile_px=TILE, gallery=kept)
+        report.write_report(tmp_path, found, kept, "wdm-export evaluate")
+    text = (tmp_path / report.REPORT_NAME).read_text()
+    assert text.count("<img") == 1 + 2 and "No intervals" in text and "nan" not in text
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        report.make_folder(tmp_path / "file" / "report")

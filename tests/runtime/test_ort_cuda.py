@@ -1,0 +1,311 @@
+"""ONNX Runtime's CUDA provider: what is asked of it, and that it is never the CPU instead.
+
+The numbers come from the real ONNX Runtime behind a made-up GPU (`fake_ort_gpu`). What the real
+onnxruntime-gpu does without a GPU is tested where it is installed.
+"""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fake_ort_gpu import FELL_BACK, NO_MEMORY
+from gpu_box import GPU, OrtBox
+
+from wdm_runtime.engines import open_engine, ort_cuda, select
+from wdm_runtime.engines.ort_cuda import precisions
+from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, described
+from wdm_runtime.engines.probe import Gpu
+from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError
+
+
+@pytest.fixture
+def box(tiny, monkeypatch):
+    return OrtBox(tiny, monkeypatch)
+
+
+def feeds(tiles, seed=0):
+    rng = np.random.default_rng(seed)
+    x, condition = rng.standard_normal((2, tiles, 16, 16, 16), dtype=np.float32)
+    return {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
+
+
+@pytest.mark.parametrize("role", ["score_fp32", "score_fp16"])
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_answers_are_those_of_the_graph(box, role, cuda_graph):
+    engine = box.open(role, batch=2, cuda_graph=cuda_graph)
+    assert engine.replays is cuda_graph and box.notes == []
+    for tiles in (1, 2, 5):
+        given = feeds(tiles, seed=tiles)
+        # A fixed batch takes other kernels, which round elsewhere: by 8e-4 of fp16's here.
+        atol = 1e-5 if role.endswith("fp32") else 5e-3
+        np.testing.assert_allclose(engine.run(given), box.reference(given, role), atol=atol)
+
+
+def test_arrays_of_another_kind_are_made_what_the_graph_takes(box):
+    engine = box.open()
+    given = {name: np.asfortranarray(value, dtype=np.float64) for name, value in feeds(1).items()}
+    np.testing.assert_allclose(engine.run(given), box.reference(feeds(1)), atol=1e-5)
+
+
+def test_answers_belong_to_the_caller(box):
+    engine = box.open()
+    first = engine.run(feeds(1, seed=0))
+    kept = first.copy()
+    engine.run(feeds(1, seed=1))
+    engine.close()
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_an_engine_says_what_it_is(box):
+    engine = box.open("score_fp16", batch=4)
+    assert (engine.kind, engine.precision, engine.batch) == ("ort-cuda", "fp16", 4)
+    assert engine.device == "Fake RTX, compute capability 8.6"
+    assert engine.version == "onnxruntime-gpu 1.31.1"
+    assert [spec.name for spec in engine.inputs] == ["x", "condition", "t"]
+    assert precisions() == ("fp16", "fp32")
+
+
+def test_full_precision_is_without_tf32_and_on_the_first_gpu(box):
+    box.open()
+    (session,) = box.ort.sessions
+    assert session._options == {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1"}
+
+
+def test_a_cuda_graph_is_recorded_once_and_then_replayed(box):
+    engine = box.open()
+    assert box.ort.log.count("record") == 1
+    box.ort.log.clear()
+    engine.run(feeds(3))
+    assert box.ort.log == ["replay"] * 3
+
+
+def test_wrong_inputs_are_refused_not_broadcast(box):
+    engine = box.open(batch=2)
+    given = feeds(2)
+    for wrong in (
+        {**given, "x": given["x"][..., :1]},
+        {**given, "condition": given["condition"][:1]},
+        {name: given[name] for name in ("x", "t")},
+        feeds(0),
+    ):
+        with pytest.raises(EngineError, match="failed on inputs"):
+            engine.run(wrong)
+
+
+def test_a_closed_engine_is_an_error(box):
+    engine = box.open()
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="was closed"):
+        engine.run(feeds(1))
+
+
+def test_a_graph_with_free_sizes_is_refused(box):
+    with pytest.raises(EngineError, match=r"no free size but the first.*ort-cpu"):
+        box.open("dwt")
+
+
+def test_what_the_manifest_does_not_say_is_refused(box):
+    entry = box.bundle.manifest.graphs["score_fp32"]
+    with pytest.raises(EngineError, match="the manifest says"):
+        ort_cuda.OrtCudaEngine(
+            box.bundle.graph("pixel_fp32"), entry, "fp32", box.options(cuda_graph=False)
+        )
+
+
+# Never the CPU.
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_session_that_would_run_on_the_cpu_is_an_error(box, cuda_graph):
+    box.ort.behaviour["on the cpu"] = True
+    with pytest.raises(EngineError, match=r"does not load score_fp32\.onnx") as caught:
+        box.open(cuda_graph=cuda_graph)
+    assert FELL_BACK in str(caught.value) and box.notes == []
+
+
+def test_one_node_on_the_cpu_is_an_error(box):
+    box.ort.behaviour["one node on the cpu"] = True
+    with pytest.raises(EngineError, match="CPUExecutionProvider, CUDAExecutionProvider"):
+        box.open()
+
+
+@pytest.mark.parametrize("bundle", ["tiny", "wdm2-mrms"])
+@pytest.mark.parametrize("role", ["score_fp16", "score_fp32", "pixel_fp16"])
+def test_with_the_batch_fixed_no_node_is_left_that_belongs_on_the_cpu(tiny, tmp_path, bundle, role):
+    """ONNX Runtime puts the arithmetic of shapes there, and refuses to where that is forbidden."""
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.add_free_dimension_override_by_name("batch", 3)
+    # What is done before nodes are given to providers.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "basic.onnx")
+    options.log_severity_level = 3
+    graph = (tiny.parent / bundle / f"{role}.onnx").read_bytes()
+    ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    left = {node.op_type for node in onnx.load(tmp_path / "basic.onnx").graph.node}
+    assert "Conv" in left
+    assert not left & {"Shape", "Size", "Range", "ConstantOfShape", "If", "Loop", "Scan"}
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("graph does not load", "cannot use the graph capture feature"),
+        ("does not record", "stream is capturing"),
+        ("records nothing", "gives the same for every 'x'"),
+    ],
+)
+def test_without_a_cuda_graph_kernels_are_launched_and_a_note_says_why(box, behaviour, reason):
+    box.ort.behaviour[behaviour] = True
+    engine = box.open()
+    assert not engine.replays
+    assert len(box.notes) == 1 and "without a CUDA graph" in box.notes[0]
+    assert reason in box.notes[0]
+    box.ort.log.clear()
+    np.testing.assert_allclose(engine.run(feeds(3)), box.reference(feeds(3)), atol=1e-5)
+    assert box.ort.log == ["plain"] * 3
+
+
+def test_a_cuda_graph_that_gives_other_values_is_not_used(box):
+    def drift(_, values):
+        return values + (0.1 if box.ort.log[-1] in ("record", "replay") else 0)
+
+    box.ort.behaviour["answer"] = drift
+    engine = box.open()
+    assert not engine.replays and "gives other values with a CUDA graph" in box.notes[0]
+    np.testing.assert_allclose(engine.run(feeds(1)), box.reference(feeds(1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda given, values: np.zeros_like(values), "gives the same for every 'x'"),
+        (lambda given, values: given["x"], "gives the same for every 'condition'"),
+        (lambda given, values: given["x"] + given["condition"], "gives the same for every 't'"),
+        (lambda given, values: values * np.nan, "not finite"),
+    ],
+    ids=["constant", "no condition", "no time", "nan"],
+)
+def test_kernels_that_answer_wrongly_are_an_error(box, answer, message):
+    box.ort.behaviour["answer"] = answer
+    with pytest.raises(EngineError, match=message):
+        box.open()
+
+
+def test_no_memory_is_an_error_with_a_remedy(box):
+    box.ort.behaviour["no memory for tensors"] = True
+    with pytest.raises(EngineError, match=r"out of memory.*Lower --batch"):
+        box.open()
+
+
+def test_failing_in_the_middle_of_a_run_is_an_error(box):
+    engine = box.open()
+    box.ort.behaviour["fails"] = NO_MEMORY
+    with pytest.raises(EngineError, match=r"failed in score_fp32.onnx.*out of memory.*--batch"):
+        engine.run(feeds(1))
+
+
+def test_no_driver_is_met_before_anything_is_imported():
+    code = (
+        "import sys\n"
+        "from wdm_runtime.engines import ort_cuda\n"
+        "from wdm_runtime.engines.probe import probe_gpu\n"
+        "from wdm_runtime.errors import NoDeviceError\n"
+        "ort_cuda.probe_gpu = lambda: probe_gpu('libnone.so.1')\n"
+        "try: ort_cuda.precisions()\n"
+        "except NoDeviceError as error: assert 'no NVIDIA driver' in str(error)\n"
+        "else: raise SystemExit('expected an error')\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_for_cpus_names_the_one_for_gpus(box):
+    box.ort.get_available_providers = lambda: ["CPUExecutionProvider"]
+    with pytest.raises(EngineError, match=r"without CUDAExecutionProvider") as caught:
+        select("ort-cuda")
+    assert "pip uninstall -y onnxruntime && pip install 'wdm-edge[gpu]'" in str(caught.value)
+
+
+def test_missing_libraries_are_named_with_what_brings_them(box):
+    box.provide(found=lambda name: name != "libcudnn.so.9")
+    with pytest.raises(EngineError, match=r"not libcudnn.so.9, which") as caught:
+        select("ort-cuda")
+    assert "pip install 'nvidia-cudnn-cu13>=9,<10'" in str(caught.value)
+    with pytest.raises(EngineError, match=r"libcudnn\.so\.9"):
+        box.open()
+    assert box.ort.sessions == []
+
+
+def test_a_driver_older_than_the_provider_is_an_error(box):
+    box.set_gpu(Gpu("Old", (8, 6), 8 << 30, (12, 8)))
+    with pytest.raises(
+        EngineError, match=r"for CUDA 13.*up to CUDA 12.8.*Update the NVIDIA driver"
+    ):
+        select("ort-cuda")
+
+
+def test_nothing_installed_names_its_extra(box, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"wdm-edge\[gpu\]"):
+        select("ort-cuda")
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(EngineError, match=r"'ort-cuda' is not installed.*wdm-edge\[gpu\]"):
+        select("ort-cuda")
+
+
+def test_auto_takes_it_where_tensorrt_is_not(box, monkeypatch):
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    chosen = select()
+    assert (chosen.kind, chosen.precision, chosen.graph) == ("ort-cuda", "fp16", "fp16")
+    assert "tensorrt is not installed (pip install 'wdm-edge[gpu]')" in chosen.why
+    assert select("auto", "fp32").kind == "ort-cuda"
+
+
+def test_what_preloading_prints_stays_out_of_the_output(box, capsys):
+    box.open()
+    assert "preload" in box.ort.log and capsys.readouterr().out == ""
+
+
+def test_the_real_package_without_a_gpu_never_runs_on_the_cpu(tiny, monkeypatch):
+    """All that this project can run of onnxruntime-gpu itself."""
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("onnxruntime-gpu is not installed")
+    try:
+        select("ort-cuda")
+        pytest.skip("there is a GPU")
+    except EngineError as error:
+        assert isinstance(error, NoDeviceError) or "CUDA" in str(error)
+    monkeypatch.setattr(ort_cuda, "probe_gpu", lambda: GPU)
+    monkeypatch.setattr(ort_cuda, "_check_libraries", lambda *_: None)
+    from wdm_runtime.bundle import Bundle
+
+    bundle = Bundle.open(tiny)
+    with pytest.raises(EngineError, match="fallback to CPU EP has been explicitly disabled"):
+        open_engine(bundle.graph("score_fp32"), bundle.manifest.graphs["score_fp32"], "ort-cuda")
+
+
+def test_libraries_are_described_as_the_providers_list_them():
+    provider = described(CUDA_PROVIDER, ("libcublas.so.12", "libcuda.so.1", "libm.so.6"))
+    assert provider.cuda == 12
+    installs = {library.name: library.install for library in provider.needs}
+    assert installs == {
+        "libcublas.so.12": "nvidia-cublas-cu12>=12,<13",
+        "libcuda.so.1": "the NVIDIA driver",
+        "libm.so.6": None,
+        "libcudnn.so.9": "nvidia-cudnn-cu12>=9,<10",
+    }

@@ -1,0 +1,98 @@
+"""Stochastic and learned baselines, with published settings, never tuned on validation tiles."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wdm_export.data import WET_MM_H
+from wdm_export.methods import Array, Places, window
+from wdm_runtime.errors import require
+from wdm_runtime.field import PrecipField
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXTRA = "verify"
+
+
+@dataclass(frozen=True)
+class RainFarm:
+    """RainFARM of pysteps with its defaults: spectral slope of each tile's own input, no kernel.
+
+    Rebora et al. 2006, doi 10.1175/JHM517.1. A tile is drawn from the coarse cells that touch it,
+    missing ones taken as dry; its block means are its input's. Rates below 0.1 mm/h become 0, as
+    in every forecast here.
+    """
+
+    factor: int
+    downscale: Callable[..., Array]
+    name: str = "RainFARM"
+    random: bool = True
+
+    @classmethod
+    def open(cls, factor: int) -> RainFarm:
+        """Import pysteps.
+
+        Raises
+        ------
+        MissingDependencyError
+            pysteps is not installed.
+        """
+        return cls(factor, import_pysteps("pysteps.downscaling.rainfarm").downscale)
+
+    def draw(
+        self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
+    ) -> Iterator[Array]:
+        time, rates = coarse.valid_times[0], np.nan_to_num(coarse.frame(0)).astype(np.float64)
+        for member in range(members):
+            yield np.stack(
+                [
+                    self._tile(rates, place, size, _state(seed, time, place, member))
+                    for place in places
+                ]
+            )
+
+    def _tile(self, rates: Array, place: tuple[int, int], size: int, state: int) -> Array:
+        top, left = (start // self.factor for start in place)
+        bottom, right = (-(-(start + size) // self.factor) for start in place)
+        with _global_random(state):
+            fine = self.downscale(rates[top:bottom, left:right], self.factor, threshold=WET_MM_H)
+        inside = (place[0] - top * self.factor, place[1] - left * self.factor)
+        return np.asarray(fine[window(inside, size)], dtype=np.float32)
+
+
+def import_pysteps(module: str) -> ModuleType:
+    """A module of pysteps, which prints where its settings are when it is imported.
+
+    Raises
+    ------
+    MissingDependencyError
+        pysteps is not installed.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        return require(module, EXTRA, "The baseline RainFARM")
+
+
+def _state(seed: int, time: str, place: tuple[int, int], member: int) -> int:
+    """32 bits that belong to this tile and member, in whatever order they are drawn."""
+    address = f"{seed} {time} {place[0]} {place[1]} {member}"
+    return int.from_bytes(hashlib.sha256(address.encode()).digest()[:4], "little")
+
+
+@contextlib.contextmanager
+def _global_random(state: int) -> Iterator[None]:
+    """NumPy's global generator, which pysteps draws from, seeded for a while."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(state)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

@@ -1,0 +1,67 @@
+"""Confidence intervals of pooled scores: the tiles are drawn again, with replacement.
+
+Tiles count as independent; those of one storm are not quite, so the intervals are narrow rather
+than wide. All forecasts of a draw are scored on the same tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wdm_export.score_table import REFERENCE, ForecastRow, Intervals
+
+DRAWS = 1000
+LEVEL = 0.95
+
+
+def intervals(
+    rows: Sequence[ForecastRow], draws: int, seed: int, level: float = LEVEL
+) -> Intervals:
+    """Percentile bootstrap of every score of every forecast.
+
+    Parameters
+    ----------
+    rows
+        Forecasts on the same tiles, bicubic interpolation among them.
+    draws, seed
+        How often the tiles are drawn again, and from which random numbers.
+    level
+        Share of the draws between the two limits.
+
+    Returns
+    -------
+    (low, high) by forecast and score. Nothing with a single tile, or for scores that a draw leaves
+    undefined or infinite, or that an interval says nothing about (a maximum over the tiles).
+    """
+    tiles = len(rows[0].tiles.cells)
+    if tiles < 2 or draws < 1:
+        return {row.name: {} for row in rows}
+    rng = np.random.default_rng([abs(seed), tiles])
+    labels = [list(row.labelled()) for row in rows]
+    values = [np.empty((draws, len(names))) for names in labels]
+    for draw in range(draws):
+        numbers = rng.integers(tiles, size=tiles)
+        again = [row.redrawn(numbers) for row in rows]
+        reference = next(row for row in again if row.name == REFERENCE)
+        for row, found in zip(again, values, strict=True):
+            scores = row.relative_to(reference).labelled().values()
+            found[draw] = [np.nan if score is None else score for score in scores]
+    ends = (50 * (1 - level), 50 * (1 + level))
+    return {
+        row.name: {
+            name: (float(low), float(high))
+            for name, low, high in zip(names, *_percentiles(found, ends), strict=True)
+            if np.isfinite(low) and np.isfinite(high) and not name.startswith("consistency, max")
+        }
+        for row, names, found in zip(rows, labels, values, strict=True)
+    }
+
+
+def _percentiles(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """(2, scores), NaN for a score that is not finite in every draw."""
+    whole = np.isfinite(values).all(axis=0)
+    found = np.full((2, values.shape[1]), np.nan)
+    found[:, whole] = np.percentile(values[:, whole], ends, axis=0)
+    return found

@@ -1,0 +1,93 @@
+"""The model card: a bundle's manifest as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wdm_runtime.bundle import Manifest
+from wdm_runtime.precision import PrecisionCheck
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card's text, from the manifest alone."""
+    training = manifest.training
+    days = sorted({source["valid_time"][:10] for source in training["sources"]})
+    settings = training["settings"]
+    south, north = manifest.domain.latitudes
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"Conditional diffusion model in the {manifest.wavelet.name} wavelet domain "
+        f"({manifest.wavelet.levels} levels) that refines precipitation rates by a factor of "
+        f"{manifest.factor}. Method: Yi et al., arXiv 2507.01354. "
+        f"Written by `wdm-export export`; licence {manifest.licence}.",
+        "",
+        "## Training",
+        f"- {training['parameters'] / 1e6:.2f} M parameters; {training['steps']} steps of "
+        f"{settings['batch']} crops of {settings['crop_px']} x {settings['crop_px']} cells in "
+        f"{training['seconds'] / 60:.0f} minutes; total-variation weight {settings['tv_weight']:g}"
+        f"; seed {settings['seed']}",
+        f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
+        f"- Cells of {manifest.domain.spacing_km:g} km between latitudes {south:g} and {north:g}",
+        "",
+        "## Limits",
+        "- Trained on the storm days above and on nothing else; other climates, seasons and radar "
+        "networks are extrapolation.",
+        f"- Rates below {manifest.transform.dry_threshold_mm_h} mm/h are set to 0.",
+        "- The pixel graphs are untrained: they serve the latency comparison only.",
+        "- No graph has been run on a GPU by the project.",
+        "",
+        "## Reduced precision",
+        *_precision_lines(manifest.precision_check),
+        "",
+        "## Scores",
+    ]
+    if not manifest.scores:
+        return "\n".join([*lines, "Not evaluated yet: run `wdm-export evaluate`.", ""])
+    scores = manifest.scores
+    lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
+    if "engine" in scores:
+        lines += [
+            f"On {scores['engine']} in {scores['precision']}. In brackets: 95 % of "
+            f"{scores['bootstrap_draws']} bootstrap draws of the tiles. The command prints what "
+            "each score is.",
+            "",
+        ]
+    names = [row["forecast"] for row in scores["rows"]]
+    lines += ["| " + " | ".join(("score", *names)) + " |", "|" + "---|" * (len(names) + 1)]
+    for label in scores["rows"][0]:
+        if label != "forecast":
+            cells = [
+                _cell(row[label], scores.get("intervals", {}).get(row["forecast"], {}).get(label))
+                for row in scores["rows"]
+            ]
+            lines.append("| " + " | ".join((label, *cells)) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _precision_lines(check: PrecisionCheck | None) -> list[str]:
+    if check is None:
+        return ["Not measured yet: run `wdm-export check` with files of real rain."]
+    peak, norm = check.ranges.largest[0], check.ranges.norm_input
+    lines = [
+        f"The {check.tiles} wettest tiles of {', '.join(check.files)}, {check.members} members, "
+        f"{check.steps} steps; `{check.command}`",
+        "",
+        f"- fp16: the largest of {check.ranges.tensors} tensors reaches {peak.largest:.1f} "
+        f"({peak.op} of {peak.part}), of norms' inputs {norm.largest:.1f}; fp16 holds 65504",
+    ]
+    lines += [
+        f"- {run.precision} against fp32 with the same noise ({run.engine}): mean difference "
+        f"{run.mean_difference_mm_h:.2g}, largest {run.max_difference_mm_h:.2g} mm/h at a mean "
+        f"rate of {run.mean_rate_mm_h:.2f} mm/h, {run.spread_share:.2%} of the spread between "
+        f"members; spectrum within {max(map(abs, run.spectrum_db.values()), default=0):.2g} dB"
+        for run in check.runs
+    ]
+    return lines + [f"- {name}: not measured. {why}" for name, why in check.not_measured.items()]
+
+
+def _cell(value: float | None, limits: Sequence[float] | None) -> str:
+    """A score as the table shows it; one that is undefined or does not apply is a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (" ({:.3f}, {:.3f})".format(*limits) if limits else "")

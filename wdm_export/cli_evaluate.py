@@ -1,0 +1,212 @@
+"""`wdm-export evaluate` and `identity`: what a bundle is worth, and whether it adds up."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wdm_export.cli_parts import Files, Threads, given, progress_bars
+from wdm_runtime import console
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from wdm_export.methods import Method
+    from wdm_export.score_table import Evaluation
+    from wdm_runtime.downscale import Downscaler
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle")],
+    files: Files,
+    members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of ensembles and intervals")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
+    consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
+    engine: Annotated[str | None, typer.Option(help="As of wdm-run; default: the best")] = None,
+    precision: Annotated[str | None, typer.Option(help="What the engine computes in")] = None,
+    threads: Threads = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another bundle, or weights of a regression, on the same tiles"),
+    ] = None,
+    rainfarm: Annotated[
+        bool | None,
+        typer.Option("--rainfarm/--no-rainfarm", help="Default: where pysteps is installed"),
+    ] = None,
+    bbox: Annotated[
+        str | None, typer.Option(help="W,S,E,N: only tiles whose centre lies in it")
+    ] = None,
+    outside: Annotated[bool, typer.Option("--outside", help="All tiles but those")] = False,
+    draws: Annotated[
+        int | None, typer.Option("--bootstrap", help="Redraws of the tiles behind the intervals")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, the scores as CSV and JSON")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--json", help="Write as JSON")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
+    ] = False,
+) -> None:
+    """Score a bundle against baselines on tiles of 1 km truth."""
+    from wdm_export import evaluate as evaluation
+    from wdm_export.gallery import Gallery
+    from wdm_export.package import write_manifest
+    from wdm_export.report import make_folder, write_report
+    from wdm_export.score_table import render
+    from wdm_export.tiles import Region
+    from wdm_runtime.downscale import Downscaler
+    from wdm_runtime.io import read_field
+    from wdm_runtime.io.atomic import write_text
+
+    region = Region.parse(bbox, outside)
+    if report:
+        make_folder(report)
+    options = given(
+        members=members, seed=seed, steps=steps, sampler=sampler, consistency=consistency,
+        engine=engine, precision=precision, threads=threads, bbox=bbox, bootstrap=draws,
+    )  # fmt: skip
+    command = _command(bundle, files, options, against or [], rainfarm, outside)
+    drawing: dict[str, Any] = {
+        "steps": steps,
+        "sampler": sampler,
+        "consistency": consistency or DEFAULT_CONSISTENCY,
+    }
+    opening: dict[str, Any] = given(engine=engine, precision=precision)
+    opening["options"] = EngineOptions(threads=threads, note=_note)
+    with ExitStack() as stack:
+        gallery = stack.enter_context(Gallery()) if report else None
+        downscaler = stack.enter_context(Downscaler.open(bundle, **opening))
+        console.err.print(downscaler.choice.why, style="dim", highlight=False)
+        baselines = _baselines(downscaler, against or [], rainfarm, opening, drawing, stack)
+        with progress_bars() as progress:
+            task = progress.add_task("Evaluating", total=None, note="")
+            result = evaluation.evaluate(
+                downscaler,
+                (read_field(file) for file in files),
+                members,
+                seed,
+                **drawing,
+                on_progress=lambda line: progress.update(task, note=line),
+                baselines=baselines,
+                region=region,
+                gallery=gallery,
+                **given(bootstrap_draws=draws),
+            )
+        result = _named(result, downscaler, files)
+        if report and gallery:
+            write_report(report, result, gallery, command)
+        manifest = downscaler.manifest
+    console.out.print(render(result))
+    if output:
+        write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
+    if keep:
+        scores = {**result.to_dict(), "command": command}
+        write_manifest(bundle, replace(manifest, scores=scores))
+    if report:
+        console.out.print(f"Wrote {report}: open {report / 'report.html'}", highlight=False)
+
+
+def _command(
+    bundle: Path,
+    files: list[Path],
+    options: dict[str, Any],
+    against: list[Path],
+    rainfarm: bool | None,
+    outside: bool,
+) -> str:
+    """The command line that makes the scores again; files by their names."""
+    words = ["wdm-export", "evaluate", bundle.as_posix(), *(file.name for file in files)]
+    for name, value in options.items():
+        # A box begins with a minus west of Greenwich, which would be an option by itself.
+        words += [f"--{name}={value}"] if name == "bbox" else [f"--{name}", str(value)]
+    words += [word for path in against for word in ("--against", path.as_posix())]
+    if rainfarm is not None:
+        words.append("--rainfarm" if rainfarm else "--no-rainfarm")
+    return shlex.join([*words, *(["--outside"] if outside else [])])
+
+
+def _note(line: str) -> None:
+    console.err.print(line, style="yellow", markup=False, highlight=False)
+
+
+def _baselines(
+    downscaler: Downscaler,
+    against: list[Path],
+    rainfarm: bool | None,
+    opening: dict[str, Any],
+    drawing: dict[str, Any],
+    stack: ExitStack,
+) -> list[Method]:
+    """Interpolations, RainFARM if it is wanted or to be had, and what was named."""
+    from wdm_export.baselines import RainFarm
+    from wdm_export.methods import Ensemble, interpolations
+
+    factor = downscaler.factor
+    methods: list[Method] = [*interpolations(factor)]
+    if rainfarm is not False:
+        try:
+            methods.append(RainFarm.open(factor))
+        except MissingDependencyError as error:
+            if rainfarm:
+                raise
+            _note(f"Without RainFARM: {error}")
+    for path in against:
+        if path.is_dir():
+            other = stack.enter_context(type(downscaler).open(path, **opening))
+            method: Method = Ensemble(other.manifest.name, other, **drawing)
+            its_factor = other.factor
+        else:
+            from wdm_export.regression import Regression
+
+            tile_px = downscaler.manifest.tile_px
+            method = Regression.load(path, tile_px, drawing["consistency"])
+            its_factor = method.manifest.factor
+        if its_factor != factor:
+            raise InputError(
+                f"{path}: refines by a factor of {its_factor}; expected {factor}, as the bundle "
+                "that is evaluated. Leave it out of --against."
+            )
+        if method.name in {known.name for known in methods}:
+            raise InputError(
+                f"{path}: is called '{method.name}', as another method; expected names of their "
+                "own. Rename the run's folder, or export the bundle again with --name."
+            )
+        methods.append(method)
+    return methods
+
+
+def _named(result: Evaluation, downscaler: Downscaler, files: list[Path]) -> Evaluation:
+    """With what was evaluated, and on what it ran."""
+    facts = {
+        "bundle": downscaler.manifest.name,
+        "files": [file.name for file in files],
+        "engine": downscaler.engine.version,
+        "precision": downscaler.choice.precision,
+    }
+    return replace(result, settings={**facts, **result.settings})
+
+
+def identity(
+    bundle: Annotated[Path, typer.Argument(help="A bundle")],
+    files: Files,
+    tile: Annotated[int | None, typer.Option(help="Tile edge in fine cells")] = None,
+) -> None:
+    """Check that a fine field equal to the interpolated coarse one leaves no detail to draw."""
+    from wdm_export import identity as check
+    from wdm_runtime.bundle import Bundle
+    from wdm_runtime.io import read_field
+
+    fields = (read_field(file) for file in files)
+    result = check.measure(Bundle.open(bundle), fields, **given(tile_px=tile))
+    console.out.print(check.render(result))
+    result.require()

@@ -1,0 +1,51 @@
+"""How often each rate occurs: histograms of pooled cells, and what is read from them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wdm_export.metrics import PERCENTILES, Array, Float64, Int64
+
+# Classes for the distance, ten a factor of ten. Below 1 mm/h they would be narrower than the 0.1
+# mm/h steps of radar products, which fill some and leave others empty.
+INTENSITY_EDGES_MM_H = np.logspace(0, 2, 21)
+# Classes for percentiles of redrawn tiles.
+_FINE_EDGES_MM_H = np.geomspace(0.1, 1000, 466)
+
+
+def fine_histogram(values: Array) -> Int64:
+    """Counts of rates below 0.1 mm/h, and in classes 2 % wide above it."""
+    classes = np.searchsorted(_FINE_EDGES_MM_H, values, side="right")
+    return np.bincount(classes, minlength=_FINE_EDGES_MM_H.size + 1)
+
+
+def histogram_percentiles(counts: Int64) -> Float64:
+    """The `PERCENTILES` of a `fine_histogram` [mm h-1]: the middle of the class, so within 1 %."""
+    middles = np.concatenate(([0.0], np.sqrt(_FINE_EDGES_MM_H[1:] * _FINE_EDGES_MM_H[:-1])))
+    below = counts.cumsum()
+    numbers = np.searchsorted(below, np.array(PERCENTILES) / 100 * (below[-1] - 1), side="right")
+    return np.asarray(np.append(middles, _FINE_EDGES_MM_H[-1])[numbers])
+
+
+def intensity_histogram(values: Array) -> Int64:
+    """Counts of rates in the classes of `INTENSITY_EDGES_MM_H`, (20,)."""
+    return np.histogram(values, INTENSITY_EDGES_MM_H)[0].astype(np.int64)
+
+
+def intensity_distance_db(forecast: Int64, truth: Int64) -> float:
+    """Root mean square of 10 log10(forecast / truth) over the classes the truth has cells in.
+
+    Parameters
+    ----------
+    forecast, truth
+        Counts from `intensity_histogram`; no cell in the forecast counts as one.
+
+    Returns
+    -------
+    dB, 0 for equal histograms; NaN where the truth has no rain of 1 to 100 mm/h.
+    """
+    seen = truth > 0
+    if not seen.any():
+        return float("nan")
+    ratio = 10 * np.log10(np.maximum(forecast[seen], 1) / truth[seen])
+    return float(np.sqrt(np.mean(ratio**2)))

@@ -1,0 +1,173 @@
+"""What is compared: ways to refine a coarse field, all drawn on the same tiles.
+
+A method gives the tiles of one member after another, so that a whole fine domain is never kept.
+Interpolation is of the whole domain, as the model's is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_export.data import WET_MM_H
+from wdm_export.score_table import REFERENCE
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import interpolate
+
+Array = npt.NDArray[np.floating]
+Places = Sequence[tuple[int, int]]  # first row and column of every tile in the fine field
+
+
+class Method(Protocol):
+    """A way to refine a coarse field."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    @property
+    def random(self) -> bool:
+        """Whether members differ; if not, it has one."""
+
+    def draw(
+        self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
+    ) -> Iterator[Array]:
+        """Tiles (tile, size, size) [mm h-1] of each member, of a single frame, north first."""
+
+
+class SampleLike(Protocol):
+    """What is read of a `wdm_runtime.downscale.Sample`."""
+
+    @property
+    def member(self) -> int:
+        """Member number, from 0."""
+
+    @property
+    def rate_mm_h(self) -> npt.NDArray[np.float32]:
+        """(y, x) [mm h-1] over the whole fine domain, in the field's row order."""
+
+
+class DownscalerLike(Protocol):
+    """What is used of a `wdm_runtime.downscale.Downscaler`."""
+
+    @property
+    def factor(self) -> int:
+        """Fine cells per coarse cell along one axis."""
+
+    def downscale(
+        self,
+        field: PrecipField,
+        *,
+        members: int,
+        seed: int,
+        steps: int | None,
+        sampler: str | None,
+        consistency: str,
+        wanted: npt.NDArray[np.bool_] | None,
+    ) -> Iterator[SampleLike]:
+        """Draw an ensemble; only the ``wanted`` fine cells need a result."""
+
+
+def window(place: tuple[int, int], size: int) -> tuple[slice, slice]:
+    """The tile at a place."""
+    return slice(place[0], place[0] + size), slice(place[1], place[1] + size)
+
+
+def wanted_cells(shape: tuple[int, ...], places: Places, size: int) -> npt.NDArray[np.bool_]:
+    """Fine mask of the cells in any of the tiles."""
+    wanted = np.zeros(shape, dtype=np.bool_)
+    for place in places:
+        wanted[window(place, size)] = True
+    return wanted
+
+
+def cut(rate_mm_h: Array, places: Places, size: int) -> Array:
+    """(tile, size, size) copies of the tiles of a domain."""
+    return np.stack([rate_mm_h[window(place, size)] for place in places])
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A bundle's own: members of an open `Downscaler`, which are as the runtime makes them."""
+
+    name: str
+    downscaler: DownscalerLike
+    steps: int | None = None
+    sampler: str | None = None
+    consistency: str = DEFAULT_CONSISTENCY
+    random: bool = True
+
+    def draw(
+        self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
+    ) -> Iterator[Array]:
+        shape = tuple(n * self.downscaler.factor for n in coarse.grid.shape)
+        for sample in self.downscaler.downscale(
+            coarse,
+            members=members,
+            seed=seed,
+            steps=self.steps,
+            sampler=self.sampler,
+            consistency=self.consistency,
+            wanted=wanted_cells(shape, places, size),
+        ):
+            yield cut(sample.rate_mm_h, places, size)
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """One field, rates below 0.1 mm/h made 0; NaN where a cell reads a missing coarse cell."""
+
+    name: str
+    refine: Callable[[Array, int], npt.NDArray[np.float32]]
+    factor: int
+    random: bool = False
+
+    def draw(
+        self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
+    ) -> Iterator[Array]:
+        fine = self.refine(coarse.frame(0), self.factor)
+        fine[fine < WET_MM_H] = 0
+        yield cut(fine, places, size)
+
+
+def bicubic(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
+    """The reference: `interpolate` over the whole domain, rates below 0.1 mm/h made 0.
+
+    (y, x) -> (y * factor, x * factor) [mm h-1], NaN where an interpolated cell reads a NaN.
+    """
+    fine = interpolate(coarse, factor)
+    fine[fine < WET_MM_H] = 0
+    return fine
+
+
+def nearest(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
+    """Each coarse rate over its factor x factor fine cells: (y * factor, x * factor) [mm h-1]."""
+    return np.asarray(coarse, np.float32).repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def bilinear(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
+    """Linear along y and x between coarse cell centres, held beyond the outermost ones.
+
+    (y, x) -> (y * factor, x * factor) [mm h-1], NaN where a cell reads a NaN.
+    """
+    fine = np.asarray(coarse, dtype=np.float32)
+    for axis in (0, 1):
+        size = fine.shape[axis]
+        position = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)
+        low = np.minimum(position.astype(np.intp), size - 2)
+        weight = (position - low).astype(np.float32)
+        weight = weight[:, None] if axis == 0 else weight
+        below, above = np.take(fine, low, axis), np.take(fine, low + 1, axis)
+        fine = below + weight * (above - below)
+    return fine
+
+
+def interpolations(factor: int) -> tuple[Interpolation, ...]:
+    """Nearest cell, bilinear and bicubic."""
+    kinds = (("nearest cell", nearest), ("bilinear", bilinear), (REFERENCE, bicubic))
+    return tuple(Interpolation(name, refine, factor) for name, refine in kinds)

@@ -1,0 +1,225 @@
+"""The pictures of an evaluation's report, as matplotlib figures.
+
+`Figure` is used directly: no pyplot, no backend switch, no global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_export.intensity import INTENSITY_EDGES_MM_H
+from wdm_export.metrics import BANDS_KM, THRESHOLDS_MM_H
+from wdm_export.probability import SPREAD_EDGES_MM_H
+from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
+from wdm_runtime.plot import RATE_LEVELS_MM_H, probability_scale, rate_scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RELIABILITY_MM_H = (1.0, 5.0, 20.0)
+LEAST_CELLS = 30  # a frequency from fewer is no more than noise
+_TRUTH, _MEMBER, _MEAN, _REFERENCE = "#111827", "#c2410c", "#1d4ed8", "#6b7280"
+_OTHERS = ("#059669", "#9333ea", "#ca8a04", "#0891b2", "#be185d", "#65a30d", "#7c3aed", "#b45309")
+_GRID = {"color": "#e5e7eb", "linewidth": 0.8}
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+    axes.grid(**_GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, where it covers no line."""
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small",
+        frameon=False,
+    )  # fmt: skip
+
+
+def styles(rows: Sequence[ForecastRow]) -> dict[str, dict[str, Any]]:
+    """Line styles by forecast: a colour for each method, dashed for the mean of its members."""
+    others = iter(_OTHERS * len(rows))
+    colours = {REFERENCE: _REFERENCE, "one member": _MEMBER}
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        method, _, kind = row.name.rpartition(", ")
+        mean = row.name.startswith("mean of ")
+        if not mean and (method or row.name) not in colours:
+            colours[method or row.name] = next(others)
+        own = mean or row.name in (REFERENCE, "one member")
+        found[row.name] = {
+            "color": _MEAN if mean else colours[method or row.name],
+            "linewidth": 2.2 if own else 1.3,
+            "linestyle": "--" if method and kind.startswith("mean of ") else "-",
+            "label": row.name,
+        }
+    return found
+
+
+def maps(fields: dict[str, npt.NDArray[np.float32]]) -> Figure:
+    """A tile's fields (y, x) side by side; one called a probability has colours of its own."""
+    columns = 4
+    figure = _figure(12.4, 6.6)
+    panels = list(figure.subplots(2, columns).ravel())
+    rates = [name for name in fields if not name.startswith("probability")]
+    chances = [name for name in fields if name.startswith("probability")]
+    upper = [name for name in rates if not name.startswith(("member", "mean"))]
+    lower = [name for name in rates if name not in upper] + chances
+    colours, norm = rate_scale()
+    rain = chance = None
+    for row, names in enumerate((upper, lower)):
+        for column in range(columns):
+            axes = panels[row * columns + column]
+            axes.set_axis_off()
+            if column >= len(names):
+                continue
+            name = names[column]
+            shown = np.ma.masked_invalid(fields[name])
+            if name in chances:
+                chance = axes.imshow(shown, cmap=probability_scale(), vmin=0, vmax=1)
+            else:
+                rain = axes.imshow(shown, cmap=colours, norm=norm, interpolation="nearest")
+            axes.set_title(name[0].upper() + name[1:], fontsize="medium")
+            axes.set_axis_on()
+            axes.set(xticks=[], yticks=[])
+    spare = panels[len(upper)]
+    bar = figure.colorbar(
+        rain, cax=spare.inset_axes((0.06, 0.05, 0.1, 0.9)), extend="max", ticks=RATE_LEVELS_MM_H
+    )
+    bar.ax.set_yticklabels([f"{level:g}" for level in RATE_LEVELS_MM_H])
+    bar.set_label("mm/h")
+    if chance is not None:
+        bar = figure.colorbar(chance, cax=spare.inset_axes((0.62, 0.05, 0.1, 0.9)))
+        bar.set_label("share of members")
+    return figure
+
+
+def reliability(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -> Figure:
+    """Observed frequency against forecast probability, with how often each was forecast below."""
+    figure = _figure(10.5, 4.6)
+    panels = figure.subplots(2, len(RELIABILITY_MM_H), height_ratios=(3, 1), sharex=True)
+    for column, threshold in enumerate(RELIABILITY_MM_H):
+        axes, below = panels[:, column]
+        axes.plot((0, 1), (0, 1), color="#9ca3af", linewidth=1)
+        for row in rows:
+            counts = row.ensemble_tiles.reliability.sum(axis=0)[THRESHOLDS_MM_H.index(threshold)]
+            cells, events = counts.T
+            enough = cells >= LEAST_CELLS
+            chance = np.linspace(0, 1, len(cells))
+            frequency = events[enough] / cells[enough]
+            axes.plot(chance[enough], frequency, marker="o", markersize=4, **look[row.name])
+            below.plot(chance, np.where(cells > 0, cells, np.nan), marker=".", **look[row.name])
+            axes.axhline(events.sum() / cells.sum(), color="#d1d5db", linestyle=":")
+        _dress(axes, "", "observed frequency" if column == 0 else "", f"≥ {threshold:g} mm/h")
+        _dress(below, "forecast probability", "cells" if column == 0 else "")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        below.set_yscale("log")
+    _legend_below(figure, panels[0, 0])
+    return figure
+
+
+def ranks(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -> Figure:
+    """Share of cells at each rank of the truth, over that of a flat histogram."""
+    figure = _figure(5.1, 3.6)
+    axes = figure.subplots()
+    for row in rows:
+        counts = np.array(row.ensemble.rank_histogram)
+        flat = counts / counts.sum() * counts.size
+        if look[row.name]["color"] == _MEAN:
+            axes.bar(range(counts.size), flat, width=0.86, color=_MEAN, label=row.name)
+        else:
+            axes.plot(range(counts.size), flat, marker="o", markersize=3, **look[row.name])
+    axes.axhline(1, color="#111827", linewidth=1)
+    _dress(axes, "members below the truth, ties at random", "cells / cells if flat", "Ranks")
+    axes.legend(fontsize="x-small", frameon=False)
+    return figure
+
+
+def spread_skill(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -> Figure:
+    """RMSE of the mean against spread, in classes of spread."""
+    figure = _figure(5.1, 3.6)
+    axes = figure.subplots()
+    ends = (SPREAD_EDGES_MM_H[0] / 3, SPREAD_EDGES_MM_H[-1] * 3)
+    axes.plot(ends, ends, color="#9ca3af", linewidth=1)
+    for row in rows:
+        cells, variance, error = row.ensemble_tiles.spread.sum(axis=0).T
+        members = len(row.ensemble.rank_histogram) - 1
+        enough = cells >= LEAST_CELLS
+        spread = np.sqrt((members + 1) / members * variance[enough] / cells[enough])
+        rmse = np.sqrt(error[enough] / cells[enough])
+        axes.plot(spread, rmse, marker="o", markersize=4, **look[row.name])
+    axes.set(xscale="log", yscale="log")
+    _dress(axes, "spread [mm/h]", "RMSE of the mean [mm/h]", "Spread and skill")
+    axes.legend(fontsize="x-small", frameon=False)
+    return figure
+
+
+def spectra(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
+    """Mean radial spectra of z, and each over the truth's."""
+    figure = _figure(10.5, 4.3)
+    power, ratio = figure.subplots(1, 2)
+    truth = np.asarray(evaluation.truth_spectrum)[1:]
+    wavelength = 2 * truth.size / np.arange(1, truth.size + 1)
+    power.plot(wavelength, truth, color=_TRUTH, linewidth=2.2, label="truth")
+    ratio.axhline(0, color=_TRUTH, linewidth=1.5)
+    for row in evaluation.rows:
+        own = row.tiles.spectrum.mean(axis=0)[1:]
+        power.plot(wavelength, own, **look[row.name])
+        ratio.plot(wavelength, 10 * np.log10(np.maximum(own, 1e-12) / truth), **look[row.name])
+    for axes in (power, ratio):
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(64, 2)
+        axes.set_xticks([2, 4, 8, 16, 32, 64], ["2", "4", "8", "16", "32", "64"])
+        for low, high in BANDS_KM[::2]:
+            axes.axvspan(low, high, color="#f3f4f6", zorder=0)
+    power.set_yscale("log")
+    inside = truth[wavelength <= 64]
+    power.set_ylim(inside.min() / 8, inside.max() * 3)
+    ratio.set_ylim(-12, 6)
+    _dress(power, "wavelength [km]", "power of z", "Spectra")
+    _dress(ratio, "wavelength [km]", "over the truth's [dB]", "Spectra over the truth's")
+    _legend_below(figure, power)
+    return figure
+
+
+def thresholds(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
+    """CSI and frequency bias over the threshold, and how often each intensity occurs."""
+    figure = _figure(10.5, 4.3)
+    csi, bias, intensity = figure.subplots(1, 3)
+    middles = np.sqrt(INTENSITY_EDGES_MM_H[1:] * INTENSITY_EDGES_MM_H[:-1])
+    for row in evaluation.rows:
+        csi.plot(THRESHOLDS_MM_H, list(row.metrics.csi.values()), marker=".", **look[row.name])
+        bias.plot(THRESHOLDS_MM_H, list(row.metrics.bias.values()), marker=".", **look[row.name])
+        forecast, truth = row.tiles.intensity.sum(axis=0)
+        intensity.plot(middles, np.where(forecast > 0, forecast, np.nan), **look[row.name])
+    intensity.plot(middles, np.where(truth > 0, truth, np.nan), color=_TRUTH, label="truth")
+    ticks = [0.1, 1, 5, 20, 50]
+    for axes in (csi, bias, intensity):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    bias.set_yscale("log", base=2)
+    bias.set_ylim(0.25, 4)
+    bias.set_yticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
+    bias.axhline(1, color=_TRUTH, linewidth=1)
+    intensity.set_yscale("log")
+    _dress(csi, "threshold [mm/h]", "", "CSI")
+    _dress(bias, "threshold [mm/h]", "", "Frequency bias")
+    _dress(intensity, "rate [mm/h]", "", "Cells in each tenth of a decade")
+    _legend_below(figure, intensity)
+    return figure

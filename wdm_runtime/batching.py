@@ -1,0 +1,106 @@
+"""How many tiles a call of this engine, on this machine, should take: measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.cache import private_folder
+from wdm_runtime.engines import Choice
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.watched import WatchedEngine
+from wdm_runtime.errors import EngineError
+from wdm_runtime.plan import available_bytes, resident_bytes
+from wdm_runtime.process import machine
+from wdm_runtime.remembered import Remembered
+from wdm_runtime.timing import feeds_of, timed_call
+
+BATCHES = (1, 2, 4, 8)
+# A larger batch has to be clearly faster a tile: it takes memory, and waits until members fill it.
+_WORTH_IT = 0.95
+_CALLS = 2
+_BUDGET_S = 1.0  # of calls; where one more batch would exceed it, the smaller one stays
+
+
+def batch_key(bundle: Bundle, choice: Choice, options: EngineOptions) -> str:
+    """Everything that would make another batch the best, but for the engine itself."""
+    return "|".join((bundle.sha256, choice.precision, machine(), str(options.cpu_threads)))
+
+
+def fastest_batch(
+    single: WatchedEngine, open_for: Callable[[int], WatchedEngine], key: str
+) -> tuple[int, WatchedEngine, str]:
+    """The batch with the least time a tile, and the engine opened for it.
+
+    Batches double as long as that is faster a tile, memory allows and the calls take no more than
+    a second. The result is kept in the user's cache folder.
+
+    Parameters
+    ----------
+    single
+        The engine, opened for one tile a call; closed if another is returned.
+    open_for
+        Opens it for a batch.
+    key
+        As `batch_key` gives it.
+
+    Returns
+    -------
+    Batch, engine, and what was found in one sentence.
+    """
+    folder = private_folder("measured")
+    known = Remembered(folder / "batch.json" if folder else None)
+    key = "|".join((key, single.version, single.device))
+    remembered = known.get(key)
+    if remembered in BATCHES:
+        batch = int(remembered)
+        text = f"Batch {batch} measured fastest here."
+        if batch == 1:
+            return 1, single, text
+        single.close()
+        return batch, open_for(batch), text
+    batch, engine, ms = _measured(single, open_for)
+    known.put(key, batch)
+    times = ", ".join(f"{value:.1f} ms at {size}" for size, value in ms.items())
+    return batch, engine, f"Batch {batch} is the fastest: a tile takes {times}."
+
+
+def _measured(
+    single: WatchedEngine, open_for: Callable[[int], WatchedEngine]
+) -> tuple[int, WatchedEngine, dict[int, float]]:
+    """Batch, its engine, and the time a tile takes at each batch tried [ms]."""
+    best, engine = 1, single
+    ms = {1: _ms_a_tile(single, 1)}
+    spent_s = 1e-3 * ms[1] * (1 + _CALLS)
+    for batch in BATCHES[1:]:
+        expected_s = 1e-3 * ms[best] * batch * (1 + _CALLS)
+        if spent_s + expected_s > _BUDGET_S or not _room_to_double():
+            break
+        larger = None
+        try:
+            larger = open_for(batch)
+            ms[batch] = _ms_a_tile(larger, batch)
+        except EngineError:  # a device without the memory for it
+            if larger is not None:
+                larger.close()
+            break
+        spent_s += 1e-3 * ms[batch] * batch * (1 + _CALLS)
+        if ms[batch] > _WORTH_IT * ms[best]:
+            larger.close()
+            break
+        engine.close()
+        best, engine = batch, larger
+    return best, engine, ms
+
+
+def _ms_a_tile(engine: WatchedEngine, batch: int) -> float:
+    """The best of a few calls after a warm-up."""
+    feeds = feeds_of(engine.inputs, batch)
+    engine.run(feeds)
+    return 1e3 * min(timed_call(engine, feeds) for _ in range(_CALLS)) / batch
+
+
+def _room_to_double() -> bool:
+    """Twice the batch takes at most as much again as this process holds."""
+    free, held = available_bytes(), resident_bytes()
+    return free is None or held is None or free > held

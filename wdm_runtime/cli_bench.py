@@ -1,0 +1,61 @@
+"""`wdm-run bench`: what engines, precisions, batches and models cost on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wdm_runtime import console
+from wdm_runtime.bench import DEFAULT_CALLS, Bench
+from wdm_runtime.bench_chart import check_chart, draw_chart
+from wdm_runtime.bench_tables import bench_tables
+from wdm_runtime.bench_turns import ALL
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.cli_options import BundleOption, QuietOption, ThreadsOption, engine_options
+from wdm_runtime.engines import ENGINES
+from wdm_runtime.io.atomic import check_destination, write_text
+
+_INTERRUPTED = 130  # as shells count SIGINT
+
+
+def bench(
+    bundle: BundleOption = None,
+    engines: Annotated[
+        str,
+        typer.Option(help=f"{ALL}, or some of {', '.join(ENGINES)}, each with /precision or not"),
+    ] = ALL,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another bundle to time beside it; repeatable")
+    ] = None,
+    calls: Annotated[int, typer.Option(help="Timed calls of each")] = DEFAULT_CALLS,
+    threads: ThreadsOption = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything as JSON")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw it: PNG, PDF or SVG")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure cold start, steps, memory and energy of every engine here, and the pixel model."""
+    console.out.quiet = quiet
+    for path in filter(None, (json, chart)):
+        check_destination(path, None, overwrite=True)
+    if chart:
+        check_chart(chart)
+    others = [Bundle.open(path) for path in against or []]
+    options = engine_options(threads=threads, quiet=quiet)
+    with console.err.status("") as status:
+        run = Bench(Bundle.open(bundle), others, engines, calls, options, status.update)
+        interrupted = False
+        try:
+            run.measure()
+        except KeyboardInterrupt:
+            interrupted = True
+    report = run.report()
+    for part in bench_tables(report):
+        console.out.print(part, highlight=False)
+    if json:
+        write_text(json, report.to_json())
+    if chart:
+        draw_chart(report, chart)
+    if interrupted:
+        raise typer.Exit(_INTERRUPTED)

@@ -1,0 +1,244 @@
+"""ONNX Runtime on an NVIDIA GPU, through its CUDA provider and nothing else.
+
+ONNX Runtime itself falls back to the CPU without an error where CUDA does not load, so everything
+it needs is looked at first, the fallback is forbidden, and where each node went is looked at after.
+Nothing here has run on a GPU of this project's own: an engine proves itself when it is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import GraphEntry
+from wdm_runtime.engines.fixed_batch import (
+    check_answers,
+    count_tiles,
+    fixed_shape,
+    same_answers,
+)
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.ort import (
+    check_distribution,
+    check_placement,
+    check_tensors,
+    load_onnxruntime,
+    session_options,
+)
+from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
+from wdm_runtime.engines.probe import Gpu, probe_gpu
+from wdm_runtime.errors import EngineError, install_line
+
+Array = npt.NDArray[np.float32]
+_KIND = "ort-cuda"
+_PROVIDER = "CUDAExecutionProvider"
+_NO_FALLBACK = "session.disable_cpu_ep_fallback"
+_GRAPH_OF_RUN, _PLAINLY = "gpu_graph_id", "-1"
+_REMEDY = (
+    "Lower --batch, free GPU memory, choose --engine ort-cpu, or report this with the output of "
+    "'wdm-run doctor'."
+)
+
+
+def precisions() -> tuple[str, ...]:
+    """What works on this machine, best first.
+
+    Raises
+    ------
+    EngineError
+        There is no driver or GPU, or no CUDA provider, or a library of it is missing or newer than
+        the driver.
+    """
+    gpu = probe_gpu()
+    check_distribution(_KIND, "gpu")
+    _load(gpu)
+    return ("fp16", "fp32")
+
+
+def _load(gpu: Gpu) -> Any:
+    """ONNX Runtime with all that its CUDA provider needs in the process."""
+    ort = load_onnxruntime(_KIND, "gpu")
+    provider = next((p for p in providers() if p.file == CUDA_PROVIDER), None)
+    if _PROVIDER not in ort.get_available_providers() or provider is None:
+        raise EngineError(
+            f"Engine '{_KIND}' found onnxruntime {ort.__version__} without {_PROVIDER}; expected "
+            "onnxruntime-gpu, which installs the same files. Replace it with: pip uninstall -y "
+            f"onnxruntime && {install_line('gpu')}"
+        )
+    _check_libraries(provider, gpu, f"onnxruntime-gpu {ort.__version__}")
+    if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA and cuDNN where their wheels put them
+        with contextlib.redirect_stdout(io.StringIO()):  # prints what is wrong with optional ones
+            ort.preload_dlls()
+    return ort
+
+
+def _check_libraries(provider: Provider, gpu: Gpu, version: str) -> None:
+    if provider.cuda is not None and provider.cuda > gpu.cuda[0]:
+        raise EngineError(
+            f"Engine '{_KIND}' found {version} for CUDA {provider.cuda}, and a driver that runs up "
+            f"to CUDA {gpu.cuda[0]}.{gpu.cuda[1]}; expected a driver as new. Update the NVIDIA "
+            f"driver, or install an onnxruntime-gpu for CUDA {gpu.cuda[0]}."
+        )
+    if provider.missing:
+        names = ", ".join(library.name for library in provider.missing)
+        raise EngineError(
+            f"Engine '{_KIND}' found {version}, but not {names}, which its CUDA provider needs. "
+            f"{provider.remedy}"
+        )
+
+
+class OrtCudaEngine:
+    """A graph in ONNX Runtime's CUDA provider, with fixed buffers: one call at a time, others wait.
+
+    Parameters
+    ----------
+    graph, entry
+        The bytes of an ONNX file and what the manifest says of its tensors.
+    precision
+        The graph's, which is the engine's; fp32 is without TF32.
+    options
+        How it is run.
+
+    Raises
+    ------
+    EngineError
+        There is no GPU; the provider or one of its libraries is missing; the graph does not load,
+        is not all on the GPU, or gives wrong answers.
+    """
+
+    kind = _KIND
+
+    def __init__(
+        self, graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
+    ) -> None:
+        gpu = probe_gpu()
+        self._ort = _load(gpu)
+        self.precision, self.batch = precision, options.batch or 1
+        self.device, self.version = str(gpu), f"onnxruntime-gpu {self._ort.__version__}"
+        self.inputs, self.outputs = entry.inputs, entry.outputs
+        self._file, self._lock = entry.file, threading.Lock()
+        self._session: Any = None
+        self._binding: Any = None
+        self._tensors: dict[str, Any] = {}
+        # A short last launch is filled up here, and every array made what the graph takes.
+        self._host = {s.name: np.zeros(fixed_shape(s, self.batch), s.dtype) for s in self.inputs}
+        self._plainly = self._ort.RunOptions()
+        self._plainly.add_run_config_entry(_GRAPH_OF_RUN, _PLAINLY)
+        self.replays = False
+        problem = self._open_replaying(graph) if options.cuda_graph else None
+        if not self.replays:
+            self._open(graph, cuda_graph=False)
+            self._check_answers()
+        if problem:  # and no more than that: an error would have been raised
+            options.note(f"{self._file}: runs without a CUDA graph. {problem}")
+
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The graph's output for the inputs by name; any number of tiles."""
+        with self._lock:
+            if self._session is None:
+                raise EngineError(
+                    f"{self._file}: this engine was closed; expected an open one. Open another."
+                )
+            return self._run(feeds)
+
+    def close(self) -> None:
+        """Free the GPU's memory; a later call of `run` is an error."""
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
+        self._binding = self._session = None
+        self._tensors = {}
+
+    def _open_replaying(self, graph: bytes) -> EngineError | None:
+        """Open with a CUDA graph, if it gives the same answers as the kernels launched singly.
+
+        The first run on these buffers records it, after some that warm up; later ones replay it.
+        """
+        try:
+            self._open(graph, cuda_graph=True)
+            plain = self._check_answers()
+            self.replays = True
+            if not same_answers(self._check_answers(), plain):
+                raise self._error("gives other values with a CUDA graph in")
+        except EngineError as error:
+            self.replays = False
+            self._release()  # what failed to record is no state to go on from
+            return error
+        return None
+
+    def _open(self, graph: bytes, cuda_graph: bool) -> None:
+        options = session_options(self._ort)
+        options.add_session_config_entry(_NO_FALLBACK, "1")
+        # With the batch fixed no shape is left to compute, which ONNX Runtime does on the CPU.
+        for name in {n for spec in self.inputs for n in spec.shape if isinstance(n, str)}:
+            options.add_free_dimension_override_by_name(name, self.batch)
+        cuda = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": str(int(cuda_graph))}
+        try:
+            self._session = self._ort.InferenceSession(
+                graph, options, providers=[(_PROVIDER, cuda)], enable_fallback=0
+            )
+            self._bind()
+        except Exception as error:  # its exceptions share no base class below Exception
+            raise self._error("does not load", error) from error
+        check_placement(self._session, self._file, _PROVIDER)
+        for specs, found in (
+            (self.inputs, self._session.get_inputs()),
+            (self.outputs, self._session.get_outputs()),
+        ):
+            expected = [(s.name, s.dtype, fixed_shape(s, self.batch)) for s in specs]
+            check_tensors(self._file, expected, found)
+
+    def _bind(self) -> None:
+        """Tensors on the GPU, made once: a CUDA graph reads and writes where it was recorded."""
+        self._binding = self._session.io_binding()
+        self._tensors = {
+            spec.name: self._ort.OrtValue.ortvalue_from_shape_and_type(
+                fixed_shape(spec, self.batch), np.dtype(spec.dtype).type, "cuda", 0
+            )
+            for spec in (*self.inputs, *self.outputs)
+        }
+        for spec in self.inputs:
+            self._binding.bind_ortvalue_input(spec.name, self._tensors[spec.name])
+        for spec in self.outputs:
+            self._binding.bind_ortvalue_output(spec.name, self._tensors[spec.name])
+
+    def _run(self, feeds: Mapping[str, Array]) -> Array:
+        tiles = count_tiles(feeds, self.inputs, self.batch, self.version)
+        output = self.outputs[0]
+        result = np.empty(fixed_shape(output, tiles), dtype=output.dtype)
+        for first in range(0, tiles, self.batch):
+            rows = slice(first, min(first + self.batch, tiles))
+            for spec in self.inputs:
+                host, values = self._host[spec.name], feeds[spec.name]
+                if isinstance(spec.shape[0], str):
+                    host[: rows.stop - first] = values[rows]
+                else:
+                    host[...] = values
+            answer = self._launch(output.name)
+            result[rows] = answer[: rows.stop - first]
+        return result
+
+    def _launch(self, output: str) -> Array:
+        """Copy the inputs to the GPU, run, and copy the output back; each waits for its end."""
+        try:
+            for name, host in self._host.items():
+                self._tensors[name].update_inplace(host)
+            self._session.run_with_iobinding(self._binding, None if self.replays else self._plainly)
+            answer: Array = self._tensors[output].numpy()
+        except Exception as error:
+            raise self._error("failed in", error) from error
+        return answer
+
+    def _check_answers(self) -> Array:
+        return check_answers(self._run, self.inputs, self.batch, self._error)
+
+    def _error(self, what: str, cause: Exception | None = None) -> EngineError:
+        reason = "" if cause is None else f" ({cause})"
+        return EngineError(f"{self.version} {what} {self._file}{reason}. {_REMEDY}")

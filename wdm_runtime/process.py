@@ -1,0 +1,54 @@
+"""What the operating system says of this process and of its machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from wdm_runtime.engines.options import available_threads
+
+
+def peak_rss_mib() -> float | None:
+    """Largest resident set of this process so far [MiB], None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        # Not getrusage, whose peak of a new process begins at its parent's.
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def seconds_since_process_start() -> float:
+    """Wall time since the operating system started this process."""
+    try:
+        start_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - start_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()  # no /proc: the CPU time is a lower bound
+
+
+def machine() -> str:
+    """What makes two machines differ in speed, in words."""
+    model = platform.processor()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux: platform's word is all there is
+    return f"{platform.machine()}, {model}, {available_threads()} cores"
+
+
+def load() -> float | None:
+    """Processes that ran or waited over the last minute, None where the system does not say."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
