@@ -137,8 +137,8 @@ def one_tile(
     draw = Draw(frame, given, 0, 0, source(0, _VALID_TIME, 0))
     factors = sampler(manifest.schedule.times(steps), manifest.schedule)
     sampling = Sampling(manifest, score, idwt, 1, None, factors, (0, 0), DEFAULT_CONSISTENCY, None)
-    ((_, rate, _),) = sampling.run([draw])
-    return rate
+    (member,) = sampling.run([draw])
+    return member.rate_mm_h
 
 
 def tile_field(manifest: Manifest) -> PrecipField:

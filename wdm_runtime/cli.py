@@ -25,11 +25,13 @@ from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
+from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
 from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from wdm_runtime.settings import Settings
 from wdm_runtime.signing import required_key
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.suspect import DEFAULT_POLICY, POLICIES
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(cli_engines.build_engine)
@@ -106,7 +108,14 @@ def infer(
     ] = "none",
     quantiles: Annotated[str | None, typer.Option(help="For --stats: 0.1,0.5,0.9")] = None,
     thresholds: Annotated[str | None, typer.Option(help="For --stats, mm/h: 1,5,20")] = None,
+    on_suspect: Annotated[
+        str | None,
+        typer.Option(help=f"Members that cannot be true: {' | '.join(POLICIES)}; {DEFAULT_POLICY}"),
+    ] = None,
     max_memory: MemoryOption = None,
+    read_timeout: Annotated[
+        float, typer.Option(help="Seconds that reading the input may make no progress")
+    ] = READ_TIMEOUT_S,
     batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
@@ -120,6 +129,9 @@ def infer(
 ) -> None:
     """Downscale a file and report the latency."""
     console.out.quiet = quiet
+    max_bytes = _bytes(max_memory)
+    reader = ReaderProcess(max_bytes, read_timeout)
+    reader.start()  # now, to be ready when it is asked
     settings = job.settled(
         Settings(
             members=members,
@@ -137,16 +149,17 @@ def infer(
             stats=stats,
             quantiles=quantiles,
             thresholds=thresholds,
+            on_suspect=on_suspect,
         )
     )
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
-    coarse = job.load(input, settings)
+    coarse = job.load(input, settings, reader)
     check_destination(target, str(input), overwrite)
     if report:
         check_destination(report, None, overwrite=True)
     options = engine_options(batch, threads, build, quiet, fused_step)
     opened = Bundle.open(bundle, require_signature)
-    with Downscaler.open(opened, engine, precision, options) as downscaler:
+    with reader, Downscaler.open(opened, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
             outcome = job.run(
@@ -156,7 +169,7 @@ def infer(
                 settings,
                 facts,
                 overwrite,
-                _bytes(max_memory),
+                max_bytes,
                 progress.on_plan,
                 progress.on_step,
             )

@@ -33,14 +33,16 @@ from wdm_runtime.engines import (
 )
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
-from wdm_runtime.errors import EngineError, InputError
+from wdm_runtime.errors import EngineError, InputError, SuspectError, WdmError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.fused import FusedStep
+from wdm_runtime.golden import check_engine
 from wdm_runtime.noise import noise_of
 from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
-from wdm_runtime.sampling import Balance, Draw, Sampling
+from wdm_runtime.sampling import Balance, Draw, Member, Sampling
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.suspect import DEFAULT_POLICY, check_policy, highest_mm_h
 from wdm_runtime.timing import feeds_of, timed_call
 
 Array = npt.NDArray[np.float32]
@@ -51,13 +53,16 @@ Mask = npt.NDArray[np.bool_]
 class Sample:
     """One member of one frame: (y, x) [mm h-1] in the input's row order, NaN where missing.
 
-    ``balance`` compares the member with its input before and after the consistency step.
+    ``balance`` compares the member with its input before and after the consistency step. ``fault``
+    says what in it cannot be true, None if nothing; ``redrawn`` whether fp32 drew it again.
     """
 
     time_index: int
     member: int
     rate_mm_h: Array
     balance: Balance
+    fault: str | None = None
+    redrawn: bool = False
 
 
 class Downscaler:
@@ -199,6 +204,7 @@ class Downscaler:
         max_bytes: int | None = None,
         on_step: Callable[[StepTime], None] | None = None,
         wanted: Mask | None = None,
+        on_suspect: str = DEFAULT_POLICY,
     ) -> Iterator[Sample]:
         """Draw an ensemble, frame by frame and member by member.
 
@@ -227,6 +233,10 @@ class Downscaler:
         wanted
             Optional fine mask (y * factor, x * factor) in the field's row order: nothing is
             computed for other cells, and where that leaves them unknown they come back as NaN.
+        on_suspect
+            What to do with a member that cannot be true (see `wdm_runtime.suspect`): ``"warn"``
+            gives it with its fault, ``"fp32"`` draws it again in fp32 first where the engine
+            computes in less, ``"fail"`` raises.
 
         Returns
         -------
@@ -238,10 +248,13 @@ class Downscaler:
         InputError
             No members, an unknown sampler or mode, too few steps, times or an origin the noise
             cannot be addressed by, or more memory needed than given.
+        SuspectError
+            A member cannot be true, under ``"fail"``.
         """
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         check_mode(consistency)
+        check_policy(on_suspect)
         times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
         sampling = Sampling(
             self.manifest,
@@ -253,6 +266,7 @@ class Downscaler:
             self._noise_origin(field),
             consistency,
             on_step,
+            highest_mm_h(field.source.period_h),
         )
         for valid_time in field.valid_times:
             noise_of(seed, valid_time, 0, noise_decorrelation_min)  # raises before work is done
@@ -267,12 +281,39 @@ class Downscaler:
                     yield Draw(frame, given, index, member, noise)
 
         def draw_all() -> Iterator[Sample]:
-            flip = _flip(field)
+            flip, noted = _flip(field), False
             for group in self._groups(draws(), at_most):
-                for draw, rate, balance in sampling.run(group):
-                    yield Sample(draw.time_index, draw.member, rate[flip], balance)
+                for found in sampling.run(group):
+                    draw, redrawn = found.draw, False
+                    if found.fault and on_suspect == "fp32" and self.engine.full is not None:
+                        full = replace(sampling, engine=self.engine.full, fused=None, on_step=None)
+                        found, redrawn = next(full.run([draw])), True
+                    if found.fault:
+                        self._report(found, field, on_suspect, noted)
+                        noted = True
+                    yield Sample(
+                        draw.time_index,
+                        draw.member,
+                        found.rate_mm_h[flip],
+                        found.balance,
+                        found.fault,
+                        redrawn,
+                    )
 
         return draw_all()
+
+    def _report(self, found: Member, field: PrecipField, on_suspect: str, noted: bool) -> None:
+        """Refuse a member that cannot be true, or say so once."""
+        draw = found.draw
+        time, path = field.valid_times[draw.time_index], field.source.path or "The field"
+        fact = f"{path}: member {draw.member} of {time} has {found.fault}"
+        if on_suspect == "fail":
+            raise SuspectError(
+                f"{fact}; expected rates that can be true. Look at the input there, try "
+                "--precision fp32 or another --seed, or take it with --on-suspect warn."
+            )
+        if not noted:
+            self.engine.note(f"{fact}. Such members are counted in the report and in the output.")
 
     def _groups(self, draws: Iterator[Draw], at_most: int) -> Iterator[list[Draw]]:
         """Draws whose tiles fill an engine call, as far as memory goes."""
@@ -344,12 +385,20 @@ def _open_score(
 
 
 def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
+    """The score graph on its engine, which was seen to compute what the bundle says."""
+
     def opened(graph: str, computes_in: str) -> Engine:
         entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
         return open_engine(data, entry, choice.kind, computes_in, options)
 
     full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
-    return WatchedEngine(opened(choice.graph, choice.precision), full, options.note)
+    score = opened(choice.graph, choice.precision)
+    try:
+        check_engine(bundle, score)
+    except WdmError:
+        score.close()
+        raise
+    return WatchedEngine(score, full, options.note)
 
 
 def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:

@@ -61,6 +61,12 @@ class ParityError(WdmError):
     exit_code = 5
 
 
+class SuspectError(WdmError):
+    """A result holds numbers that cannot be true, and was to be refused then."""
+
+    exit_code = 6
+
+
 def install_line(extra: str) -> str:
     """The exact command that installs an extra."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -14,6 +14,7 @@ from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.io import read_field
+from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import Writer, open_writer
 from wdm_runtime.plan import Plan, available_bytes, resident_bytes
@@ -23,6 +24,7 @@ from wdm_runtime.select import check_spacing, outside_training, select_box, sele
 from wdm_runtime.settings import Settings
 from wdm_runtime.statistics import MemberStore, StatisticsSpec
 from wdm_runtime.stepping import StepTime
+from wdm_runtime.suspect import DEFAULT_POLICY
 from wdm_runtime.version import version
 
 STATS = ("none", "also", "only")
@@ -30,14 +32,28 @@ _HASH_BYTES = 1 << 20
 _USABLE = 0.9  # of the memory that is free: the system and the file cache want some
 
 
+@dataclass
+class Suspects:
+    """How many members cannot be true, and how many were drawn again because of it."""
+
+    members: int = 0
+    redrawn: int = 0
+
+    def count(self, sample: Sample) -> None:
+        """Take one more member in."""
+        self.members += sample.fault is not None
+        self.redrawn += sample.redrawn
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did; ``fp32_reruns`` as in `wdm_runtime.latency.Report`."""
+    """What a run did; the counts as in `wdm_runtime.latency.Report`."""
 
     plan: Plan
     sampler: str
     steps: tuple[StepTime, ...]
     fp32_reruns: int
+    suspects: Suspects
     area_km2: float
 
     @property
@@ -52,17 +68,24 @@ class _Watch:
 
     steps: list[StepTime] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
+    suspects: Suspects = field(default_factory=Suspects)
 
 
-def load(input: Path, settings: Settings) -> PrecipField:
+def load(input: Path, settings: Settings, reader: ReaderProcess | None = None) -> PrecipField:
     """Read a file and select from it, as the settings say.
+
+    Parameters
+    ----------
+    reader
+        Stays open as long as the field is used; None takes the one all calls share.
 
     Raises
     ------
     InputError, MissingDependencyError
     """
     hours = parse_period(settings.accumulation) if settings.accumulation else None
-    found = read_field(input, settings.variable, hours)
+    read = reader.read_field if reader else read_field
+    found = read(input, settings.variable, hours)
     if settings.time is not None:
         found = select_times(found, settings.time)
     if settings.bbox is not None:
@@ -81,6 +104,7 @@ def settled(settings: Settings) -> Settings:
         steps=DEFAULT_STEPS if settings.steps is None else settings.steps,
         sampler=settings.sampler or DEFAULT_SAMPLER,
         consistency=settings.consistency or DEFAULT_CONSISTENCY,
+        on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
 
 
@@ -146,6 +170,7 @@ def run(
         settings.noise_decorrelation_min,
         budget,
         note,
+        on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
     statistics = None
     if settings.stats != "none":
@@ -173,11 +198,20 @@ def run(
             )
         for sample in samples:
             watch.balances.append(sample.balance)
+            watch.suspects.count(sample)
             _keep(sample, writer, store, statistics, settings)
         reruns = downscaler.engine.fp32_reruns - reruns_before
-        sampler = settings.sampler or DEFAULT_SAMPLER
-        outcome = Outcome(plan, sampler, tuple(watch.steps), reruns, coarse.grid.area_km2())
-        writer.set_attributes(outcome_attributes(watch.balances, reruns, outcome.fused_steps))
+        outcome = Outcome(
+            plan,
+            settings.sampler or DEFAULT_SAMPLER,
+            tuple(watch.steps),
+            reruns,
+            watch.suspects,
+            coarse.grid.area_km2(),
+        )
+        writer.set_attributes(
+            outcome_attributes(watch.balances, reruns, outcome.fused_steps, watch.suspects)
+        )
     return outcome
 
 
@@ -214,7 +248,7 @@ def _budget(max_bytes: int | None) -> int:
 
 
 def outcome_attributes(
-    balances: list[Balance], fp32_reruns: int, fused_steps: int
+    balances: list[Balance], fp32_reruns: int, fused_steps: int, suspects: Suspects
 ) -> dict[str, Any]:
     """Means over members and times; the residual is the one before the consistency step."""
 
@@ -232,6 +266,8 @@ def outcome_attributes(
         "wdm_wet_fraction_after": mean("wet_fraction_after"),
         "wdm_fp32_reruns": fp32_reruns,
         "wdm_fused_steps": fused_steps,
+        "wdm_suspect_members": suspects.members,
+        "wdm_fp32_redrawn_members": suspects.redrawn,
     }
 
 

@@ -18,7 +18,7 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
-from wdm_runtime.job import facts, outcome_attributes, settled
+from wdm_runtime.job import Suspects, facts, outcome_attributes, settled
 from wdm_runtime.plan import available_bytes
 from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training
@@ -121,11 +121,12 @@ def downscale(
         step_times.append,
     )
     reruns_before = downscaler.engine.fp32_reruns
-    values, balances = _collected(samples, shape, layout.quantity.mm_h)
+    values, balances, suspects = _collected(samples, shape, layout.quantity.mm_h)
     times = labelled[coarse.source.time.name].variable if coarse.source.time else None
     reruns = downscaler.engine.fp32_reruns - reruns_before
-    outcome = outcome_attributes(balances, reruns, sum(step.fused for step in step_times))
-    known = _provenance(downscaler, settings, layout) | outcome
+    fused_steps = sum(step.fused for step in step_times)
+    known = _provenance(downscaler, settings, layout)
+    known |= outcome_attributes(balances, reruns, fused_steps, suspects)
     return _labelled(xarray, layout, values, times, known)
 
 
@@ -137,15 +138,16 @@ def _without_bounds(coarse: PrecipField) -> PrecipField:
 
 def _collected(
     samples: Iterator[Sample], shape: tuple[int, ...], mm_h: float
-) -> tuple[npt.NDArray[np.float32], list[Balance]]:
-    """(time, member, y, x) in units of ``mm_h`` mm h-1, and each member's balance."""
-    values, balances = np.empty(shape, dtype=np.float32), []
+) -> tuple[npt.NDArray[np.float32], list[Balance], Suspects]:
+    """(time, member, y, x) in units of ``mm_h`` mm h-1, each member's balance, and the suspects."""
+    values, balances, suspects = np.empty(shape, dtype=np.float32), [], Suspects()
     for sample in samples:
         place = values[sample.time_index, sample.member]
         # Divided in float64 and rounded once, as the writers of files do.
         np.divide(sample.rate_mm_h, mm_h, out=place, dtype=np.float64, casting="same_kind")
         balances.append(sample.balance)
-    return values, balances
+        suspects.count(sample)
+    return values, balances, suspects
 
 
 def _left_beside(shape: tuple[int, ...]) -> int | None:

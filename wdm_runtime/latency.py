@@ -51,7 +51,9 @@ class Report:
     evaluations, the first step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop -
     engine calls) / sampling loop, without load, I/O, interpolation and probe. ``fp32_reruns``:
     batches that half precision could not hold and fp32 computed again. ``fused_steps``: sampler
-    steps whose update the engine did too, with the state kept there. ``wall_s``: process
+    steps whose update the engine did too, with the state kept there. ``suspect_members``: members
+    that cannot be true as they were written, ``fp32_redrawn_members`` those that fp32 drew again
+    because of it, see `wdm_runtime.suspect`. ``wall_s``: process
     start to renamed output, ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the
     pixel model without attention on one tile; ``speedup_vs_pixel`` its ratio to the step's median.
     """
@@ -69,6 +71,8 @@ class Report:
     outside_engine_fraction: float | None
     fp32_reruns: int
     fused_steps: int
+    suspect_members: int
+    fp32_redrawn_members: int
     wall_s: float
     probe_s: float
     peak_rss_mib: float | None
@@ -103,6 +107,8 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         outside_engine_fraction=outside_engine_fraction(steps),
         fp32_reruns=outcome.fp32_reruns,
         fused_steps=outcome.fused_steps,
+        suspect_members=outcome.suspects.members,
+        fp32_redrawn_members=outcome.suspects.redrawn,
         wall_s=round(wall_s, 3),
         probe_s=0.0,
         peak_rss_mib=peak_rss_mib(),

@@ -158,6 +158,10 @@ def latency_panel(report: Report, target: Path) -> Panel:
         rows.add_row("fused", f"{_count(report.fused_steps, 'sampler step')} wholly on the engine")
     if report.fp32_reruns:
         rows.add_row("again in fp32", f"{report.fp32_reruns} x a batch that was not finite")
+    if report.fp32_redrawn_members:
+        rows.add_row("drawn again", f"{_count(report.fp32_redrawn_members, 'member')} in fp32")
+    if report.suspect_members:
+        rows.add_row("suspect", f"{_count(report.suspect_members, 'member')} cannot be true")
     if report.pixel_step_latency_ms:
         ratio = f": this one is {report.speedup_vs_pixel:.1f} x faster"
         rows.add_row(

@@ -26,6 +26,7 @@ from wdm_runtime.fused import FusedStep
 from wdm_runtime.noise import INITIAL_STEP, Noise
 from wdm_runtime.samplers import Step, integrate
 from wdm_runtime.stepping import StepTime, TileNetwork
+from wdm_runtime.suspect import MINUTE_RECORD_MM_H, imbalance, suspicion, unknown_cells
 
 Array = npt.NDArray[np.float32]
 
@@ -57,6 +58,16 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A finished draw: rates (y, x) [mm h-1], and what in them cannot be true, if anything."""
+
+    draw: Draw
+    rate_mm_h: Array
+    balance: Balance
+    fault: str | None
+
+
+@dataclass(frozen=True)
 class Sampling:
     """What all draws of a run share.
 
@@ -75,6 +86,8 @@ class Sampling:
         A mode of `wdm_runtime.consistency`.
     on_step
         Called after each sampler step.
+    most_mm_h
+        The highest rate that can be true.
     """
 
     manifest: Manifest
@@ -86,9 +99,10 @@ class Sampling:
     noise_origin: tuple[int, int]
     consistency: str
     on_step: Callable[[StepTime], None] | None
+    most_mm_h: float = MINUTE_RECORD_MM_H
 
-    def run(self, draws: Sequence[Draw]) -> Iterator[tuple[Draw, Array, Balance]]:
-        """Integrate the draws that have tiles together, and finish all: rates (y, x) [mm h-1]."""
+    def run(self, draws: Sequence[Draw]) -> Iterator[Member]:
+        """Integrate the draws that have tiles together, and finish all."""
         wet = [(draw, draw.condition) for draw in draws if draw.condition is not None]
         residuals = self._residuals(wet)
         for draw in draws:
@@ -97,7 +111,7 @@ class Sampling:
                 rate = np.zeros(size, dtype=np.float32)
             else:
                 rate = finish(draw.frame, draw.condition, next(residuals), self.manifest, self.idwt)
-            yield draw, *self._put_right(draw.frame, rate)
+            yield self._put_right(draw, rate)
 
     def _residuals(self, draws: Sequence[tuple[Draw, Condition]]) -> Iterator[Array]:
         """Standardised residual coefficients (c, h, w) of each draw.
@@ -168,9 +182,11 @@ class Sampling:
         network.start()
         return integrate(network, start, self.steps, noise, network.step)
 
-    def _put_right(self, frame: Frame, rate: Array) -> tuple[Array, Balance]:
-        """Take out missing and uncomputed cells, then make block means the input's."""
+    def _put_right(self, draw: Draw, rate: Array) -> Member:
+        """Take out missing and uncomputed cells, make block means the input's, look for faults."""
+        frame = draw.frame
         factor, coarse = self.manifest.factor, frame.coarse_mm_h
+        unknown = unknown_cells(rate)
         if np.isnan(coarse).any():
             rate[~valid_cells(coarse, factor)] = np.nan
         if not frame.complete:
@@ -178,10 +194,14 @@ class Sampling:
             covered = covered[: rate.shape[0], : rate.shape[1]]
             rate[spread(frame.near_rain, factor) & ~covered] = np.nan
         dry_mm_h = self.manifest.transform.dry_threshold_mm_h
+        missing = unknown_cells(rate) - unknown
         mean, largest = block_residual(rate, coarse, factor)
         wet_before = wet_after = wet_fraction(rate, dry_mm_h)
         if self.consistency != "none":
             smooth = interpolated(coarse, factor)
             rate = make_consistent(rate, coarse, smooth, factor, self.consistency)
             wet_after = wet_fraction(rate, dry_mm_h)
-        return rate, Balance(mean, largest, wet_before, wet_after)
+        fault = suspicion(rate, missing, self.most_mm_h)
+        if fault is None and self.consistency == "none":
+            fault = imbalance(mean, coarse, dry_mm_h)
+        return Member(draw, rate, Balance(mean, largest, wet_before, wet_after), fault)

@@ -34,6 +34,7 @@ class Settings:
     stats: str = "none"
     quantiles: str | None = None
     thresholds: str | None = None
+    on_suspect: str | None = None
 
     def attributes(self) -> dict[str, Any]:
         """As global attributes of a file; what is None is left out."""

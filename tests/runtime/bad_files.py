@@ -4,8 +4,11 @@ of them damaged byte by byte. A maker takes a folder and gives the path to hand 
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,17 @@ from netcdf_files import LAT, LON, RAIN, RATE, add, coordinates
 HUGE = 200_000  # rows and columns: 300 GB of float64
 PLANE = ("lat", "lon")
 _LATLON = {"xsize": 5, "ysize": 4, "xscale": 0.1, "yscale": 0.1, "LL_lon": 5.0, "LL_lat": 50.0}
+
+# A JPEG 2000 message with damage that its sizes do not show: ecCodes 2.50 writes beyond its arrays
+# and the system ends the process. Found by benches/fuzz_inputs.py.
+CRASHING = base64.b85decode(
+    b"M^Z^b|Nqef000000004P0000L0RUnE00aO52j&O~3;+NC0ssI2NCN->000yK00006|NsC0|NsC0|NsC0|Ns90000"
+    b"F5000C400030|Ns9307tL@O%9MS0{gSj08=Rt00D-e00D-e00000A_M>c000I70RMmh0003100001|NsC0|NsC0|"
+    b"Ns90000*S0000K04M+e004jv000mG0RI3000svC0002J2meq1Q2;3b000001poj51ONa400000000001poj51ONa"
+    b"4000000004m0RjI~01N;C009631Oxy9|6BkHK!Avdkcfzo|6~9q00BdCWnpw>WFTUBAWv{*Zc0!^M<8}(a&u{KZX"
+    b"hx)H7+v$kN^q*00000NB{x<lh6Dx5D7F#Kf(V%0HFV10CE3BfPeyj3tU|X3&;K#3m^DkJb&Uqzz1@uraue+7}chr"
+    b"Ck2w(El_{|**7;gHv"
+)
 
 
 def netcdf(
@@ -199,6 +213,50 @@ def unknown_filter(folder: Path) -> Path:
         for axis, name in enumerate(("time", *PLANE)):
             data.dims[axis].attach_scale(file[name])
     return path
+
+
+def huge_chunk(folder: Path) -> Path:
+    """A small field in a chunk of 40 million times, which is unpacked as a whole."""
+    return _chunked(folder, (40_000_000, 1, 1))
+
+
+def deflate_bomb(folder: Path) -> Path:
+    """A chunk of 160 bytes whose packed stream, of 2 MB, unpacks to 2 GB."""
+    h5py = pytest.importorskip("h5py")
+    path = _chunked(folder, (1, 4, 5))
+    packer = zlib.compressobj(9)
+    zeros = bytes(1 << 24)
+    stream = b"".join(packer.compress(zeros) for _ in range(128)) + packer.flush()
+    with h5py.File(path, "a") as file:
+        file["rain"].id.write_direct_chunk((0, 0, 0), stream)
+    return path
+
+
+def _chunked(folder: Path, chunks: tuple[int, ...]) -> Path:
+    with netCDF4.Dataset(folder / "in.nc", "w") as dataset:
+        coordinates(dataset, hours=[0])
+        dataset.createDimension("run", None)
+        rain = dataset.createVariable("rain", "f8", ("run", *PLANE), zlib=True, chunksizes=chunks)
+        rain.setncatts(RATE)
+        rain[0] = RAIN[0]
+    return folder / "in.nc"
+
+
+def gzip_bomb(folder: Path) -> Path:
+    """GRIB2, and then 1 GB of zeros in 1 MB."""
+    with gzip.open(folder / "in.grib2.gz", "wb", compresslevel=9) as file:
+        file.write(grib_message())
+        for _ in range(64):
+            file.write(bytes(1 << 24))
+    return folder / "in.grib2.gz"
+
+
+def huge_jpeg(folder: Path) -> Path:
+    """A message of 4 x 5 cells whose image says that it has 60,000 x 60,000."""
+    message = bytearray(grib_message(packingType="grid_jpeg", bitsPerValue=16))
+    at = message.index(b"\xff\x4f\xff\x51") + 8
+    message[at : at + 8] = struct.pack(">II", 60_000, 60_000)
+    return written("in.grib2", bytes(message))(folder)
 
 
 def grib(folder: Path, *changes: dict[str, Any]) -> Path:

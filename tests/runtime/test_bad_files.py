@@ -39,6 +39,7 @@ FLUX = {"discipline": 0, "parameterCategory": 1, "parameterNumber": 52}
 MEMBERS = [{**FLUX, "productDefinitionTemplateNumber": 1, "perturbationNumber": n} for n in (1, 2)]
 FROM_90 = {"latitudeOfLastGridPointInDegrees": 90.05}
 HOUR_AND_THREE, FROM_ONE_START = [[-1, 0], [-2, 1]], [[-1, 0], [-1, 1]]
+LIMITED = ("--max-memory", "256MiB")
 TEXTS = {"values": np.full(RAIN.shape, "wet", object), "dtype": str}
 
 
@@ -95,7 +96,20 @@ CONTAINERS = {
     "damaged gzip": Bad(bad.grib_gzipped, "cannot be read", "expected GRIB2", AGAIN),
     "gzipped NetCDF": Bad(bad.netcdf_gzipped, "unpacks to NetCDF", "other formats plain", "gunzip"),
     "gzipped text": Bad(written("in.gz", bad.gzip.compress(b"rain")), "not GRIB2", "expe", AGAIN),
-    "unknown HDF5 filter": Bad(bad.unknown_filter, "undefined filter", WHOLE, "nccopy -d 1"),
+    "unknown HDF5 filter": Bad(
+        bad.unknown_filter, "HDF5 filter 499", "expected filters that netCDF4 has", "nccopy -F none"
+    ),
+    "huge chunks": Bad(bad.huge_chunk, "GiB to read", "GiB of memory", "--max-memory", LIMITED),
+    "deflate bomb": Bad(
+        bad.deflate_bomb,
+        "cannot be read",
+        "expected a complete NetCDF file",
+        "--max-memory",
+        LIMITED,
+    ),
+    "gzip bomb": Bad(
+        bad.gzip_bomb, "unpacks to more than 0.0625 GiB", "expected less", "--max-memory", LIMITED
+    ),
     "damaged Zarr": Bad(bad.damaged_zarr, "float77", "xarray can open", "Fetch or write it again"),
 }
 VARIABLES = {
@@ -262,6 +276,12 @@ FOREIGN = {
         "'total_precipitation_rate' has 2 messages of 2 members (1, 2)",
         "one",
         "grib_copy",
+    ),
+    "JPEG 2000 of another size": Bad(
+        bad.huge_jpeg, "'PrecipRate' is packed as 'grid_jpeg'", "expected 20 numbers", "Fetch"
+    ),
+    "JPEG 2000 that crashes its library": Bad(
+        written("in.grib2", bad.CRASHING), "SIGABRT", "expected a precipitation field", "fetch"
     ),
     "GRIB2 twice": Bad(lambda p: grib(p, {}, {}), "'PrecipRate' has 2 mess", "one", "grib_copy"),
     "GRIB2 of no day": Bad(

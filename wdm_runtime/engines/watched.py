@@ -30,7 +30,7 @@ class WatchedEngine:
     def __init__(
         self, engine: Engine, open_full: Callable[[], Engine] | None, note: Callable[[str], None]
     ) -> None:
-        self._engine, self._open_full, self._note = engine, open_full, note
+        self._engine, self._open_full, self.note = engine, open_full, note
         self._full: Engine | None = None
         self.kind, self.device, self.version = engine.kind, engine.device, engine.version
         self.precision, self.inputs, self.outputs = engine.precision, engine.inputs, engine.outputs
@@ -47,15 +47,15 @@ class WatchedEngine:
         answer = self._engine.run(feeds)
         if np.isfinite(answer).all():
             return answer
-        if self._open_full is not None:
-            self._full = self._full or self._open_full()
+        full = self.full
+        if full is not None:
             self.fp32_reruns += 1
             if self.fp32_reruns == 1:
-                self._note(
+                self.note(
                     f"{self.kind} in {self.precision} gave values that are not finite; such "
                     "batches are computed again in fp32, and the report counts them."
                 )
-            answer = self._full.run(feeds)
+            answer = full.run(feeds)
             if np.isfinite(answer).all():
                 return answer
         bad = int(answer.size - np.isfinite(answer).sum())
@@ -64,6 +64,13 @@ class WatchedEngine:
             "expected none. Check the input's rates, try --engine ort-cpu, or export the bundle "
             "again."
         )
+
+    @property
+    def full(self) -> Engine | None:
+        """The same graph in fp32, opened when first asked for; None if this one is."""
+        if self._full is None and self._open_full is not None:
+            self._full = self._open_full()
+        return self._full
 
     def close(self) -> None:
         """Free both engines."""

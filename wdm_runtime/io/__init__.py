@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
-from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.io.formats import read_file
+from wdm_runtime.io.reader import ReaderProcess
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_HDF5_OFFSETS = (0, 512, 1024, 2048)  # a user block may come first
-_HEAD_BYTES = _HDF5_OFFSETS[-1] + len(_HDF5)
+_shared: ReaderProcess | None = None
+_shared_lock = threading.Lock()
 
 
 def read_field(
-    path: str | Path, variable: str | None = None, accumulation_h: float | None = None
+    path: str | Path,
+    variable: str | None = None,
+    accumulation_h: float | None = None,
+    *,
+    isolate: bool = True,
 ) -> PrecipField:
     """Read precipitation from a file, whose format is told by its content.
 
@@ -31,6 +36,10 @@ def read_field(
         Which one, where the file holds several precipitation variables: name, or path with groups.
     accumulation_h
         The period amounts are summed over [h], where the file does not say.
+    isolate
+        Read in another process, one for all calls, so that a file that makes a library crash, hang
+        or fill the memory ends that process and not this one. Use a `ReaderProcess` to set its
+        limits. Without it the file has to be trusted.
 
     Returns
     -------
@@ -44,79 +53,18 @@ def read_field(
         No such file, or it is damaged or of another format; none or several variables fit; the
         units are not precipitation's, or the period of amounts is unknown, varies or is not the
         one stated; the grid is not regular; the times cannot be decoded; infinite or negative
-        numbers, or nothing but missing cells.
+        numbers, or nothing but missing cells; reading it crashes, hangs or takes too much memory.
     MissingDependencyError
         GRIB2 without the extra ``grib``, Zarr without the extra ``xarray``.
     """
-    path = Path(path)
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # a name too long, a folder above without permission
-        raise _unreadable(path, error) from error
-    if is_folder:
-        from wdm_runtime.io.xarray_reader import read_xarray
-
-        return read_xarray(path, variable, accumulation_h)
-    if not is_file:
-        raise InputError(
-            f"{path}: no such file; expected a precipitation field in NetCDF, GRIB2, ODIM_H5 or "
-            "Zarr on this machine. Check the path, or fetch it first."
-        )
-    head = _head(path)
-    if head.startswith((b"GRIB", b"\x1f\x8b")):
-        from wdm_runtime.io.grib2 import read_grib2
-
-        return _as_asked(read_grib2(path), variable, accumulation_h)
-    if head.startswith(b"PK\x03\x04"):
-        from wdm_runtime.io.xarray_reader import read_xarray
-
-        return read_xarray(path, variable, accumulation_h)
-    is_hdf5 = any(head.startswith(_HDF5, offset) for offset in _HDF5_OFFSETS)
-    if not is_hdf5 and not head.startswith(b"CDF"):
-        raise InputError(
-            f"{path}: cannot be read (it starts with {head[:8]!r}); expected NetCDF, GRIB2 (also "
-            "gzipped), ODIM_H5 or Zarr. Convert it first, or hand in another file."
-        )
-    from wdm_runtime.io.netcdf import is_odim, read_netcdf
-
-    if is_hdf5 and is_odim(path):
-        from wdm_runtime.io.odim import read_odim
-
-        return _as_asked(read_odim(path, variable), None, accumulation_h)
-    return read_netcdf(path, variable, accumulation_h)
+    if not isolate:
+        return read_file(Path(path), variable, accumulation_h)
+    return _shared_reader().read_field(path, variable, accumulation_h)
 
 
-def _as_asked(
-    field: PrecipField, variable: str | None, accumulation_h: float | None
-) -> PrecipField:
-    """The field, if it is what was asked for, of formats that state all of it."""
-    source = field.source
-    if variable not in (None, source.variable):
-        raise InputError(
-            f"{source.path}: holds '{source.variable}'; expected '{variable}' as asked for. Leave "
-            "out --variable, or hand in another file."
-        )
-    if accumulation_h is not None and (
-        source.period_h is None or abs(source.period_h - accumulation_h) > 1 / 3600
-    ):
-        period = f"amounts over {source.period_h:g} h" if source.period_h else "a rate"
-        raise InputError(
-            f"{source.path}: variable '{source.variable}' is {period} as the file says; got an "
-            f"accumulation of {accumulation_h:g} h. Leave out --accumulation."
-        )
-    return field
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_HEAD_BYTES)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path}: cannot be read ({error.strerror}); expected a file with permission to read. "
-        "Check the path, or change the mode of the file and of the folders above."
-    )
+def _shared_reader() -> ReaderProcess:
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = ReaderProcess()
+        return _shared

@@ -6,7 +6,6 @@ Nothing is read before it is asked for, and only the part that is.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
+from wdm_runtime.io.limits import beat, memory_bytes
 
 # HDF5 keeps state per library, not per file: every call into netCDF4, here and in the writer, and
 # every read through xarray, which may come out there too, holds it.
@@ -41,6 +41,8 @@ class Variable:
         Takes one int or slice for each dimension and gives the stored numbers.
     default_fill
         What the format holds where nothing was written, if it has such a number.
+    chunk_bytes
+        What is unpacked at once to read any part of it; 0 where nothing is packed.
     """
 
     path: str
@@ -50,6 +52,7 @@ class Variable:
     attributes: dict[str, Any]
     read: Callable[[Index], Any]
     default_fill: Any = None
+    chunk_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -67,6 +70,7 @@ class Variable:
 
     def raw(self, index: Index | None = None) -> npt.NDArray[Any]:
         """The stored numbers."""
+        beat()
         everything = tuple(slice(None) for _ in self.shape)
         return np.asarray(self.read(everything if index is None else index))
 
@@ -136,11 +140,6 @@ def check_unchanged(path: Path, before: tuple[tuple[str, int, int], ...]) -> Non
         )
 
 
-def memory_bytes() -> int:
-    """Of the whole machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> None:
     """Refuse what could not be read one frame at a time, before anything of that size is made.
 
@@ -154,16 +153,17 @@ def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> No
     Raises
     ------
     InputError
-        A frame takes more than this machine's memory.
+        A frame, or a chunk it is stored in, takes more memory than there is or is allowed.
     """
-    needed_bytes = _BYTES_PER_CELL * cells + _BYTES_PER_TIME * times
+    needed_bytes = _BYTES_PER_CELL * cells + _BYTES_PER_TIME * times + variable.chunk_bytes
     if needed_bytes > memory_bytes():
         sizes = " x ".join(map(str, variable.shape))
         raise InputError(
             f"{label}: variable '{variable.path}' has {sizes} cells "
             f"({', '.join(variable.dimensions)}), which take {needed_bytes / 2**30:.0f} GiB to "
-            f"read one time after the other; expected less than this machine's "
-            f"{memory_bytes() / 2**30:.1f} GiB. Extract a part of it first."
+            f"read one time after the other; expected less than "
+            f"{memory_bytes() / 2**30:.1f} GiB of memory. Extract a part of it first, or raise "
+            "--max-memory."
         )
 
 

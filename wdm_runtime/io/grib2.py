@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source
-from wdm_runtime.io.dataset import memory_bytes
 from wdm_runtime.io.foreign import epoch_axis, to_rates
 from wdm_runtime.io.grib_header import (
     MRMS_PRODUCTS,
@@ -31,6 +30,7 @@ from wdm_runtime.io.grib_header import (
     load_eccodes,
 )
 from wdm_runtime.io.grib_packing import check_packing
+from wdm_runtime.io.limits import beat, memory_bytes
 from wdm_runtime.io.units import to_mm_h
 
 _SENTINEL_FROM = 9999.0  # also ecCodes' own mark where a bitmap says missing
@@ -159,7 +159,7 @@ def content_of(path: Path, most_bytes: int | None = None) -> bytes:
         Plain or gzipped; its content tells, not its name.
     most_bytes
         How many may come out, which is watched while they do: what a file promises of its size may
-        be untrue. None is a quarter of this machine's memory.
+        be untrue. None is a quarter of the memory.
 
     Raises
     ------
@@ -176,6 +176,7 @@ def content_of(path: Path, most_bytes: int | None = None) -> bytes:
             file = gzip.GzipFile(fileobj=raw) if packed else raw
             while len(content) <= most_bytes and (chunk := file.read(_CHUNK_BYTES)):
                 content += chunk
+                beat()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); expected GRIB2, plain or gzipped. "
@@ -184,8 +185,8 @@ def content_of(path: Path, most_bytes: int | None = None) -> bytes:
     if len(content) > most_bytes:
         raise InputError(
             f"{path}: {'unpacks to' if packed else 'has'} more than {most_bytes / 2**30:.3g} GiB; "
-            "expected less, as this machine's memory allows. Split it into files of fewer times "
-            "first."
+            "expected less, as memory allows. Split it into files of fewer times first, or raise "
+            "--max-memory."
         )
     return bytes(content)
 
@@ -240,6 +241,7 @@ def _data_sections(message: bytes) -> list[bytes]:
 @contextmanager
 def _handle(path: Path, eccodes: Any, message: bytes) -> Iterator[Get]:
     """Access to the keys of one message, with ecCodes' complaints made ours."""
+    beat()
     handle = None
     try:
         handle = eccodes.codes_new_from_message(message)

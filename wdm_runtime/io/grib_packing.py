@@ -6,7 +6,9 @@ sizes right gives wrong numbers or one of its own errors.
 
 from __future__ import annotations
 
+import struct
 import zlib
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,6 +20,11 @@ from wdm_runtime.io.grib_header import Get
 
 _RGB, _RGBA = b"\x02", b"\x06"  # PNG's colour types of more than one channel
 _MOST_BITS = 32  # of a packed number
+_BLOCKS, _MOST_INTERVAL = (8, 16, 32, 64), 4096
+_CODESTREAM = b"\xff\x4f\xff\x51"  # start, and size
+# After the segment's length and capabilities: image, offset, tile, offset; then of the components.
+_SIZ, _SIZ_AT = struct.Struct(">8IH3B"), 8
+_MOST_TILES = 65535
 
 
 def check_packing(path: Path, name: str, get: Get, data: bytes) -> None:
@@ -33,21 +40,45 @@ def check_packing(path: Path, name: str, get: Get, data: bytes) -> None:
     Raises
     ------
     InputError
-        A PNG image, as MRMS packs its products, or groups of complex packing that do not fit. The
-        other packings are left to ecCodes.
+        Numbers, an image (PNG, as MRMS packs its products, or JPEG 2000), blocks of CCSDS or groups
+        of complex packing that do not fit. The other packings are left to ecCodes.
     """
     packing = get("packingType")
-    fits = True
-    if packing == "grid_png":
-        fits = _image_fits(get, data)
-    elif packing in ("grid_complex", "grid_complex_spatial_differencing"):
-        fits = _groups_fit(get, data)
-    if not fits:
+    check = _CHECKS.get(packing)
+    if check is not None and not check(get, data):
         raise InputError(
             f"{path}: '{name}' is packed as '{packing}' in {len(data)} bytes that do not fit; "
             f"expected {get('numberOfValues')} numbers of {get('bitsPerValue')} bits. Fetch the "
             "file again."
         )
+
+
+def _numbers_fit(get: Get, data: bytes) -> bool:
+    """Whether there are bytes for as many numbers of as many bits (template 7.0)."""
+    return bool(get("numberOfValues") * get("bitsPerValue") <= 8 * len(data))
+
+
+def _blocks_fit(get: Get, _: bytes) -> bool:
+    """Whether the parameters are ones that CCSDS 121.0-B-3 has (template 7.42)."""
+    bits, block, interval = get("bitsPerValue"), get("ccsdsBlockSize"), get("ccsdsRsi")
+    return bool(bits <= _MOST_BITS and block in _BLOCKS and 0 < interval <= _MOST_INTERVAL)
+
+
+def _codestream_fits(get: Get, image: bytes) -> bool:
+    """Whether a JPEG 2000 image has one value for each, by its first marker segment (A.5.1)."""
+    if get("bitsPerValue") == 0:
+        return True
+    if image[:4] != _CODESTREAM or len(image) < _SIZ.size + _SIZ_AT:
+        return False
+    width, height, left, top, *tile, components, depth, dx, dy = _SIZ.unpack_from(image, _SIZ_AT)
+    columns, rows, tile_left, tile_top = tile
+    if components != 1 or (depth & 0x7F) + 1 > _MOST_BITS or (dx, dy) != (1, 1):
+        return False
+    if not (columns and rows and width > left and height > top):
+        return False
+    tiles = -(-(width - tile_left) // columns) * -(-(height - tile_top) // rows)
+    cells = (width - left) * (height - top)
+    return bool(cells == get("numberOfValues") and 0 < tiles <= _MOST_TILES)
 
 
 def _image_fits(get: Get, image: bytes) -> bool:
@@ -105,3 +136,13 @@ def _numbers(data: bytes, count: int, bits: int) -> npt.NDArray[np.int64]:
     stored = np.frombuffer(data, np.uint8, -(-count * bits // 8))
     each = np.unpackbits(stored)[: count * bits].reshape(count, bits)
     return np.asarray(each @ (1 << np.arange(bits, dtype=np.int64)[::-1]), dtype=np.int64)
+
+
+_CHECKS: dict[str, Callable[[Get, bytes], bool]] = {
+    "grid_simple": _numbers_fit,
+    "grid_png": _image_fits,
+    "grid_jpeg": _codestream_fits,
+    "grid_ccsds": _blocks_fit,
+    "grid_complex": _groups_fit,
+    "grid_complex_spatial_differencing": _groups_fit,
+}

@@ -16,6 +16,7 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.io.classic import check_classic_length
 from wdm_runtime.io.dataset import LIBRARY_LOCK as LIBRARY_LOCK
 from wdm_runtime.io.dataset import Dataset, Index, Variable, check_unchanged, identity
+from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
 from wdm_runtime.io.precipitation import read_precipitation
 
 
@@ -99,6 +100,7 @@ class NetcdfFile:
     def read(self, path: str, index: Index) -> npt.NDArray[Any]:
         """A part of a variable, as stored."""
         with self.opened() as opened:
+            check_filters(self.path, opened[path])
             return np.asarray(opened[path][index])
 
     def variables(self, group: netCDF4.Dataset) -> Iterator[tuple[str, Variable]]:
@@ -123,6 +125,7 @@ class NetcdfFile:
             attributes,
             read=lambda index: self.read(path, index),
             default_fill=fill,
+            chunk_bytes=chunk_bytes(variable),
         )
 
 

@@ -19,6 +19,7 @@ from wdm_runtime.field import GridMapping, PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import LIBRARY_LOCK, Variable, check_fits
 from wdm_runtime.io.foreign import epoch_axis, to_rates
+from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
 from wdm_runtime.io.odim_header import (
     UNITS,
     Layer,
@@ -140,8 +141,17 @@ def _array(path: Path, dataset: Any, layer: Layer, place: dict[str, float], time
             f"{path}: '{layer.group}/data' holds {stored.datatype}; expected numbers. Hand in "
             "another file."
         )
+    check_filters(path, stored)
     name = f"{layer.group}/data"
-    array = Variable(name, ("ysize", "xsize"), shape, dtype, {}, read=lambda index: stored[index])
+    array = Variable(
+        name,
+        ("ysize", "xsize"),
+        shape,
+        dtype,
+        {},
+        read=lambda index: stored[index],
+        chunk_bytes=chunk_bytes(stored),
+    )
     # One frame at work, and all of them kept at an eighth of that (float32).
     check_fits(str(path), array, array.size + array.size * times // 8)
     return array

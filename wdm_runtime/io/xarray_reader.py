@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,7 +162,14 @@ def _variables(
             encoded.dtype if encoded.dtype.kind in "iuf" else None,
             _attributes(encoded),
             read,
+            chunk_bytes=_chunk_bytes(encoded),
         )
+
+
+def _chunk_bytes(variable: Any) -> int:
+    """What is unpacked at once; of arrays in memory nothing."""
+    chunks = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
+    return math.prod(map(int, chunks)) * variable.dtype.itemsize if chunks else 0
 
 
 def _is_dates(labelled: Any) -> bool:

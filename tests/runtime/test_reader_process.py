@@ -1,0 +1,390 @@
+"""A file is read in a process of its own: what ends or stops that process harms nothing else."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+import pytest
+from bad_files import grib, netcdf, odim
+from netcdf_files import RAIN, RATE, coordinates, rain_file
+
+from wdm_runtime.errors import InputError
+from wdm_runtime.io import read_field
+from wdm_runtime.io.reader import ReaderProcess
+
+
+@pytest.fixture
+def reader():
+    with ReaderProcess(timeout_s=20.0) as one:
+        yield one
+
+
+def state(pid):
+    """One letter: R, S, T, Z; "" if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def gone(pid, within_s=10.0):
+    until = time.monotonic() + within_s
+    while state(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not state(pid)
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def same(found, expected):
+    np.testing.assert_array_equal(found.load(), expected.load())
+    np.testing.assert_array_equal(found.grid.y, expected.grid.y)
+    np.testing.assert_array_equal(found.grid.x, expected.grid.x)
+    assert found.grid.names == expected.grid.names
+    assert str(found.grid.attributes) == str(expected.grid.attributes)
+    assert found.valid_times == expected.valid_times
+    assert str(found.source) == str(expected.source)
+
+
+def mapped(folder):
+    """Projected, packed, with bounds and a grid mapping full of arrays."""
+    path = folder / "in.nc"
+    with netCDF4.Dataset(path, "w") as dataset:
+        coordinates(dataset, 1e4 * np.arange(4), 1e4 * np.arange(5), names=("time", "y", "x"))
+        for name in "yx":
+            dataset[name].units = "m"
+            dataset[name].standard_name = f"projection_{name}_coordinate"
+        dataset["time"].bounds = "time_bnds"
+        dataset.createDimension("nv", 2)
+        bounds = dataset.createVariable("time_bnds", "f8", ("time", "nv"))
+        bounds[:] = [[-1, 0], [0, 1]]
+        crs = dataset.createVariable("crs", "i4", ())
+        crs.setncatts(
+            {
+                "grid_mapping_name": "lambert_conformal_conic",
+                "standard_parallel": np.array([25.0, 60.0]),
+                "longitude_of_central_meridian": np.float32(10.5),
+                "note": "größer",
+            }
+        )
+        rain = dataset.createVariable("rain", "i2", ("time", "y", "x"), fill_value=-1)
+        rain.setncatts({"units": "mm", "scale_factor": 0.125, "grid_mapping": "crs"})
+        rain.setncatts({"standard_name": "lwe_thickness_of_precipitation_amount"})
+        rain[:] = RAIN
+    return path
+
+
+@pytest.mark.parametrize("make", [netcdf, grib, odim, mapped])
+def test_what_comes_over_is_what_is_read_here(make, reader, tmp_path):
+    path = make(tmp_path)
+    same(reader.read_field(path), read_field(path, isolate=False))
+
+
+def test_one_process_reads_many_files(reader, tmp_path):
+    fields = [reader.read_field(rain_file(tmp_path / f"{n}.nc", values=RAIN + n)) for n in range(5)]
+    pid = reader.pid
+    for n in (3, 0, 4, 1, 2):
+        np.testing.assert_array_equal(fields[n].load(), RAIN + n)
+    assert reader.pid == pid is not None and pid != os.getpid()
+
+
+@pytest.mark.parametrize("make", [netcdf, odim])
+def test_what_a_damaged_file_left_behind_does_not_spoil_the_next(make, reader, tmp_path):
+    """HDF5 keeps some damaged files open, and takes a good one of the same inode for them."""
+    path = make(tmp_path)
+    good = path.read_bytes()
+    expected = read_field(path, isolate=False).load()
+    refused = 0
+    for at in range(8, min(len(good), 2000), 13):
+        damaged = bytearray(good)
+        damaged[at] ^= 0xFF
+        path.write_bytes(damaged)  # in place
+        try:
+            reader.read_field(path)
+        except InputError:
+            refused += 1
+        path.write_bytes(good)
+        np.testing.assert_array_equal(reader.read_field(path).load(), expected)
+        assert len(list(Path(f"/proc/{reader.pid}/fd").iterdir())) < 10
+    assert refused
+
+
+def test_errors_have_the_same_text_and_leave_the_process_alive(reader, tmp_path):
+    path = rain_file(tmp_path / "in.nc", units="K")
+    with pytest.raises(InputError) as here:
+        read_field(path, isolate=False)
+    with pytest.raises(InputError) as there:
+        reader.read_field(path)
+    assert str(here.value) == str(there.value)
+    pid = reader.pid
+    reader.read_field(rain_file(tmp_path / "good.nc"))
+    assert reader.pid == pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_a_crash_is_an_error_and_the_next_read_works(number, reader, tmp_path):
+    path = rain_file(tmp_path / "in.nc")
+    found = reader.read_field(path)
+    first = reader.pid
+    os.kill(first, signal.SIGSTOP)  # in the middle of a read
+    killer = threading.Timer(0.5, os.kill, (first, number))
+    killer.start()
+    resume = threading.Timer(0.6, lambda: state(first) and os.kill(first, signal.SIGCONT))
+    resume.start()
+    with pytest.raises(InputError, match=rf"in\.nc: reading it ended .* \({number.name}\)"):
+        found.frame(0)
+    killer.join()
+    resume.join()
+    assert gone(first)
+    np.testing.assert_array_equal(found.load(), RAIN)  # read again by a new one
+    assert reader.pid != first
+
+
+def wait_at_most(reader, seconds):
+    """From now on: its start, on a busy machine, takes as long as it takes."""
+    reader._child._timeout_s = seconds
+
+
+def test_a_hang_is_an_error_after_the_time_limit(tmp_path):
+    with ReaderProcess() as reader:
+        found = reader.read_field(rain_file(tmp_path / "in.nc"))
+        wait_at_most(reader, 1.0)
+        first = reader.pid
+        os.kill(first, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"in\.nc: .* no progress for 1 s.*--read-timeout"):
+            found.frame(0)
+        assert 0.9 < time.monotonic() - began < 10
+        assert gone(first)
+        np.testing.assert_array_equal(found.load(), RAIN)
+
+
+def test_a_long_read_that_goes_on_is_no_hang(tmp_path):
+    path, side, times = tmp_path / "in.nc", 600, 60
+    with netCDF4.Dataset(path, "w") as dataset:
+        even = np.arange(side) / 100
+        coordinates(dataset, even, even, hours=range(times))
+        rain = dataset.createVariable(
+            "rain", "f4", ("time", "lat", "lon"), zlib=True, complevel=1, chunksizes=(1, side, side)
+        )
+        rain.setncatts(RATE)
+        for time_index in range(times):
+            rain[time_index] = time_index
+
+    def read(timeout_s):
+        with ReaderProcess() as reader:
+            small = reader.read_field(rain_file(tmp_path / "small.nc"))
+            assert small.rate_mm_h.shape == (2, 4, 5)
+            wait_at_most(reader, timeout_s)
+            began = time.monotonic()
+            assert reader.read_field(path).rate_mm_h.shape == (times, side, side)
+            return time.monotonic() - began
+
+    whole_s = read(60)
+    if whole_s < 1:
+        pytest.skip("this machine reads it before a limit could strike")
+    read(whole_s / 2)
+
+
+def test_a_file_that_changed_is_refused_after_a_crash_too(reader, tmp_path):
+    path = rain_file(tmp_path / "in.nc")
+    found = reader.read_field(path)
+    os.kill(reader.pid, signal.SIGKILL)
+    path.unlink()
+    rain_file(path, units="K")
+    with pytest.raises(InputError):
+        found.frame(0)
+
+
+def test_closing_ends_the_process_and_whoever_waits_for_it(tmp_path):
+    reader = ReaderProcess()
+    found = reader.read_field(rain_file(tmp_path / "in.nc"))
+    pid = reader.pid
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.3, reader.close).start()
+    with pytest.raises(InputError, match="reading it ended its process"):
+        found.frame(0)
+    assert gone(pid)
+    with pytest.raises(InputError, match="reader was closed"):
+        found.frame(0)
+
+
+def test_no_descriptor_and_no_process_is_lost(tmp_path):
+    path = rain_file(tmp_path / "in.nc")
+    read_field(path)  # the shared one stays
+    before, pids = descriptors(), []
+    for _ in range(5):
+        with ReaderProcess() as reader:
+            reader.read_field(path).frame(0)
+            pids.append(reader.pid)
+    forgotten = ReaderProcess()
+    forgotten.start()
+    pids.append(forgotten.pid)
+    del forgotten
+    gc.collect()
+    assert descriptors() == before
+    assert not any(map(state, pids))
+
+
+def test_fields_nobody_holds_are_forgotten_there(reader, tmp_path):
+    found = reader.read_field(rain_file(tmp_path / "in.nc"))
+    reader._forgotten.clear()
+    del found
+    gc.collect()
+    assert len(reader._forgotten) == 1
+    kept = reader.read_field(rain_file(tmp_path / "other.nc"))
+    assert not reader._forgotten and kept.rate_mm_h.shape
+
+
+def script(tmp_path, text):
+    """Starts Python on a text that knows `path`; its first line of output is the reader's pid."""
+    path = rain_file(tmp_path / "in.nc")
+    # Where tests run in the background, a shell has them ignore SIGINT.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = f"{heard}path = {str(path)!r}\n" + textwrap.dedent(text)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return process, int(process.stdout.readline())
+
+
+OPEN = """
+    from wdm_runtime.io.reader import ReaderProcess
+    reader = ReaderProcess()
+    field = reader.read_field(path)
+    print(reader.pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_process_ends_with_its_parent(number, tmp_path):
+    process, pid = script(tmp_path, OPEN + "    import time; time.sleep(60)\n")
+    assert state(pid)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert gone(pid)
+
+
+def test_the_process_ends_when_its_parent_does_nothing_about_it(tmp_path):
+    process, pid = script(tmp_path, OPEN)
+    process.communicate(timeout=20)
+    assert process.returncode == 0 and gone(pid)
+
+
+def test_a_reader_that_hangs_outlives_nobody_for_long(tmp_path):
+    text = (
+        OPEN.replace("ReaderProcess()", "ReaderProcess(timeout_s=2.0)")
+        + """
+    import os, signal, threading
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    reader._running().send({"do": "open", "token": 9, "path": PIPE, "folder": "",
+                            "variable": None, "accumulation_h": None, "forget": []})
+    threading.Event().wait(60)
+"""
+    )
+    fifo = tmp_path / "zarr" / ".zgroup"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)  # opening it waits for a writer that never comes
+    process, pid = script(tmp_path, f"PIPE = {str(fifo.parent)!r}\n" + textwrap.dedent(text))
+    process.communicate(timeout=20)
+    assert gone(pid, within_s=60)
+
+
+def test_a_fork_reads_with_a_process_of_its_own(tmp_path):
+    text = (
+        OPEN
+        + """
+    import os
+    child = os.fork()
+    if child == 0:
+        same = field.frame(1)[3, 4] == 39 / 8 and reader.pid
+        os._exit(0 if same and reader.pid != PARENT else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert field.frame(1)[3, 4] == 39 / 8 and reader.pid == PARENT
+    """
+    )
+    text = text.replace("print(", "PARENT = reader.pid\n    print(")
+    process, pid = script(tmp_path, text)
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and gone(pid)
+
+
+def test_ctrl_c_while_reading_is_no_answer_to_the_next_question(reader, tmp_path):
+    paths = [rain_file(tmp_path / f"{n}.nc", values=RAIN + n) for n in range(2)]
+    first = reader.read_field(paths[0])
+    os.kill(reader.pid, signal.SIGSTOP)
+    pid = reader.pid
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            first.frame(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert gone(pid)
+    np.testing.assert_array_equal(reader.read_field(paths[1]).load(), RAIN + 1)
+    np.testing.assert_array_equal(first.load(), RAIN)
+
+
+def test_the_current_folder_is_not_where_code_comes_from(tmp_path):
+    """Untrusted files lie there."""
+    (tmp_path / "netCDF4.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
+    path = rain_file(tmp_path / "in.nc")
+    code = (
+        "import sys; sys.path.remove('')\n"
+        f"from wdm_runtime import read_field; print(read_field({path.name!r}).load().sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == RAIN.sum()
+
+
+def test_relative_paths_are_those_of_the_moment(reader, tmp_path, monkeypatch):
+    rain_file(tmp_path / "in.nc")
+    reader.start()
+    monkeypatch.chdir(tmp_path)
+    found = reader.read_field("in.nc")
+    assert found.source.path == "in.nc"
+    monkeypatch.chdir("/")
+    os.kill(reader.pid, signal.SIGKILL)
+    with pytest.raises(InputError):
+        found.frame(0)  # said once
+    np.testing.assert_array_equal(found.load(), RAIN)
+
+
+def test_warnings_come_over(reader, tmp_path):
+    path = tmp_path / "in.nc"
+    rain_file(path)
+    with netCDF4.Dataset(path, "a") as dataset:
+        dataset["rain"].setncatts({"scale_factor": 1e308})
+    with warnings.catch_warnings(record=True) as here:
+        warnings.simplefilter("always")
+        with pytest.raises(InputError):
+            read_field(path, isolate=False)
+    with warnings.catch_warnings(record=True) as there:
+        warnings.simplefilter("always")
+        with pytest.raises(InputError):
+            reader.read_field(path)
+    texts = [{str(w.message) for w in caught} for caught in (here, there)]
+    assert texts[0] == texts[1] != set()
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_limit_that_is_none(timeout_s):
+    with pytest.raises(InputError, match="read timeout"):
+        ReaderProcess(timeout_s=timeout_s)

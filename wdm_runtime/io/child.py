@@ -1,0 +1,149 @@
+"""A Python process of its own, talked to in messages; it may crash or hang without harm to us."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+
+from wdm_runtime.io.wire import Message, decode, encode
+
+_SLICE_S: Final = 0.25
+_ENDS_WITHIN_S: Final = 5.0
+_PACKAGE: Final = Path(__file__).resolve().parent.parent
+# Not `python -m`: that would import from the current folder, where untrusted files may lie.
+_BOOT: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {0} import main; main()"
+)
+# Reading is no work for several threads, and their stacks and buffers would count.
+_ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class ChildError(Exception):
+    """The process is gone or silent; the text says how, to go on after 'reading it'."""
+
+
+class ChildSilentError(ChildError):
+    """It says nothing any more."""
+
+
+class Child:
+    """A module's ``main`` in a process of its own, between its start and its `end`.
+
+    Parameters
+    ----------
+    module
+        Imported with this process's own search path.
+    timeout_s
+        How long it may say nothing while it is waited for [s]. Time that this process itself is
+        stopped for does not count.
+
+    Raises
+    ------
+    ChildError
+        Python cannot be started.
+    """
+
+    def __init__(self, module: str, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        path = [str(_PACKAGE.parent), *(p for p in sys.path if os.path.isabs(p))]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _BOOT.format(module), json.dumps(path)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,  # Ctrl-C is for us, and we end it
+            )
+        except OSError as error:
+            raise ChildError(f"could not begin: Python did not start ({error})") from error
+        self._poll = select.poll()
+        assert self._process.stdout is not None
+        self._poll.register(self._process.stdout, select.POLLIN)
+        self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def send(self, head: dict[str, Any], arrays: Sequence[npt.NDArray[Any]] = ()) -> None:
+        """Send a message.
+
+        Raises
+        ------
+        ChildError
+            The process has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            for part in encode(head, arrays):
+                while part:
+                    part = part[os.write(self._process.stdin.fileno(), part) :]
+        except (OSError, ValueError) as error:
+            raise ChildError(self._how_it_ended()) from error
+
+    def receive(self, most_bytes: int) -> Message:
+        """The next message, with at most so many bytes of arrays.
+
+        Raises
+        ------
+        ChildError
+            The process has ended, or says nothing for too long.
+        WireError
+            What it says is no message.
+        """
+        return decode(self._read_into, most_bytes)
+
+    def end(self) -> None:
+        """End the process, whatever it does, and whichever thread waits for it."""
+        self._finalizer()
+
+    def _read_into(self, buffer: memoryview) -> None:
+        silent_s = 0.0
+        while buffer:
+            try:
+                assert self._process.stdout is not None
+                if not self._poll.poll(1000 * _SLICE_S):
+                    # In slices: if we are stopped or asleep ourselves, only one of them counts.
+                    silent_s += _SLICE_S
+                    if silent_s >= self._timeout_s:
+                        raise ChildSilentError(f"made no progress for {self._timeout_s:g} s")
+                    continue
+                count = os.readv(self._process.stdout.fileno(), [buffer])
+            except (OSError, ValueError) as error:  # closed by `end` in another thread
+                raise ChildError(self._how_it_ended()) from error
+            if count == 0:
+                raise ChildError(self._how_it_ended())
+            silent_s = 0.0
+            buffer = buffer[count:]
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(_ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return "closed its end of the line"
+        if code >= 0:
+            return f"ended its process with exit code {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"ended its process ({name})"
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Kill and reap; a fork of the owner lets go of the pipes alone."""
+    if os.getpid() == owner:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
