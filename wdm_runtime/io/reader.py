@@ -49,14 +49,7 @@ class Request:
 
 
 class ReaderFault(Exception):
-    """The traceback of the other process, as the cause of an error here.
-
-    ``worn`` says that the process kept something of the file, and should read no other.
-    """
-
-    def __init__(self, trace: str, worn: bool) -> None:
-        super().__init__(trace)
-        self.worn = worn
+    """The traceback of the other process, as the cause of an error here."""
 
 
 class ReaderProcess:
@@ -166,6 +159,7 @@ class ReaderProcess:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._child: Child | None = None
+        self._worn = False
         self._opened = 0
         self._forgotten: list[int] = []
 
@@ -177,10 +171,8 @@ class ReaderProcess:
         with self._lock:
             try:
                 yield
-            except (InputError, MissingDependencyError) as error:  # as told
-                if isinstance(error.__cause__, ReaderFault) and error.__cause__.worn:
-                    self._drop()
-                raise
+            except (InputError, MissingDependencyError):
+                raise  # as told: no other answer is on its way
             except BaseException as error:  # whose answer may still be on its way
                 self._drop()
                 if isinstance(error, (ChildError, WireError)):
@@ -189,7 +181,7 @@ class ReaderProcess:
 
     def _drop(self) -> None:
         """End the process; the next question starts another."""
-        child, self._child = self._child, None
+        child, self._child, self._worn = self._child, None, False
         if child is not None:
             child.end()
 
@@ -204,7 +196,8 @@ class ReaderProcess:
         return self._child
 
     def _open(self, request: Request) -> Message:
-        self._running()
+        if self._worn:  # what it keeps of one file it may give for another
+            self._drop()
         self._opened += 1
         asked = {"do": "open", "token": self._opened, **vars(request)}
         return self._ask(asked, _DESCRIPTION_BYTES)
@@ -218,6 +211,7 @@ class ReaderProcess:
         child.send({**asked, "forget": forgotten})
         while True:
             message = child.receive(most_bytes)
+            self._worn |= bool(message.head.get("worn"))
             kind, text = message.head.get("is"), str(message.head.get("text", ""))
             if kind == "answer":
                 return message
@@ -262,8 +256,7 @@ def _error(message: Message, text: str) -> Exception:
         error: Exception = MissingDependencyError(text, str(head.get("extra")))
     else:
         error = InputError(text)
-    trace = f"in the reading process:\n{head.get('trace', '')}"
-    error.__cause__ = ReaderFault(trace, bool(head.get("worn")))
+    error.__cause__ = ReaderFault(f"in the reading process:\n{head.get('trace', '')}")
     return error
 
 

@@ -78,14 +78,14 @@ class Worker:
         except (EOFError, BrokenPipeError):
             raise
         except Exception as error:
-            # HDF5 leaves some damaged files open, and then takes others for them.
-            worn = limits.descriptors() > open_before or limits.is_crowded()
-            told = {"is": "error", "trace": traceback.format_exc(), "worn": worn}
-            message = Message({**told, **_told(error, asked)})
+            head = {"is": "error", "trace": traceback.format_exc(), **_told(error, asked)}
+            message = Message(head)
         for one in caught[:_MOST_WARNINGS]:
             category = one.category.__name__
             self._send(Message({"is": "warning", "category": category, "text": str(one.message)}))
-        self._send(message)
+        # HDF5 leaves some damaged files open, and then takes others for them.
+        worn = limits.descriptors() > open_before or limits.is_crowded()
+        self._send(Message({**message.head, "worn": worn}, message.arrays))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _open(self, asked: dict[str, Any]) -> Message:
