@@ -89,7 +89,10 @@ def arguments() -> argparse.Namespace:
 
 
 def graph_gflop(data: bytes) -> float:
-    """Operations of a graph for one tile, two a multiply-add, in its products alone."""
+    """Operations of a graph for one tile, two a multiply-add, in its products alone.
+
+    Products of weights are left out: engines compute them once, when they load the graph.
+    """
     model = onnx.load_from_string(data)
     for value in model.graph.input:
         for size in value.type.tensor_type.shape.dim:
@@ -101,18 +104,24 @@ def graph_gflop(data: bytes) -> float:
         for value in (*inferred.input, *inferred.output, *inferred.value_info)
     }
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    return sum(2e-9 * multiply_adds(node, shapes) for node in inferred.node)
+    varying = {value.name for value in inferred.input}
+    total = 0.0
+    for node in inferred.node:
+        if varying.intersection(node.input):
+            varying.update(node.output)
+            total += 2e-9 * multiply_adds(node, shapes)
+    return total
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """Multiply-adds of a product; 0 of any other node."""
     if node.op_type in ("Einsum", "ConvTranspose", "Attention"):
-        raise SystemExit(f"{node.name}: {node.op_type} is not counted here; count it first")
+        raise SystemExit(f"{node.output[0]}: {node.op_type} is not counted here; count it first")
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return 0
     left, right, out = (shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
     if not all(left) or not all(right) or not all(out) or not left or not right or not out:
-        raise SystemExit(f"{node.name}: its shapes {left}, {right}, {out} are not known")
+        raise SystemExit(f"{node.output[0]}: its shapes {left}, {right}, {out} are not known")
     if node.op_type == "Conv":
         return int(np.prod(out)) * int(np.prod(right[1:]))  # (out, in / groups, height, width)
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
@@ -155,13 +164,11 @@ def on_torch(config: NetworkConfig, feeds: dict[str, Any], gflop: float) -> Time
     return Timed(TORCH, "fp32", gflop, call)
 
 
-def on_engine(
-    bundle: Bundle, choice: Choice, feeds: dict[str, Any], gflop: float, threads: int
-) -> Timed:
+def on_engine(bundle: Bundle, choice: Choice, feeds: dict[str, Any], threads: int) -> Timed:
     role = f"score_{choice.graph}"
-    entry = bundle.manifest.graphs[role]
-    options = EngineOptions(threads)
-    engine = open_engine(bundle.graph(role), entry, choice.kind, choice.precision, options)
+    graph, entry = bundle.graph(role), bundle.manifest.graphs[role]
+    engine = open_engine(graph, entry, choice.kind, choice.precision, EngineOptions(threads))
+    gflop = graph_gflop(graph)
     return Timed(choice.kind, choice.precision, gflop, lambda: engine.run(feeds))
 
 
@@ -265,10 +272,10 @@ def main() -> None:
     feeds = feeds_of(entry.inputs, 1)
     gflop, by_torch = graph_gflop(bundle.graph("score_fp32")), torch_gflop(config, feeds["x"].shape)
     choices = [select(f.kind, p) for f in survey() for p in f.precisions]
-    engines = [on_torch(config, feeds, gflop)]
+    engines = [on_torch(config, feeds, by_torch)]
     for choice in choices:
         try:
-            engines.append(on_engine(bundle, choice, feeds, gflop, options.threads))
+            engines.append(on_engine(bundle, choice, feeds, options.threads))
         except EngineError as error:
             console.print(
                 f"not measured: {choice.kind} in {choice.precision}: {error}", style="dim"

@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float32]
 
 ROLE = "score_fp16"
 _MOVES = {"Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-_NORM = "InstanceNormalization"  # what group norm is in opset 20
+_NORM = "InstanceNormalization"  # what group norm is in opset 20, if its sums are a kernel's own
 _PEAKS = "peaks"
 _TO_FP16, _TO_FP32 = {"to": TensorProto.FLOAT16}, {"to": TensorProto.FLOAT}
 
@@ -89,7 +89,7 @@ def sites(model: onnx.ModelProto) -> tuple[Site, ...]:
     """
     half = half_tensors(model)
     weights = {weight.name for weight in model.graph.initializer}
-    normed = {node.input[0] for node in model.graph.node if node.op_type == _NORM}
+    normed = _norm_inputs(model, half)
     found, part = [], "input"
     for node in model.graph.node:
         for name in node.input:
@@ -99,6 +99,17 @@ def sites(model: onnx.ModelProto) -> tuple[Site, ...]:
             if name in half and (node.op_type not in _MOVES or name in normed):
                 found.append(Site(name, node.op_type, part, name in normed))
     return tuple(found)
+
+
+def _norm_inputs(model: onnx.ModelProto, half: set[str]) -> set[str]:
+    """What norms read: as one node, or cast to fp32 for a mean that is written out."""
+    averaged = {node.input[0] for node in model.graph.node if node.op_type == "ReduceMean"}
+    return {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == _NORM
+        or (node.op_type == "Cast" and node.input[0] in half and node.output[0] in averaged)
+    }
 
 
 def half_tensors(model: onnx.ModelProto) -> set[str]:

@@ -225,7 +225,7 @@ def train(
     if processes.leads:
         plot_log(run)
         written = "weights.safetensors, checkpoint.safetensors, log.csv and loss.png"
-        console.out.print(f"Wrote {run}: {written}")
+        console.out.print(f"Wrote {run}: {written}", soft_wrap=True)
 
 
 @app.command()
@@ -249,7 +249,7 @@ def export(
         )
     with progress_bars() as progress:
         _export(checkpoint, output, name, tile, overwrite, progress)
-    console.out.print(f"Wrote {output}. Try: wdm-run info {output}")
+    console.out.print(f"Wrote {output}. Try: wdm-run info {output}", soft_wrap=True)
 
 
 @app.command()
@@ -261,7 +261,7 @@ def sign(
     from wdm_export.package import sign_bundle
     from wdm_runtime.bundle import Bundle
 
-    console.out.print(f"Wrote {sign_bundle(Bundle.own(bundle), key)}")
+    console.out.print(f"Wrote {sign_bundle(Bundle.own(bundle), key)}", soft_wrap=True)
 
 
 @app.command()
@@ -327,7 +327,7 @@ def build(
         checkpoint = _train(trainer, progress)
         plot_log(run)
         _export(checkpoint, output, name, tile, overwrite, progress)
-    console.out.print(f"Wrote {output}. Try: wdm-run infer INPUT --bundle {output}")
+    console.out.print(f"Wrote {output}. Try: wdm-run infer INPUT --bundle {output}", soft_wrap=True)
 
 
 app.command()(cli_evaluate.evaluate)
@@ -349,4 +349,4 @@ def coarsen(
     from wdm_export.coarsen import coarsen_file
 
     coarsen_file(fine, output, truth, crop, factor, overwrite)
-    console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""))
+    console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""), soft_wrap=True)

@@ -36,12 +36,12 @@ def check(
     """
     from wdm_export import package, parity
     from wdm_export.checkpoint import Checkpoint
-    from wdm_runtime.bundle import Bundle
+    from wdm_runtime.bundle import MANIFEST_NAME, Bundle
     from wdm_runtime.io.atomic import check_destination
 
     opened = Bundle.own(bundle)
     if files and keep:
-        check_destination(bundle, None, overwrite=True)
+        check_destination(bundle / MANIFEST_NAME, None, overwrite=True)
     found = package.check_bundle(opened, Checkpoint.load(weights) if weights else None)
     console.out.print(comparison_table(found))
     parity.require_all(found)

@@ -296,4 +296,4 @@ def plot(
     from wdm_runtime.plot import plot_ensemble
 
     plot_ensemble(output, figure, coarse, time, member, threshold)
-    console.out.print(f"Wrote {figure}")
+    console.out.print(f"Wrote {figure}", soft_wrap=True)

@@ -59,7 +59,7 @@ def run_selftest(
     result = report(opened, checks)
     if output:
         write_text(output, result.to_json())
-        console.out.print(f"Wrote {output}; attach it to a report of a problem.")
+        console.out.print(f"Wrote {output}; attach it to a report of a problem.", soft_wrap=True)
     failed = [f"{c.engine} in {c.precision}" for c in checks if not c.passed]
     if failed or not checks:
         raise ParityError(

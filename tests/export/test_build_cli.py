@@ -228,7 +228,7 @@ def test_export_and_check(trained, tmp_path):
     assert "passed" in out and "FAILED" not in out
     assert Bundle.open(bundle).manifest.name == "quick"
     out = run("wdm-export", "check", bundle, "--weights", weights)
-    assert out.count("passed") == 8
+    assert out.count("passed") == 9
     assert "quick" in run("wdm-run", "info", bundle)
     # a checkpoint of another run has other weights: the gate's own exit code
     nudged = _nudged(weights, tmp_path)

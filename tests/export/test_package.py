@@ -242,7 +242,7 @@ def test_check_bundle_finds_a_graph_of_other_weights_under_a_right_hash(exported
     rewrite_graph(exported[0].path, "score_fp32", other.SerializeToString())
     bundle = Bundle.open(exported[0].path)
     bundle.verify()
-    with pytest.raises(ParityError, match=r"1 of 8.*score fp32"):
+    with pytest.raises(ParityError, match=r"1 of 9.*score fp32"):
         parity.require_all(package.check_bundle(bundle, checkpoint))
 
 

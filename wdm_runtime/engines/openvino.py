@@ -89,8 +89,9 @@ class OpenVinoEngine:
         # A network of fixed shape is faster than one of any shape, and gives the same bits. Most
         # calls are of one tile; the networks of any shape are compiled when first needed.
         single = _single(entry.inputs)
-        self._single = self._compile(single) if single else None
-        self._any = None if single else self._compile(None)
+        self._single = self._compile(single).create_infer_request() if single else None
+        self._any: Any = None  # a request for tiles in any number
+        self._fields = None if single else self._compile(None)  # a network for fields of any size
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """The graph's first output for the inputs by name."""
@@ -110,8 +111,11 @@ class OpenVinoEngine:
         try:
             if self._single and shapes == _single(self.inputs):
                 request = self._single
+            elif self._fields:
+                # Of this call alone: a request holds its inputs and outputs, and fields are large.
+                request = self._fields.create_infer_request()
             else:
-                request = self._any = self._any or self._compile(None)
+                request = self._any = self._any or self._compile(None).create_infer_request()
             # Inputs are read in place; the outputs are copies.
             result = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
             return tuple(result[i] for i in range(len(self.outputs)))
@@ -123,7 +127,7 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Free the networks."""
-        self._single = self._any = self._model = None
+        self._single = self._any = self._fields = self._model = None
 
     def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> Any:
         try:
@@ -133,7 +137,7 @@ class OpenVinoEngine:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
             network = _core().compile_model(model, _DEVICE, self._options)
             self._check(network)
-            return network.create_infer_request()
+            return network
         except RuntimeError as error:
             raise self._not_loaded(error) from error
 
