@@ -1,5 +1,6 @@
 """Wheel, sdist and editable installs all find the shipped bundle."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -64,6 +65,19 @@ def test_sdist_holds_tests_and_models(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"models/{BUNDLE}/manifest.json", "models/tiny/manifest.json"} <= names
     assert {"LICENSE", "README.md", "tests/conftest.py", "models/sample/mrms_10km.nc"} <= names
+
+
+def test_the_same_sources_give_the_same_bytes(tmp_path):
+    """Whoever doubts a wheel builds it again and compares."""
+    code = "import sys, hatchling.build as b; print(b.build_wheel(sys.argv[1]))"
+    wheels = []
+    for name in ("first", "second"):
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "1600000000"}
+        file = python("-c", code, tmp_path / name, cwd=ROOT, env=environment).splitlines()[-1]
+        wheels.append((tmp_path / name / file).read_bytes())
+    assert wheels[0] == wheels[1]
+    with zipfile.ZipFile(tmp_path / "first" / file) as archive:
+        assert {info.date_time[0] for info in archive.infolist()} == {2020}
 
 
 def test_an_installed_wheel_finds_it(built, tmp_path):

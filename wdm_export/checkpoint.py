@@ -9,7 +9,6 @@ seconds computed, and the sources trained on with their domain.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from wdm_export.config import ModelConfig, TrainConfig
 from wdm_export.unet import UNet
 from wdm_runtime.bundle import Domain
 from wdm_runtime.errors import InputError
+from wdm_runtime.io.atomic import whole_file
 
 FORMAT_VERSION = 2  # 2: `domain`
 _HEADER = "wdm"
@@ -62,7 +62,13 @@ class Checkpoint:
         return replace(self, tensors=tensors)
 
     def save(self, path: Path) -> None:
-        """Write atomically: the old file stays whole until the new one is complete."""
+        """Write atomically: the old file stays whole until the new one is complete.
+
+        Raises
+        ------
+        OutputError
+            The file system refuses.
+        """
         header = {
             "format": FORMAT_VERSION,
             "model": self.model.to_dict(),
@@ -72,10 +78,12 @@ class Checkpoint:
             "sources": list(self.sources),
             "domain": asdict(self.domain),
         }
-        temporary = path.with_name(f".{path.name}.tmp")
         tensors = {k: v.detach().contiguous() for k, v in self.tensors.items()}
-        save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            try:
+                save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:

@@ -14,6 +14,7 @@ from wdm_export import cli_check, cli_evaluate
 from wdm_export.cli_parts import Files, Threads, comparison_table, given, progress_bars
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
+from wdm_runtime.io.atomic import exit_on_sigterm
 from wdm_runtime.wavelets import WaveletSpec
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -46,7 +47,8 @@ DEFAULT_BUILD_MINUTES = 90.0
 
 def main() -> None:
     """Entry point."""
-    console.run(app)
+    with exit_on_sigterm():
+        console.run(app)
 
 
 @app.callback()
@@ -248,6 +250,18 @@ def export(
     with progress_bars() as progress:
         _export(checkpoint, output, name, tile, overwrite, progress)
     console.out.print(f"Wrote {output}. Try: wdm-run info {output}")
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A bundle")],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key in PEM")],
+) -> None:
+    """Sign a bundle, after checking all its files; a bundle that changes needs a new signature."""
+    from wdm_export.package import sign_bundle
+    from wdm_runtime.bundle import Bundle
+
+    console.out.print(f"Wrote {sign_bundle(Bundle.own(bundle), key)}")
 
 
 @app.command()

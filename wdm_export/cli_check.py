@@ -36,12 +36,12 @@ def check(
     """
     from wdm_export import package, parity
     from wdm_export.checkpoint import Checkpoint
-    from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+    from wdm_runtime.bundle import Bundle
     from wdm_runtime.io.atomic import check_destination
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.own(bundle)
     if files and keep:
-        check_destination(bundle / MANIFEST_NAME, None, overwrite=True)
+        check_destination(bundle, None, overwrite=True)
     found = package.check_bundle(opened, Checkpoint.load(weights) if weights else None)
     console.out.print(comparison_table(found))
     parity.require_all(found)
@@ -57,9 +57,9 @@ def check(
         command = _command("check", bundle, files, tiles=tiles, members=members, seed=seed)
         names = tuple(file.name for file in files)
         measured = replace(measured, command=command, files=names)
-        package.write_manifest(bundle, replace(opened.manifest, precision_check=measured))
+        package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
         console.out.print(
-            f"Wrote it into {bundle}, whose sha256 is now {Bundle.open(bundle).sha256}",
+            f"Wrote it into {bundle}, whose sha256 is now {Bundle.own(bundle).sha256}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -60,7 +60,7 @@ def evaluate(
     """Score a bundle against baselines on tiles of 1 km truth."""
     from wdm_export import evaluate as evaluation
     from wdm_export.gallery import Gallery
-    from wdm_export.package import write_manifest
+    from wdm_export.package import rewrite_manifest
     from wdm_export.report import make_folder, write_report
     from wdm_export.score_table import render
     from wdm_export.tiles import Region
@@ -105,13 +105,13 @@ def evaluate(
         result = _named(result, downscaler, files)
         if report and gallery:
             write_report(report, result, gallery, command)
-        manifest = downscaler.manifest
+        opened = downscaler.bundle
     console.out.print(render(result))
     if output:
         write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:
         scores = {**result.to_dict(), "command": command}
-        write_manifest(bundle, replace(manifest, scores=scores))
+        rewrite_manifest(opened, replace(opened.manifest, scores=scores))
     if report:
         console.out.print(f"Wrote {report}: open {report / 'report.html'}", highlight=False)
 

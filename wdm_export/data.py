@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from wdm_runtime.grid import (
     same_spacing,
 )
 from wdm_runtime.io import read_field
+from wdm_runtime.io.atomic import write_text
 from wdm_runtime.select import latitude_range
 
 STORE_VERSION = 2  # 2: `domain`
@@ -176,10 +178,28 @@ def prepare(
         No file given, an unreadable file, fields of unknown or different spacings or of unknown
         latitudes, a field smaller than a patch, or no patch found.
     OutputError
-        The store's folder cannot be made.
+        The store's folder cannot be made or filled.
     """
     store = Path(store)
     _make_folder(store, size)
+    try:
+        _fill(store, files, factor, size, on_file)
+    except OSError as error:
+        raise OutputError(
+            f"{store}: cannot be written ({error}); expected room for the patches. Free some "
+            "space, or choose another folder with -o."
+        ) from error
+    return PatchStore.open(store)
+
+
+def _fill(
+    store: Path,
+    files: Iterable[str | Path],
+    factor: int,
+    size: int,
+    on_file: Callable[[Path, int], None] | None,
+) -> None:
+    """Cut the patches, then write the index that makes a folder a store."""
     sources: list[Source] = []
     domain: Domain | None = None
     total = 0
@@ -213,8 +233,7 @@ def prepare(
         "domain": asdict(domain),
         "sources": [asdict(source) for source in sources],
     }
-    (store / _INDEX).write_text(json.dumps(index_values, indent=1))
-    return PatchStore.open(store)
+    write_text(store / _INDEX, json.dumps(index_values, indent=1))
 
 
 def widened(domain: Domain | None, field: PrecipField) -> Domain:
@@ -268,8 +287,8 @@ def _make_folder(store: Path, size: int) -> None:
 
 def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, int, int]) -> None:
     """Turn appended raw values into a .npy, whose header needs the final count first."""
-    source = np.memmap(raw, dtype=np.float16, mode="r", shape=shape)
-    out = np.lib.format.open_memmap(target, mode="w+", dtype=np.float16, shape=shape)
-    out[:] = source
-    out.flush()
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    with raw.open("rb") as values, target.open("wb") as out:  # a mapped file dies on a full disk
+        np.lib.format.write_array_header_1_0(out, header)
+        shutil.copyfileobj(values, out)
     raw.unlink()

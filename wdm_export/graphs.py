@@ -27,6 +27,7 @@ OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
 ROLE_PROPERTY = "wdm_role"
 _WEIGHT_OPS = {"Cast", "MatMul"}
+_LEAST_VALUES = 16  # of a weight: for fewer a cast costs more than it saves
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
 
 
@@ -82,7 +83,9 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
 
 def _may_fold(node: ir.Node) -> bool | None:
     """Not what works on weights; of all else the optimizer decides."""
-    return False if node.op_type in _WEIGHT_OPS else None
+    constants = [value.const_value for value in node.inputs if value is not None]
+    weights = any(c is not None and c.size >= _LEAST_VALUES for c in constants)
+    return False if weights and node.op_type in _WEIGHT_OPS else None
 
 
 def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
@@ -126,13 +129,16 @@ def label(model: onnx.ModelProto, role: str) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop the exporter's source traces: they hold paths of the machine and double the file."""
+    """Drop the exporter's source traces: they hold paths of the machine and double the file.
+
+    Nodes lose their names, which are those of their outputs again.
+    """
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
     for node in model.graph.node:
         del node.metadata_props[:]
-        node.doc_string = ""
+        node.name = node.doc_string = ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
@@ -146,7 +152,7 @@ def _store_weights_in_fp16(model: onnx.ModelProto) -> None:
             continue
         values = numpy_helper.to_array(weight)
         half = values.astype(np.float16)
-        if values.size < 16 or not np.array_equal(half.astype(np.float32), values):
+        if values.size < _LEAST_VALUES or not np.array_equal(half.astype(np.float32), values):
             continue
         full, stored = weight.name, f"{weight.name}_fp16"
         weight.CopyFrom(numpy_helper.from_array(half, stored))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,6 +21,7 @@ from wdm_runtime.bundle import (
     GOLDEN_NAME,
     MANIFEST_NAME,
     SCHEMA_VERSION,
+    STEP_ROLE,
     Bundle,
     FileEntry,
     GraphEntry,
@@ -31,9 +30,9 @@ from wdm_runtime.bundle import (
     sha256,
 )
 from wdm_runtime.engines import open_engine
-from wdm_runtime.engines.step import ROLE
-from wdm_runtime.errors import OutputError, ParityError
-from wdm_runtime.io.atomic import write_text
+from wdm_runtime.errors import BundleError, OutputError, ParityError
+from wdm_runtime.io.atomic import Workspace, publish, whole_file
+from wdm_runtime.signing import SIGNATURE_NAME, sign
 from wdm_runtime.wavelets import WaveletSpec
 
 LICENCE = "Apache-2.0"
@@ -97,21 +96,23 @@ def export_bundle(
     target = Path(target).absolute()
     check_target(target, overwrite)
     checkpoint.model.network.check_edge(tile_px, "--tile")
-    released = checkpoint.released()
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    released, workspace = checkpoint.released(), Workspace(target)
     try:
-        folder.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workspace.open()
+        folder = workspace.temporary
+        folder.mkdir()
         _write(folder, released, name or target.name, tile_px, notify)
-        bundle = Bundle.open(folder)
+        bundle = Bundle.own(folder)
         comparisons = check_bundle(bundle, released, notify)
         parity.require_all(comparisons)
-        _put_in_place(folder, target)
+        publish(folder, target, overwrite)
     except OSError as error:
         raise OutputError(
             f"{target}: cannot be written ({error}). Choose another folder with -o."
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        workspace.close()
     return replace(bundle, path=target), comparisons
 
 
@@ -122,15 +123,6 @@ def check_target(target: Path, overwrite: bool) -> None:
             f"{target}: already exists; expected a new folder, or a bundle and --overwrite. "
             "Choose another with -o."
         )
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Rename the finished folder; a folder that is replaced stays whole until the very end."""
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(folder, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: Notify) -> None:
@@ -147,8 +139,8 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     for precision in ("fp32", "fp16"):
         notify(f"Exporting the score network in {precision}")
         add(f"score_{precision}", graphs.score_graph(network, tile_px, precision == "fp16"))
-    tail, entries[ROLE] = step_tail(entries["score_fp32"])
-    (folder / entries[ROLE].file).write_bytes(tail)
+    tail, entries[STEP_ROLE] = step_tail(entries["score_fp32"])
+    (folder / entries[STEP_ROLE].file).write_bytes(tail)
     add("dwt", graphs.dwt_graph(spec))
     add("idwt", graphs.idwt_graph(spec))
     pixel = latency_network(released.model.network)
@@ -190,25 +182,51 @@ def _entry(file: str, data: bytes) -> FileEntry:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the model card and the manifest that hashes it.
+    """Write the model card and the manifest that hashes it, into a folder nobody reads yet."""
+    card = model_card(manifest).encode()
+    (folder / CARD_NAME).write_bytes(card)
+    others = [entry for entry in manifest.files if entry.file != CARD_NAME]
+    manifest = replace(manifest, files=(_entry(CARD_NAME, card), *others))
+    (folder / MANIFEST_NAME).write_text(manifest.to_json())
 
-    The manifest that is there lets go of the old card first, so that the bundle is whole at every
-    moment, whenever this is interrupted.
+
+def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> None:
+    """Give a bundle another manifest and card, both at once; a signature is no longer one.
 
     Raises
     ------
     OutputError
-        The folder cannot be written.
+        The folder cannot be written beside.
     """
-    card = model_card(manifest)
-    others = tuple(entry for entry in manifest.files if entry.file != CARD_NAME)
-    if (folder / MANIFEST_NAME).exists():
-        there = Bundle.open(folder).manifest
-        kept = tuple(entry for entry in there.files if entry.file != CARD_NAME)
-        write_text(folder / MANIFEST_NAME, replace(there, files=kept).to_json())
-    write_text(folder / CARD_NAME, card)
-    manifest = replace(manifest, files=(_entry(CARD_NAME, card.encode()), *others))
-    write_text(folder / MANIFEST_NAME, manifest.to_json())
+    target = bundle.path.resolve()
+    with whole_file(target) as folder:
+        shutil.copytree(target, folder, ignore=shutil.ignore_patterns(SIGNATURE_NAME))
+        write_manifest(folder, manifest)
+
+
+def sign_bundle(bundle: Bundle, key: Path) -> Path:
+    """Check every file of a bundle, then write the signature beside its manifest.
+
+    Raises
+    ------
+    BundleError
+        A file is missing or altered.
+    InputError
+        ``key`` is no private key that signs.
+    OutputError
+        The signature cannot be written.
+    """
+    bundle.verify()
+    raw = (bundle.path / MANIFEST_NAME).read_bytes()
+    if sha256(raw) != bundle.sha256:
+        raise BundleError(
+            f"{bundle.path}: its manifest changed since it was checked; expected it to stay. Sign "
+            "it when nobody writes to it."
+        )
+    text, target = sign(raw, key), bundle.path / SIGNATURE_NAME
+    with whole_file(target) as temporary:
+        temporary.write_bytes(text)
+    return target
 
 
 def check_bundle(
@@ -231,7 +249,7 @@ def check_bundle(
     spec, size = manifest.wavelet, manifest.tile_px // manifest.wavelet.stride
     subbands = {"score": (spec.subbands, size), "pixel": (1, manifest.tile_px)}
     for role, entry in manifest.graphs.items():
-        if role == ROLE:  # no graph by itself: compared below
+        if role == STEP_ROLE:  # no graph by itself: compared below
             continue
         notify(f"Checking {entry.file}")
         expected = entry.inputs
@@ -248,6 +266,9 @@ def check_bundle(
         comparisons = _compare_scores(bundle, notify)
     else:
         comparisons = _compare_with_torch(bundle, weights, notify)
+    if STEP_ROLE in manifest.graphs:
+        notify("Comparing the fused step with NumPy's")
+        comparisons.append(compare_step(bundle))
     dwt, idwt = (
         open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
         for role in ("dwt", "idwt")
@@ -286,7 +307,4 @@ def _compare_scores(bundle: Bundle, notify: Notify) -> list[parity.Comparison]:
     if "score_fp16" in bundle.manifest.graphs:
         notify("Comparing score_fp16 with score_fp32")
         comparisons.append(parity.compare_precisions(bundle))
-    if ROLE in bundle.manifest.graphs:
-        notify("Comparing the fused step with NumPy's")
-        comparisons.append(compare_step(bundle))
     return comparisons

@@ -19,7 +19,7 @@ from wdm_runtime import wavelets
 from wdm_runtime.bundle import Bundle, GraphEntry, TensorSpec
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.errors import ParityError
-from wdm_runtime.selftest import read_golden
+from wdm_runtime.golden import read_golden
 from wdm_runtime.wavelets import WaveletSpec
 
 FP32_LIMIT = 1e-4  # largest absolute difference, v has unit variance

@@ -2,6 +2,7 @@
 
 The manifest is the only place for each fact of a model. It is read strictly: a key too many or too
 few, a newer schema or a file whose SHA-256 differs is a BundleError, before anything is parsed.
+A folder may come from anywhere: no more is read than declared, and nothing outside of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -18,7 +20,10 @@ from typing import Any, TypeVar
 
 from wdm_runtime.diffusion import PREDICTIONS, VPSchedule
 from wdm_runtime.errors import BundleError, InputError, WdmError
+from wdm_runtime.onnx_gate import check_graph
+from wdm_runtime.plain_file import parse_json, read_plain
 from wdm_runtime.precision import PrecisionCheck
+from wdm_runtime.signing import SIGNATURE_NAME, check_signature, required_key
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
@@ -29,9 +34,16 @@ DEFAULT_BUNDLE = "wdm2-mrms"
 # What each graph is for. The pixel graphs serve the latency comparison only; `step` is the
 # sampler's update, which is no graph by itself but continues a score graph: `engines.step`.
 GRAPH_ROLES = ("score_fp32", "score_fp16", "step", "dwt", "idwt", "pixel_fp32", "pixel_fp16")
+STEP_ROLE = "step"
 REQUIRED_ROLES = ("score_fp32", "dwt", "idwt")
 _OPTIONAL = {"optional": True}  # of a key: bundles without it are older, not damaged
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit
+_MAX_SIZE = 1 << 20  # of a tile, a factor or a tensor's axis
+_FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+# Names that some systems open as devices, whatever follows the first dot.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
@@ -127,6 +139,8 @@ class Manifest:
             raise ValueError(f"prediction is '{self.prediction}', expected {PREDICTIONS}")
         if self.factor < 2 or self.tile_px < self.wavelet.stride:
             raise ValueError(f"factor {self.factor} or tile {self.tile_px} is too small")
+        if max(self.factor, self.tile_px) > _MAX_SIZE:
+            raise ValueError(f"factor {self.factor} or tile {self.tile_px} is too large")
         if self.tile_px % self.wavelet.stride:
             raise ValueError(f"tile {self.tile_px} is no multiple of {self.wavelet.stride}")
         for scale in (self.residual_scale, self.condition_scale):
@@ -135,10 +149,41 @@ class Manifest:
         missing = set(REQUIRED_ROLES) - set(self.graphs)
         unknown = set(self.graphs) - set(GRAPH_ROLES)
         if missing or unknown:
-            raise ValueError(f"graphs missing {sorted(missing)}, unknown {sorted(unknown)}")
-        for entry in (*self.graphs.values(), *self.files):
-            if not _FILE_NAME.fullmatch(entry.file):
-                raise ValueError(f"file name '{entry.file}' is not a plain name")
+            raise ValueError(f"graphs missing {sorted(missing)}, unknown {_shown(unknown)}")
+        _check_entries((*self.graphs.values(), *self.files))
+        for text in (self.name, self.licence):
+            if not (text.isprintable() and len(text) <= 200):
+                raise ValueError(f"name or licence is {reprlib.repr(text)}, expected a short text")
+
+
+def _check_entries(entries: tuple[FileEntry, ...]) -> None:
+    """Plain names, each once on any file system, with sizes and hashes that can be."""
+    taken = {MANIFEST_NAME, SIGNATURE_NAME}
+    for entry in entries:
+        name = entry.file
+        if not _FILE_NAME.fullmatch(name) or _DEVICES.fullmatch(name):
+            raise ValueError(f"file name {reprlib.repr(name)} is not a plain name")
+        if name.lower() in taken:
+            raise ValueError(f"file name '{name}' is taken")
+        taken.add(name.lower())
+        if not 0 <= entry.bytes <= MAX_FILE_BYTES or not _SHA256.fullmatch(entry.sha256):
+            raise ValueError(f"file '{name}' has {entry.bytes} bytes or no SHA-256")
+        if isinstance(entry, GraphEntry):
+            _check_tensors(entry)
+
+
+def _check_tensors(entry: GraphEntry) -> None:
+    if not (entry.inputs and entry.outputs):
+        raise ValueError(f"graph '{entry.file}' has no inputs or no outputs")
+    for spec in (*entry.inputs, *entry.outputs):
+        sizes = [1 if isinstance(size, str) else size for size in spec.shape]
+        if len(sizes) > 8 or not all(1 <= size <= _MAX_SIZE for size in sizes):
+            raise ValueError(f"graph '{entry.file}' has a tensor of {len(sizes)} axes, {sizes[:8]}")
+
+
+def _shown(names: set[str]) -> str:
+    """Names in a message, which somebody else may have made long or many."""
+    return reprlib.repr(sorted(names))
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -151,7 +196,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if record is not None:
             return _build(record, value, where)
         if not isinstance(value, tuple(arguments)) or isinstance(value, bool):
-            raise ValueError(f"{where} is {value!r}, expected {kind}")
+            raise ValueError(f"{where} is {reprlib.repr(value)}, expected {kind}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
@@ -166,7 +211,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"{where} is {value!r}, expected {kind.__name__}")
+        raise ValueError(f"{where} is {reprlib.repr(value)}, expected {kind.__name__}")
     return value
 
 
@@ -177,7 +222,7 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     names = [f.name for f in fields(kind) if f.name not in optional]
     missing, unknown = set(names) - set(value), set(value) - set(names)
     if missing or unknown:
-        raise ValueError(f"{where}: missing keys {sorted(missing)}, unknown {sorted(unknown)}")
+        raise ValueError(f"{where}: missing keys {sorted(missing)}, unknown {_shown(unknown)}")
     hints = typing.get_type_hints(kind)
     built = {n: _build(hints[n], value[n], f"{where}.{n}" if where else n) for n in names}
     return kind(**built)
@@ -197,25 +242,55 @@ class Bundle:
     sha256: str
 
     @classmethod
-    def open(cls, path: str | Path | None = None) -> Bundle:
+    def open(cls, path: str | Path | None = None, key: Path | None = None) -> Bundle:
         """Open a bundle, by default the one that comes with the package.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        key
+            The public key it has to be signed for; by default that of the environment variable
+            ``WDM_REQUIRE_SIGNATURE``, and where that is not set none.
 
         Raises
         ------
         BundleError
-            No manifest there, or it is malformed, incomplete, inconsistent or too new.
+            No manifest there, or it is malformed, incomplete, inconsistent or too new, or not
+            signed as it has to be.
+        InputError, MissingDependencyError
+            The key cannot be used.
         """
+        return cls._open(path, key or required_key())
+
+    @classmethod
+    def own(cls, path: Path) -> Bundle:
+        """Open a bundle that this process has just made, and nobody can have signed yet.
+
+        Raises
+        ------
+        BundleError
+            As for `open`.
+        """
+        return cls._open(path, None)
+
+    @classmethod
+    def _open(cls, path: str | Path | None, key: Path | None) -> Bundle:
         path = default_bundle() if path is None else Path(path)
         manifest_path = path / MANIFEST_NAME
         try:
-            raw = manifest_path.read_bytes()
-        except OSError as error:
+            raw = read_plain(manifest_path, MAX_MANIFEST_BYTES)
+        except (OSError, ValueError) as error:
             raise BundleError(
-                f"{path}: has no readable {MANIFEST_NAME} ({error.strerror}); expected a bundle "
+                f"{path}: has no readable {MANIFEST_NAME} ({_reason(error)}); expected a bundle "
                 "folder. Check --bundle or build one with 'wdm-export build'."
             ) from error
+        if key is not None:
+            check_signature(raw, path, key)
         try:
-            values = json.loads(raw)
+            if len(raw) > MAX_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
+            values = parse_json(raw)
             version = values.get("schema_version") if isinstance(values, dict) else None
             if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise BundleError(
@@ -239,14 +314,18 @@ class Bundle:
         Raises
         ------
         BundleError
-            The bundle has no such graph, or the file is missing or altered.
+            The bundle has no such graph, or the file is missing or altered, or is no graph that
+            `check_graph` lets through.
         """
         if role not in self.manifest.graphs:
             raise BundleError(
                 f"{self.path}: has no graph '{role}', only {', '.join(self.manifest.graphs)}. "
                 "Choose another --precision or export the bundle again."
             )
-        return self._read(self.manifest.graphs[role])
+        entry = self.manifest.graphs[role]
+        data = self._read(entry)
+        check_graph(data, str(self.path / entry.file), tail=role == STEP_ROLE)
+        return data
 
     def file(self, name: str) -> bytes:
         """The bytes of another file, after comparing size and hash with the manifest.
@@ -266,29 +345,36 @@ class Bundle:
 
     def verify(self) -> None:
         """Check every file of the bundle."""
-        for entry in (*self.manifest.graphs.values(), *self.manifest.files):
+        for role in self.manifest.graphs:
+            self.graph(role)
+        for entry in self.manifest.files:
             self._read(entry)
 
     def _read(self, entry: FileEntry) -> bytes:
         path = self.path / entry.file
         try:
-            if path.stat().st_size != entry.bytes:
-                raise BundleError(
-                    f"{path}: has {path.stat().st_size} bytes; the manifest expects "
-                    f"{entry.bytes}. Fetch or export the bundle again."
-                )
-            data = path.read_bytes()
-        except OSError as error:
+            data = read_plain(path, entry.bytes)
+        except (OSError, ValueError) as error:
             raise BundleError(
-                f"{path}: cannot be read ({error.strerror}); the manifest expects it. "
+                f"{path}: cannot be read ({_reason(error)}); the manifest expects it. "
                 "Fetch or export the bundle again."
             ) from error
+        if len(data) != entry.bytes:
+            more = "more than " if len(data) > entry.bytes else ""
+            raise BundleError(
+                f"{path}: has {more}{min(len(data), entry.bytes)} bytes; the manifest expects "
+                f"{entry.bytes}. Fetch or export the bundle again."
+            )
         if sha256(data) != entry.sha256:
             raise BundleError(
                 f"{path}: SHA-256 is {sha256(data)[:12]}...; the manifest expects "
                 f"{entry.sha256[:12]}.... Fetch or export the bundle again."
             )
         return data
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def default_bundle() -> Path:

@@ -16,6 +16,7 @@ from wdm_runtime.cli_options import (
     BuildOption,
     BundleOption,
     FusedOption,
+    KeyOption,
     QuietOption,
     ThreadsOption,
     engine_options,
@@ -28,6 +29,7 @@ from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
 from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from wdm_runtime.settings import Settings
+from wdm_runtime.signing import required_key
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, POLICIES
 
@@ -71,6 +73,7 @@ def infer(
         ),
     ] = None,
     bundle: BundleOption = None,
+    require_signature: KeyOption = None,
     engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = "auto",
     precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
     members: Annotated[int, typer.Option(help="Ensemble size")] = 1,
@@ -155,7 +158,8 @@ def infer(
     if report:
         check_destination(report, None, overwrite=True)
     options = engine_options(batch, threads, build, quiet, fused_step)
-    with reader, Downscaler.open(bundle, engine, precision, options) as downscaler:
+    opened = Bundle.open(bundle, require_signature)
+    with reader, Downscaler.open(opened, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
             outcome = job.run(
@@ -184,6 +188,7 @@ def replay(
         Path | None, typer.Option("--input", help="Default: the input it names")
     ] = None,
     bundle: BundleOption = None,
+    require_signature: KeyOption = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="Default: the one it was made with")
     ] = None,
@@ -200,8 +205,9 @@ def replay(
     record = open_record(output, input)
     engine, precision = engine or record.text("engine"), record.text("precision")
     options = engine_options(batch, threads, build, quiet, record.fused_step)
+    opened = Bundle.open(bundle, require_signature)
     with (
-        Downscaler.open(bundle, engine, precision, options) as downscaler,
+        Downscaler.open(opened, engine, precision, options) as downscaler,
         _Progress(downscaler, quiet) as progress,
     ):
         verdict = repeat(record, downscaler, _bytes(max_memory), progress.on_plan, progress.on_step)
@@ -250,15 +256,31 @@ def _stem(path: Path) -> str:
 def info(
     bundle: Annotated[Path | None, typer.Argument(help="Default: the shipped bundle")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON")] = False,
+    require_signature: KeyOption = None,
 ) -> None:
     """Show a bundle after checking all its files."""
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, require_signature)
     opened.verify()
     if as_json:
         values = {**json.loads(opened.manifest.to_json()), "sha256": opened.sha256}
         typer.echo(json.dumps(values, indent=1))
         return
     console.out.print(panels.bundle_table(opened))
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="Default: the shipped bundle")] = None,
+    key: Annotated[Path | None, typer.Option(help="Public key it must be signed for")] = None,
+) -> None:
+    """Check every file of a bundle against its manifest, and the manifest's signature."""
+    opened = Bundle.open(bundle, key)
+    opened.verify()
+    trusted = key or required_key()
+    signed = f"signed for {trusted}" if trusted else "its signature was not asked for"
+    count = len(opened.manifest.graphs) + len(opened.manifest.files)
+    line = f"{opened.path}: {count} files are as the manifest says, {signed}"
+    console.out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

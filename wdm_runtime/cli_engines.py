@@ -9,7 +9,13 @@ import typer
 
 from wdm_runtime import console, panels
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.cli_options import BundleOption, QuietOption, ThreadsOption, engine_options
+from wdm_runtime.cli_options import (
+    BundleOption,
+    KeyOption,
+    QuietOption,
+    ThreadsOption,
+    engine_options,
+)
 from wdm_runtime.doctor import diagnose
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import AUTO, ENGINES
@@ -33,6 +39,7 @@ def doctor(
 
 def run_selftest(
     bundle: BundleOption = None,
+    require_signature: KeyOption = None,
     engine: Annotated[
         str, typer.Option(help=f"{' | '.join(ENGINES)}; auto: all that work here")
     ] = AUTO,
@@ -44,7 +51,7 @@ def run_selftest(
     """Compare engines on this machine with the bundle's golden outputs, and time them."""
     if output:
         check_destination(output, None, overwrite=True)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, require_signature)
     checks = []
     for check in selftest(opened, engine, engine_options(threads=threads)):
         checks.append(check)
@@ -63,6 +70,7 @@ def run_selftest(
 
 def build_engine(
     bundle: BundleOption = None,
+    require_signature: KeyOption = None,
     engine: Annotated[str, typer.Option(help="tensorrt | tensorrt-rtx")] = "tensorrt",
     precision: Annotated[str, typer.Option(help="auto | fp16 | fp32")] = AUTO,
     batch: Annotated[list[int] | None, typer.Option(help="Tiles a launch; repeatable; 1")] = None,
@@ -70,9 +78,10 @@ def build_engine(
 ) -> None:
     """Build TensorRT plans on this machine, so that no later run has to."""
     console.out.quiet = quiet
+    opened_bundle = Bundle.open(bundle, require_signature)
     for size in batch or [1]:
         options = engine_options(str(size), quiet=quiet)
-        with Downscaler.open(bundle, engine, precision, options) as opened:
+        with Downscaler.open(opened_bundle, engine, precision, options) as opened:
             seconds = opened.seconds_per_tile()
             if opened.fused:
                 opened.fused.available()  # builds its plan too; what keeps it from that is noted

@@ -11,8 +11,16 @@ from wdm_runtime import panels
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
+from wdm_runtime.signing import REQUIRE_VARIABLE
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        help=f"Public key the bundle must be signed for; default: ${REQUIRE_VARIABLE}",
+    ),
+]
 BatchOption = Annotated[
     str | None,
     typer.Option("--batch", help="Tiles an engine call, 1; auto: measures once which is fastest"),

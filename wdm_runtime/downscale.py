@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.batching import batch_key, fastest_batch
-from wdm_runtime.bundle import Bundle
+from wdm_runtime.bundle import STEP_ROLE, Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import (
@@ -32,7 +32,6 @@ from wdm_runtime.engines import (
     step_pays,
 )
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.engines.step import ROLE
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, InputError, SuspectError, WdmError
 from wdm_runtime.field import PrecipField
@@ -405,7 +404,9 @@ def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedE
 def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:
     """The sampler's update on the engine, where asked for or faster; bundles may be without."""
     asked = options.fused_step
-    if not (asked or (asked is None and step_pays(choice.kind) and ROLE in bundle.manifest.graphs)):
+    if not (
+        asked or (asked is None and step_pays(choice.kind) and STEP_ROLE in bundle.manifest.graphs)
+    ):
         return None
     fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
     if asked:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +15,8 @@ import pytest
 from output_files import rate_field, write_output
 
 from wdm_runtime.errors import OutputError
-from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
+from wdm_runtime.io import atomic
+from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, whole_file, write_text
 from wdm_runtime.remembered import Remembered
 
 
@@ -146,6 +149,67 @@ def test_a_store_that_cannot_be_swapped_stays(
         rename(*names)
 
     monkeypatch.setattr(os, "rename", refuse_once)
+    monkeypatch.setattr(atomic, "_exchanged", lambda *_: False)  # a file system that cannot
     with pytest.raises(OutputError, match="No space left"):
         write_output(path, rate_field(), overwrite=True)
     assert everything(tmp_path) == before
+
+
+def test_a_store_is_swapped_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two renames a killed process would leave no store of that name."""
+    pytest.importorskip("zarr")
+    path = write_output(tmp_path / "out.zarr", rate_field(variable="old"))
+    renamed = []
+    monkeypatch.setattr(os, "rename", lambda *names: renamed.append(names))
+    write_output(path, rate_field(variable="new"), overwrite=True)
+    assert not renamed and (path / "new").is_dir() and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_second_of_two_writers_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with whole_file(path) as temporary:
+        temporary.write_text("first")
+        with pytest.raises(OutputError, match="is being written by another process"):
+            write_text(path, "second")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["first"]
+    write_text(path, "third")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["third"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    left = tmp_path / ".report.json.writing.tmp"
+    (left / "out.zarr").mkdir(parents=True)
+    (left / "report.json").write_text("half")
+    with whole_file(path) as temporary:
+        assert list(left.iterdir()) == []
+        temporary.write_text("whole")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]
+
+
+def test_nothing_outside_goes_through_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "report.json"
+    path.with_name(".report.json.writing.tmp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_text(path, "text")
+    assert (tmp_path / "elsewhere" / "precious").exists() and not path.exists()
+
+
+def test_without_locks_every_process_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = tmp_path / "report.json"
+    with whole_file(path) as first:
+        first.write_text("first")
+        with whole_file(path) as second:
+            assert second.parent != first.parent
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["first"]

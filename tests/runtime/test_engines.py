@@ -15,7 +15,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, select
 from wdm_runtime.engines.watched import WatchedEngine
-from wdm_runtime.errors import EngineError, MissingDependencyError, require
+from wdm_runtime.errors import BundleError, EngineError, MissingDependencyError, require
 
 KINDS = (("ort-cpu", "fp32"), ("ort-cpu", "fp16"), ("openvino", "fp32"), ("openvino", "bf16"))
 
@@ -125,6 +125,8 @@ def test_what_the_manifest_does_not_say_is_refused(tiny, kind):
         with pytest.raises(EngineError, match="the manifest says"):
             open_engine(data, replace(entry, inputs=(changed, *others)), kind)
     with pytest.raises(EngineError, match="does not load"):
+        open_engine(data.replace(b"Softmax", b"Reshape"), entry, kind)
+    with pytest.raises(BundleError, match="is no graph"):  # before the engine has it
         open_engine(data[:5000], entry, kind)
 
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import tracemalloc
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +16,7 @@ from wdm_runtime.bundle import GOLDEN_NAME, MANIFEST_NAME, Bundle, FileEntry, sh
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import BundleError, EngineError, ParityError
+from wdm_runtime.golden import read_golden
 
 
 def rewrite_golden(folder, data):
@@ -45,7 +49,7 @@ def test_the_cpu_passes_and_the_report_says_so(run, tiny, tmp_path):
 
 
 def test_a_network_with_other_weights_fails(run, tiny_copy, tmp_path):
-    golden = selftest.read_golden(Bundle.open(tiny_copy))
+    golden = read_golden(Bundle.open(tiny_copy))
     rewrite_golden(tiny_copy, golden_bytes(golden, v=golden.v * np.float32(1.01)))
     code, out, error = run("selftest", "--bundle", tiny_copy, "--engine", "ort-cpu", "-o", "r.json")
     assert code == ParityError.exit_code and "checks failed (ort-cpu in fp32" in error
@@ -95,19 +99,61 @@ def test_an_unknown_engine_is_an_error(tiny):
 
 def test_a_bundle_without_golden_file_is_refused(tiny_copy):
     with pytest.raises(BundleError, match=r"has no file 'golden\.npz'.*Export the bundle again"):
-        selftest.read_golden(rewrite_golden(tiny_copy, None))
+        read_golden(rewrite_golden(tiny_copy, None))
 
 
 @pytest.mark.parametrize(
     "change", [{"x": np.zeros((1, 2, 3, 4))}, {"v": np.zeros((1, 16, 16, 16))}]
 )
 def test_a_golden_file_of_another_network_is_refused(tiny_copy, change):
-    golden = selftest.read_golden(Bundle.open(tiny_copy))
+    golden = read_golden(Bundle.open(tiny_copy))
     with pytest.raises(BundleError, match=r"has shapes .* expected"):
-        selftest.read_golden(rewrite_golden(tiny_copy, golden_bytes(golden, **change)))
+        read_golden(rewrite_golden(tiny_copy, golden_bytes(golden, **change)))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04nothing", b"\x80\x04."])
 def test_a_damaged_golden_file_is_refused(tiny_copy, damage):
     with pytest.raises(BundleError, match="is no golden file"):
-        selftest.read_golden(rewrite_golden(tiny_copy, damage))
+        read_golden(rewrite_golden(tiny_copy, damage))
+
+
+def test_a_golden_file_of_pickles_is_refused_unread(tiny_copy):
+    """An array of objects is a pickle, and a pickle is a program."""
+    golden = read_golden(Bundle.open(tiny_copy))
+    buffer = io.BytesIO()
+    objects = np.array([Touch(tiny_copy / "ran")], dtype=object)
+    np.savez(buffer, x=objects, condition=golden.condition, t=golden.t, v=golden.v)
+    with pytest.raises(BundleError, match="is no golden file"):
+        read_golden(rewrite_golden(tiny_copy, buffer.getvalue()))
+    assert not (tiny_copy / "ran").exists()
+    with np.load(io.BytesIO(buffer.getvalue()), allow_pickle=True) as file:
+        file["x"]  # what a reader that allows pickles does
+    assert (tiny_copy / "ran").exists()
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (str(self.path),)
+
+
+@pytest.mark.parametrize(("claimed", "held"), [(10**7, 10**7), (10**15, 10**7), (10**15, 9)])
+def test_a_golden_file_that_unpacks_to_more_is_refused(tiny_copy, claimed, held):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (claimed,)}
+        )
+        archive.writestr("x.npy", header.getvalue() + bytes(4 * held))
+    bundle = rewrite_golden(tiny_copy, buffer.getvalue())
+    tracemalloc.start()
+    with pytest.raises(BundleError, match="is no golden file"):
+        read_golden(bundle)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6  # of 40 MB

@@ -217,6 +217,16 @@ def test_the_kernels_are_half_precision_and_fused(shipped_fp16):
     assert len(listed) <= 137
 
 
+def test_the_parser_understands_the_shipped_graph_as_exported_now(shipped_fp16):
+    """Groups of both sizes, which the tiny bundle has not."""
+    given = feeds(shipped_fp16[1], 1)
+    expected = open_engine(*shipped_fp16, "ort-cpu").run(given)
+    builder = trt.Builder(logger(trt))
+    network = tensorrt_plan._parse(trt, builder, *shipped_fp16, 1)
+    found = evaluate(trt, network, given)[shipped_fp16[1].outputs[0].name]
+    assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
+
+
 def test_signatures_of_the_table_are_those_of_the_installed_version():
     """Spot checks by name of what is called with arguments."""
     for class_name, method in (

@@ -27,6 +27,7 @@ from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
 from wdm_runtime.engines.tensorrt_step import TensorRtStep
 from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError, install_line
+from wdm_runtime.onnx_gate import check_graph
 
 AUTO = "auto"
 
@@ -290,7 +291,8 @@ def open_engine(
     Parameters
     ----------
     graph
-        The bytes of an ONNX file, already checked against its hash.
+        The bytes of an ONNX file, already checked against its hash. What they hold is checked
+        here, whichever engine is to have them.
     entry
         The manifest's word on the graph's tensors; the loaded graph must agree.
     kind, precision
@@ -304,9 +306,12 @@ def open_engine(
         The engine does not load the graph, or its tensors are not what the manifest says.
     MissingDependencyError
         The engine is not installed.
+    BundleError
+        The graph is one that `check_graph` refuses.
     """
     _check_known(kind, tuple(_FAMILIES), "--engine")
     _check_known(precision, tuple(_FAMILIES[kind].graphs), "--precision")
+    check_graph(graph, entry.file)
     return _FAMILIES[kind].open(graph, entry, precision, options or EngineOptions())
 
 
@@ -351,6 +356,7 @@ def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEng
             "one of them, or leave out --fused-step."
         )
     graph, entry = step_graph(bundle, choice.graph)
+    check_graph(graph, entry.file)
     return opens(graph, entry, choice.precision, options)
 
 

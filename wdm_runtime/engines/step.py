@@ -12,10 +12,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Bundle, GraphEntry, sha256
+from wdm_runtime.bundle import STEP_ROLE, Bundle, GraphEntry, sha256
 
 Array = npt.NDArray[np.float32]
-ROLE = "step"
 
 
 class StepEngine(Protocol):
@@ -65,8 +64,8 @@ def step_graph(bundle: Bundle, precision: str) -> tuple[bytes, GraphEntry]:
     BundleError
         The bundle has no such graphs, or a file is missing or altered.
     """
-    data = bundle.graph(f"score_{precision}") + bundle.graph(ROLE)
-    score, tail = (bundle.manifest.graphs[role] for role in (f"score_{precision}", ROLE))
+    data = bundle.graph(f"score_{precision}") + bundle.graph(STEP_ROLE)
+    score, tail = (bundle.manifest.graphs[role] for role in (f"score_{precision}", STEP_ROLE))
     return data, GraphEntry(
         f"{score.file} with {tail.file}",
         sha256(data),

@@ -1,11 +1,14 @@
 """Files, and stores that are folders, that appear whole or not at all.
 
-An output grows under a hidden temporary name beside its final one and takes that name once all of
-it is on disk, so neither a crash nor a full disk leaves something that looks complete.
+An output grows in a hidden folder beside its final place and takes its name once all of it is on
+disk, so neither a crash nor a full disk leaves something that looks complete.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -21,6 +24,8 @@ from wdm_runtime.errors import OutputError
 
 ZARR_SUFFIX = ".zarr"
 _ZARR_ROOTS = (".zgroup", "zarr.json")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and stdio.h
 
 
 def check_destination(path: Path, input_path: str | None, overwrite: bool) -> None:
@@ -70,9 +75,75 @@ def _same_file(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def temporary_name(path: Path) -> Path:
-    """A hidden name beside ``path``: random, so two processes writing one file never share it."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+class Workspace:
+    """A hidden folder beside ``path`` in which one process at a time makes it.
+
+    It is locked, and the system lets go of the lock if the process dies: whoever writes ``path``
+    next throws away what a killed process left. Where the file system has no locks the folder gets
+    a name of its own, and what is left of it stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = path.with_name(f".{path.name}.writing.tmp")
+        self._descriptor: int | None = None
+
+    @property
+    def temporary(self) -> Path:
+        """Where the output grows, under its final name."""
+        return self._folder / self.path.name
+
+    def open(self) -> None:
+        """Make the folder, empty and this process's own.
+
+        Raises
+        ------
+        OutputError
+            Another process is writing this output.
+        OSError
+            The folder cannot be made.
+        """
+        while self._descriptor is None:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            try:
+                descriptor = os.open(self._folder, _FOLDER)
+            except FileNotFoundError:  # another process finished just now
+                continue
+            try:
+                if self._lock(descriptor):
+                    self._descriptor = descriptor
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+        for left in self._folder.iterdir():
+            discard(left)
+
+    def _lock(self, descriptor: int) -> bool:
+        """Whether the folder is still the one under its name."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{self.path}: is being written by another process; expected to be the only one. "
+                "Wait for it, or choose another name."
+            ) from error
+        except OSError:  # no locks here
+            with suppress(OSError):
+                self._folder.rmdir()
+            self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
+            self._folder.mkdir(mode=0o700)
+            return True
+        try:
+            return os.path.samestat(os.stat(self._folder), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Throw away whatever is in it."""
+        if self._descriptor is not None:
+            discard(self._folder)
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 @contextmanager
@@ -88,10 +159,10 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Put a finished file or store on disk and give it its name.
+    """Put a finished file or folder on disk and give it its name.
 
-    With ``overwrite`` another of that name is replaced: a file at once, a store by moving the old
-    one aside first, so that the name never holds a mixture of both.
+    With ``overwrite`` another of that name is replaced at once: the name holds the old one or the
+    new one at any time.
 
     Raises
     ------
@@ -102,7 +173,7 @@ def publish(temporary: Path, path: Path, overwrite: bool) -> None:
     """
     if temporary.is_dir():
         os.sync()  # thousands of files, each of which would have to be opened again
-        _move_store(temporary, path, overwrite)
+        _move_folder(temporary, path, overwrite)
     else:
         _sync(temporary)
         if overwrite:
@@ -114,34 +185,51 @@ def publish(temporary: Path, path: Path, overwrite: bool) -> None:
         _sync(path.parent)
 
 
-def _move_store(temporary: Path, path: Path, overwrite: bool) -> None:
-    check_destination(path, None, overwrite)  # as late as possible: a rename may replace
+def _move_folder(temporary: Path, path: Path, overwrite: bool) -> None:
+    if os.path.lexists(path) and not overwrite:  # as late as possible: a rename may replace
+        raise _appeared(path)
     if not path.exists():
         os.rename(temporary, path)
-        return
-    aside = temporary_name(path)
-    os.rename(path, aside)
-    try:
-        os.rename(temporary, path)
-    except BaseException:
-        os.rename(aside, path)
-        raise
-    discard(aside)
+    elif not _exchanged(temporary, path):
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.old")  # nobody cleans it up
+        os.rename(path, aside)
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+        discard(aside)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Swap two names in one step, if this system and file system can."""
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+    if exchange is None:
+        return False
+    if exchange(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def _link(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)  # unlike a rename, refuses to replace
     except FileExistsError as error:
-        raise OutputError(
-            f"{path}: appeared while this output was being written; expected no such file. It was "
-            "left as it is: pass --overwrite or choose another name."
-        ) from error
+        raise _appeared(path) from error
     except OSError:  # no hard links on this file system: check as late as possible
         check_destination(path, None, overwrite=False)
         os.replace(temporary, path)
-    else:
-        temporary.unlink()
+
+
+def _appeared(path: Path) -> OutputError:
+    return OutputError(
+        f"{path}: appeared while this output was being written; expected no such file. It was "
+        "left as it is: pass --overwrite or choose another name."
+    )
 
 
 def _sync(path: Path) -> None:
@@ -170,6 +258,7 @@ def exit_on_sigterm() -> Iterator[None]:
     """
 
     def leave(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the tidying up
         sys.exit(128 + number)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -193,13 +282,14 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
         The folder is missing, full or not writable, or without ``overwrite`` the file exists. An
         older file stays as it was.
     """
-    temporary = temporary_name(path)
+    workspace = Workspace(path)
     try:
         with output_errors(path):
-            yield temporary
-            publish(temporary, path, overwrite)
+            workspace.open()
+            yield workspace.temporary
+            publish(workspace.temporary, path, overwrite)
     finally:
-        discard(temporary)  # nothing is left of it after success
+        workspace.close()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,11 +16,10 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.io.array_output import ArrayOutput, NetCDFArrays, Output
 from wdm_runtime.io.atomic import (
     ZARR_SUFFIX,
+    Workspace,
     check_destination,
-    discard,
     output_errors,
     publish,
-    temporary_name,
 )
 from wdm_runtime.io.cf import discovery_attributes, identity, output_time, plain, written_now
 from wdm_runtime.io.layout import Layout, layout_of
@@ -193,13 +192,15 @@ class EnsembleWriter:
         self._rows_written = np.zeros((times, self.grid.shape[0] if statistics else 0), dtype=bool)
         self._masks: dict[int, bytes] = {}
         self._open_output = open_output
-        self._temporary = temporary_name(self.path)
+        self._workspace = Workspace(self.path)
         self._output: Output | None = None
 
     def __enter__(self) -> EnsembleWriter:
         try:
             with output_errors(self.path):
-                self._output = self._open_output(self._temporary, self._layout, self.field)
+                self._workspace.open()
+                temporary = self._workspace.temporary
+                self._output = self._open_output(temporary, self._layout, self.field)
         except BaseException:
             self._abandon()
             raise
@@ -304,7 +305,8 @@ class EnsembleWriter:
         with output_errors(self.path):
             output.finish(self._global_attributes())
             self._output = None
-            publish(self._temporary, self.path, self.overwrite)
+            publish(self._workspace.temporary, self.path, self.overwrite)
+        self._workspace.close()
 
     def _check_complete(self, things: str, second: str, written: npt.NDArray[np.bool_]) -> None:
         if written.all():
@@ -330,4 +332,4 @@ class EnsembleWriter:
         output, self._output = self._output, None
         if output is not None:
             output.abandon()
-        discard(self._temporary)
+        self._workspace.close()
