@@ -194,7 +194,7 @@ def test_a_hang_is_an_error_after_the_time_limit(tmp_path):
 
 
 def test_a_long_read_that_goes_on_is_no_hang(tmp_path):
-    path, side, times = tmp_path / "in.nc", 600, 150
+    path, side, times = tmp_path / "in.nc", 1000, 100
     with netCDF4.Dataset(path, "w") as dataset:
         even = np.arange(side) / 100
         coordinates(dataset, even, even, hours=range(times))
