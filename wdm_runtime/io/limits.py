@@ -65,9 +65,15 @@ def shortage() -> str:
     )
 
 
-def descriptors() -> int:
-    """How many files and pipes this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+def holds_open(path: str) -> bool:
+    """Whether this process has a file open, under this or another name."""
+    with suppress(OSError):
+        file = os.stat(path)
+        for descriptor in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the listing's own is closed by now
+                if os.path.samestat(os.fstat(int(descriptor)), file):
+                    return True
+    return False
 
 
 def is_crowded() -> bool:

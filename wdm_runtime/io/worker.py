@@ -69,7 +69,6 @@ class Worker:
         asked = self._receive()
         signal.setitimer(signal.ITIMER_REAL, self._alarm_s)
         limits.forget_peak()
-        open_before = limits.descriptors()
         for token in asked["forget"]:
             self._fields.pop(token, None)
         try:
@@ -84,7 +83,7 @@ class Worker:
             category = one.category.__name__
             self._send(Message({"is": "warning", "category": category, "text": str(one.message)}))
         # HDF5 leaves some damaged files open, and then takes others for them.
-        worn = limits.descriptors() > open_before or limits.is_crowded()
+        worn = limits.holds_open(asked["path"]) or limits.is_crowded()
         self._send(Message({**message.head, "worn": worn}, message.arrays))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
