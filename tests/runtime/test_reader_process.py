@@ -20,8 +20,10 @@ import pytest
 from bad_files import grib, netcdf, odim
 from netcdf_files import RAIN, RATE, coordinates, rain_file
 
+import wdm_runtime
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
+from wdm_runtime.io.child import search_path
 from wdm_runtime.io.reader import ReaderProcess
 
 
@@ -373,6 +375,15 @@ def test_the_current_folder_is_not_where_code_comes_from(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == RAIN.sum()
+
+
+def test_the_reading_process_searches_in_this_one_s_order(monkeypatch):
+    """An installed package has all others beside it: their folder must not come first for that."""
+    package = str(Path(wdm_runtime.__file__).resolve().parent.parent)
+    monkeypatch.setattr(sys, "path", ["", "/first", package, "/last"])
+    assert search_path() == ["/first", package, "/last"]
+    monkeypatch.setattr(sys, "path", ["", "/first"])  # found by way of the current folder
+    assert search_path() == [package, "/first"]
 
 
 def test_relative_paths_are_those_of_the_moment(reader, tmp_path, monkeypatch):

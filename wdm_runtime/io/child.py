@@ -36,6 +36,13 @@ class ChildSilentError(ChildError):
     """It says nothing any more."""
 
 
+def search_path() -> list[str]:
+    """Where the process looks for modules: as this one does, but never in the current folder."""
+    path = [folder for folder in sys.path if os.path.isabs(folder)]
+    package = str(_PACKAGE.parent)
+    return path if package in path else [package, *path]
+
+
 class Child:
     """A module's ``main`` in a process of its own, between its start and its `end`.
 
@@ -55,10 +62,9 @@ class Child:
 
     def __init__(self, module: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        path = [str(_PACKAGE.parent), *(p for p in sys.path if os.path.isabs(p))]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _BOOT.format(module), json.dumps(path)],
+                [sys.executable, "-I", "-c", _BOOT.format(module), json.dumps(search_path())],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
