@@ -24,6 +24,7 @@ from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime import Bundle, Downscaler  # noqa: E402
 from wdm_runtime.bundle import GRAPH_ROLES  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, OutputError, ParityError  # noqa: E402
+from wdm_runtime.signing import SIGNATURE_NAME  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +254,12 @@ def test_check_bundle_refuses_a_graph_in_another_ones_place(exported, checkpoint
     rewrite_graph(bundle.path, "score_fp16", bundle.graph("pixel_fp16"))
     with pytest.raises(ParityError, match="'score_fp16'"):
         package.check_bundle(Bundle.open(bundle.path), checkpoint)
+
+
+def test_a_bundle_with_another_manifest_has_no_signature_left(tiny_copy):
+    (tiny_copy / SIGNATURE_NAME).write_text("of the old manifest")
+    bundle = Bundle.open(tiny_copy)
+    package.rewrite_manifest(bundle, replace(bundle.manifest, name="renamed"))
+    assert not (tiny_copy / SIGNATURE_NAME).exists()
+    assert Bundle.open(tiny_copy).manifest.name == "renamed"
+    Bundle.open(tiny_copy).verify()
