@@ -31,8 +31,8 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.io import read_field
+from wdm_runtime.presets import FAST, PRESETS
 from wdm_runtime.process import machine
-from wdm_runtime.samplers import DEFAULT_STEPS
 from wdm_runtime.sampling import Balance
 
 TABLE_WIDTH = 100
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
     parser.add_argument("--tile", type=int, default=PATCH_SIZE_PX, help="tile edge in fine cells")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the table there too")

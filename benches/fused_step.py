@@ -23,8 +23,9 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.fused import integrate_on_engine
+from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.process import machine
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler, integrate
+from wdm_runtime.samplers import SAMPLERS, integrate
 
 Array = npt.NDArray[np.float32]
 
@@ -35,8 +36,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engine", choices=ENGINES, action="append", help="repeatable; auto")
     parser.add_argument("--precision", choices=PRECISIONS, default=AUTO)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER)
+    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
+    parser.add_argument("--sampler", choices=SAMPLERS, default=PRESETS[FAST].sampler)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     options = parser.parse_args()
@@ -55,7 +56,7 @@ def sides(
     score = open_engine(bundle.graph(role), entry, choice.kind, choice.precision, settings)
     fused = open_step(bundle, choice, settings)
     schedule = bundle.manifest.schedule
-    steps = get_sampler(options.sampler)(schedule.times(options.steps), schedule)
+    steps = Preset(options.sampler, options.steps).plan(schedule)
     x, condition, *noise = np.random.default_rng(0).standard_normal(
         (options.steps + 1, 1, *entry.inputs[0].shape[1:]), dtype=np.float32
     )

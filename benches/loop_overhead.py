@@ -29,8 +29,9 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import outside_engine_fraction
 from wdm_runtime.noise import NoiseSource
+from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.process import machine
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler, integrate
+from wdm_runtime.samplers import SAMPLERS, integrate
 from wdm_runtime.stepping import StepTime
 
 Array = npt.NDArray[np.float32]
@@ -44,8 +45,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--input", type=Path, help="coarse field; default: a synthetic one")
     parser.add_argument("--members", type=int, default=5, help="rounds")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER)
+    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
+    parser.add_argument("--sampler", choices=SAMPLERS, default=PRESETS[FAST].sampler)
     parser.add_argument("--batch", type=int, help="tiles an engine call")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
@@ -73,7 +74,7 @@ class Parts:
         frame = look_at(field.frame(0)[flip], downscaler.manifest)
         self.tiling = frame.tiling
         self.condition = condition(frame, downscaler.manifest, downscaler._dwt).standardised
-        self.downscaler, self.steps, self.sampler = downscaler, steps, get_sampler(sampler)
+        self.downscaler, self.steps, self.way = downscaler, steps, Preset(sampler, steps)
         self.source = NoiseSource(0, field.valid_times[0], 0)
         self.x = self._draw(0)
         self.v = np.zeros_like(self.x)
@@ -114,7 +115,7 @@ class Parts:
     def _integrate(self) -> None:
         """The whole sampler with a network and noise that cost nothing."""
         schedule: VPSchedule = self.downscaler.manifest.schedule
-        steps = self.sampler(schedule.times(self.steps), schedule)
+        steps = self.way.plan(schedule)
         integrate(lambda x, t: self.v, self.x, steps, lambda i: self.x, lambda i: None)
 
 

@@ -14,7 +14,9 @@ RUNTIME_FLOORS = [
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
     | {"precision", "bench_meters", "bench_report"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters", "io.units"},
-    {"bundle", "samplers", "field", "consistency", "process", "remembered"}
+    {"samplers"},
+    {"presets"},
+    {"bundle", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {

@@ -21,7 +21,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import same_spacing
 from wdm_runtime.precision import PrecisionRun
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
+from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.select import check_spacing
 
 Array = npt.NDArray[np.float32]
@@ -31,12 +31,11 @@ RATES_MM_H = (1.0, 5.0, 20.0)
 
 @dataclass(frozen=True)
 class Draws:
-    """How the ensembles of all precisions are drawn: the runtime's defaults."""
+    """How the ensembles of all precisions are drawn."""
 
     members: int
     seed: int
-    steps: int = DEFAULT_STEPS
-    sampler: str = DEFAULT_SAMPLER
+    way: Preset = PRESETS[FAST]
     consistency: str = DEFAULT_CONSISTENCY
 
     def __post_init__(self) -> None:
@@ -115,8 +114,9 @@ def draw(
                 tile,
                 members=draws.members,
                 seed=draws.seed,
-                steps=draws.steps,
-                sampler=draws.sampler,
+                steps=draws.way.steps,
+                sampler=draws.way.sampler,
+                noise_scale=draws.way.noise_scale,
                 consistency=draws.consistency,
             ):
                 on_sample()

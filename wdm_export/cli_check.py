@@ -10,6 +10,7 @@ import typer
 
 from wdm_export.cli_parts import Threads, comparison_table, given, progress_bars
 from wdm_runtime import console
+from wdm_runtime.presets import chosen
 
 
 def check(
@@ -79,7 +80,7 @@ def _measure_precision(
         measured = check_precision(
             bundle,
             (read_field(file) for file in files),
-            Draws(members, seed),
+            Draws(members, seed, chosen(bundle.manifest.presets)),
             tiles,
             EngineOptions(threads=threads),
             lambda line: progress.update(task, note=line),

@@ -16,6 +16,7 @@ from wdm_runtime import console
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError, MissingDependencyError
+from wdm_runtime.presets import Preset, chosen
 
 if TYPE_CHECKING:
     from wdm_export.methods import Method
@@ -28,8 +29,10 @@ def evaluate(
     files: Files,
     members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of ensembles and intervals")] = 0,
+    preset: Annotated[str | None, typer.Option(help="Sampler, steps and noise scale")] = None,
     steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
+    noise_scale: Annotated[float | None, typer.Option(help="Factor of the noise")] = None,
     consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
     engine: Annotated[str | None, typer.Option(help="As of wdm-run; default: the best")] = None,
     precision: Annotated[str | None, typer.Option(help="What the engine computes in")] = None,
@@ -72,22 +75,22 @@ def evaluate(
     if report:
         make_folder(report)
     options = given(
-        members=members, seed=seed, steps=steps, sampler=sampler, consistency=consistency,
-        engine=engine, precision=precision, threads=threads, bbox=bbox, bootstrap=draws,
+        members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
+        noise_scale=noise_scale, consistency=consistency, engine=engine, precision=precision,
+        threads=threads, bbox=bbox, bootstrap=draws,
     )  # fmt: skip
     command = _command(bundle, files, options, against or [], rainfarm, outside)
-    drawing: dict[str, Any] = {
-        "steps": steps,
-        "sampler": sampler,
-        "consistency": consistency or DEFAULT_CONSISTENCY,
-    }
+    asked = {"preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale}
+    consistency = consistency or DEFAULT_CONSISTENCY
     opening: dict[str, Any] = given(engine=engine, precision=precision)
     opening["options"] = EngineOptions(threads=threads, note=_note)
     with ExitStack() as stack:
         gallery = stack.enter_context(Gallery()) if report else None
         downscaler = stack.enter_context(Downscaler.open(bundle, **opening))
         console.err.print(downscaler.choice.why, style="dim", highlight=False)
-        baselines = _baselines(downscaler, against or [], rainfarm, opening, drawing, stack)
+        baselines = _baselines(
+            downscaler, against or [], rainfarm, opening, asked, consistency, stack
+        )
         with progress_bars() as progress:
             task = progress.add_task("Evaluating", total=None, note="")
             result = evaluation.evaluate(
@@ -95,7 +98,8 @@ def evaluate(
                 (read_field(file) for file in files),
                 members,
                 seed,
-                **drawing,
+                _way(downscaler, asked),
+                consistency,
                 on_progress=lambda line: progress.update(task, note=line),
                 baselines=baselines,
                 region=region,
@@ -128,11 +132,18 @@ def _command(
     words = ["wdm-export", "evaluate", bundle.as_posix(), *(file.name for file in files)]
     for name, value in options.items():
         # A box begins with a minus west of Greenwich, which would be an option by itself.
-        words += [f"--{name}={value}"] if name == "bbox" else [f"--{name}", str(value)]
+        words += (
+            [f"--{name}={value}"] if name == "bbox" else [f"--{name.replace('_', '-')}", str(value)]
+        )
     words += [word for path in against for word in ("--against", path.as_posix())]
     if rainfarm is not None:
         words.append("--rainfarm" if rainfarm else "--no-rainfarm")
     return shlex.join([*words, *(["--outside"] if outside else [])])
+
+
+def _way(downscaler: Downscaler, asked: dict[str, Any]) -> Preset:
+    """How a bundle's members are drawn: what is asked for, or else its own preset."""
+    return chosen(downscaler.manifest.presets, **asked)
 
 
 def _note(line: str) -> None:
@@ -144,7 +155,8 @@ def _baselines(
     against: list[Path],
     rainfarm: bool | None,
     opening: dict[str, Any],
-    drawing: dict[str, Any],
+    asked: dict[str, Any],
+    consistency: str,
     stack: ExitStack,
 ) -> list[Method]:
     """Interpolations, RainFARM if it is wanted or to be had, and what was named."""
@@ -163,13 +175,13 @@ def _baselines(
     for path in against:
         if path.is_dir():
             other = stack.enter_context(type(downscaler).open(path, **opening))
-            method: Method = Ensemble(other.manifest.name, other, **drawing)
+            method: Method = Ensemble(other.manifest.name, other, _way(other, asked), consistency)
             its_factor = other.factor
         else:
             from wdm_export.regression import Regression
 
             tile_px = downscaler.manifest.tile_px
-            method = Regression.load(path, tile_px, drawing["consistency"])
+            method = Regression.load(path, tile_px, consistency)
             its_factor = method.manifest.factor
         if its_factor != factor:
             raise InputError(

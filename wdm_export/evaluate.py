@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+from wdm_runtime.presets import FAST, PRESETS, Preset
 
 SHOWN_PROBABILITY_MM_H = 5.0
 
@@ -127,8 +128,7 @@ def evaluate(
     fields: Iterable[PrecipField],
     members: int,
     seed: int,
-    steps: int | None = None,
-    sampler: str | None = None,
+    way: Preset = PRESETS[FAST],
     consistency: str = DEFAULT_CONSISTENCY,
     tile_px: int = PATCH_SIZE_PX,
     on_progress: Callable[[str], None] | None = None,
@@ -150,8 +150,8 @@ def evaluate(
         1 km truth; each is read when its turn comes, and each of its valid times is run alone.
     members, seed
         Ensemble size and seed. With one member there is no row for the ensemble.
-    steps, sampler, consistency
-        Handed on to the downscaler; None takes its defaults.
+    way, consistency
+        How members are drawn.
     tile_px
         Tile edge in fine cells.
     on_progress
@@ -177,7 +177,7 @@ def evaluate(
         raise InputError(f"Got {members} members; expected at least 1. Set --members.")
     if baselines is None:
         baselines = (Interpolation(REFERENCE, bicubic, downscaler.factor),)
-    model = Ensemble("", downscaler, steps, sampler, consistency)
+    model = Ensemble("", downscaler, way, consistency)
     methods = (*baselines, model)
     run = _Run(
         methods, model, downscaler.factor, members, seed, tile_px, region, gallery, on_progress
@@ -192,7 +192,7 @@ def evaluate(
             f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing"
             f"{' in the region' if region else ''}. Hand in larger or wetter fields."
         )
-    settings = {"members": members, "seed": seed, "steps": steps, "sampler": sampler}
+    settings = {"members": members, "seed": seed, **asdict(way)}
     settings |= {"consistency": consistency, "tile_px": tile_px}
     return run.board.result(settings, bootstrap_draws)
 

@@ -18,6 +18,7 @@ from wdm_export.score_table import REFERENCE
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
+from wdm_runtime.presets import Preset
 
 Array = npt.NDArray[np.floating]
 Places = Sequence[tuple[int, int]]  # first row and column of every tile in the fine field
@@ -67,6 +68,7 @@ class DownscalerLike(Protocol):
         seed: int,
         steps: int | None,
         sampler: str | None,
+        noise_scale: float | None,
         consistency: str,
         wanted: npt.NDArray[np.bool_] | None,
     ) -> Iterator[SampleLike]:
@@ -97,8 +99,7 @@ class Ensemble:
 
     name: str
     downscaler: DownscalerLike
-    steps: int | None = None
-    sampler: str | None = None
+    way: Preset
     consistency: str = DEFAULT_CONSISTENCY
     random: bool = True
 
@@ -110,8 +111,9 @@ class Ensemble:
             coarse,
             members=members,
             seed=seed,
-            steps=self.steps,
-            sampler=self.sampler,
+            steps=self.way.steps,
+            sampler=self.way.sampler,
+            noise_scale=self.way.noise_scale,
             consistency=self.consistency,
             wanted=wanted_cells(shape, places, size),
         ):

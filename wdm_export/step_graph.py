@@ -20,7 +20,8 @@ from wdm_runtime.engines import open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.step import step_graph
 from wdm_runtime.errors import ParityError
-from wdm_runtime.samplers import Step, get_sampler, integrate
+from wdm_runtime.presets import Preset
+from wdm_runtime.samplers import Step, integrate
 
 FILE_NAME = "step.onnx"
 _SCALARS = [field.name for field in dataclasses.fields(Step)[1:]]  # t is the score graph's own
@@ -102,7 +103,7 @@ def compare_step(bundle: Bundle, seed: int = 0) -> Comparison:
         (4, 1, *roles["score_fp32"].inputs[0].shape[1:]), dtype=np.float32
     )
     schedule = bundle.manifest.schedule
-    steps = get_sampler("second-order")(schedule.times(3), schedule)  # the one that uses all terms
+    steps = Preset("second-order", 3).plan(schedule)  # the one that uses all terms
     engine = open_engine(bundle.graph("score_fp32"), roles["score_fp32"], "ort-cpu")
     fused = open_step(bundle, select("ort-cpu", "fp32"), EngineOptions())
     try:

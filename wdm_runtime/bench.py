@@ -33,12 +33,13 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Choice
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError, InputError, MissingDependencyError
+from wdm_runtime.presets import FAST, PRESETS
 from wdm_runtime.process import load, machine
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
 from wdm_runtime.timing import feeds_of, timed_call
 from wdm_runtime.version import version
 
 DEFAULT_CALLS = 10
+_WAY = PRESETS[FAST]  # one for all models, whatever was fitted to a bundle
 _ENDS = 3  # end to end: a pixel member takes a hundred steps' time of ours
 
 Say = Callable[[str], None]
@@ -111,8 +112,8 @@ class Bench:
             versions=self._versions,
             load_before=self._load_before,
             load_after=load(),
-            sampler=DEFAULT_SAMPLER,
-            steps_a_member=DEFAULT_STEPS,
+            sampler=_WAY.sampler,
+            steps_a_member=_WAY.steps,
             complete=self._complete,
             openings=tuple(self._openings),
             steps=tuple(
@@ -187,7 +188,6 @@ class Bench:
             transforms[c.name] = c.model.open_transforms(c.choice, self._options)
             for transform in transforms[c.name]:
                 stack.callback(transform.close)
-        sampler = get_sampler(DEFAULT_SAMPLER)
         for i in range(min(_ENDS, self._calls)):
             for c in (c for c in singles if not c.failed):
                 self._say(f"end to end, round {i + 1}: {c.name}")
@@ -195,7 +195,7 @@ class Bench:
                 with noting(c, self._problems):
                     c.score.run(feeds)
                     began = time.perf_counter()
-                    one_tile(c.model.manifest, c.score, transforms[c.name], sampler, DEFAULT_STEPS)
+                    one_tile(c.model.manifest, c.score, transforms[c.name], _WAY)
                     c.ends[i] = time.perf_counter() - began
 
     def _meter(self, found: list[Meter]) -> None:
@@ -247,4 +247,4 @@ class Bench:
         if not found:
             return None
         _, best = min(found, key=lambda pair: pair[0])
-        return verdict(wavelet_name(own.manifest), best, DEFAULT_SAMPLER, DEFAULT_STEPS)
+        return verdict(wavelet_name(own.manifest), best, _WAY.sampler, _WAY.steps)

@@ -23,7 +23,7 @@ from wdm_runtime.errors import BundleError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.noise import NoiseSource
-from wdm_runtime.samplers import Sampler
+from wdm_runtime.presets import Preset
 from wdm_runtime.sampling import Draw, Sampling
 from wdm_runtime.transform import SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
@@ -126,8 +126,7 @@ def one_tile(
     manifest: Manifest,
     score: Engine,
     transforms: tuple[Engine, Engine],
-    sampler: Sampler,
-    steps: int,
+    way: Preset,
 ) -> Array:
     """One member of a coarse field that is one tile, from rates to rates (y, x) [mm h-1]."""
     dwt, idwt = transforms
@@ -135,7 +134,7 @@ def one_tile(
     source = NoiseSource if manifest.wavelet.levels else _PixelNoise
     given = condition(frame, manifest, dwt)
     draw = Draw(frame, given, 0, 0, source(0, _VALID_TIME, 0))
-    factors = sampler(manifest.schedule.times(steps), manifest.schedule)
+    factors = way.plan(manifest.schedule)
     sampling = Sampling(manifest, score, idwt, 1, None, factors, (0, 0), DEFAULT_CONSISTENCY, None)
     (member,) = sampling.run([draw])
     return member.rate_mm_h

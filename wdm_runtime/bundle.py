@@ -23,6 +23,7 @@ from wdm_runtime.errors import BundleError, InputError, WdmError
 from wdm_runtime.onnx_gate import check_graph
 from wdm_runtime.plain_file import parse_json, read_plain
 from wdm_runtime.precision import PrecisionCheck
+from wdm_runtime.presets import Preset
 from wdm_runtime.signing import SIGNATURE_NAME, check_signature, required_key
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
@@ -103,8 +104,8 @@ class Manifest:
 
     ``tile_px`` is the fine size of the tiles the score graph takes; ``domain`` is what the model
     was trained on; ``residual_scale`` standardises the coefficients that are diffused,
-    ``condition_scale`` those of the interpolated coarse field; ``precision_check`` is the only key
-    that may be missing.
+    ``condition_scale`` those of the interpolated coarse field; ``presets`` are ways to draw members
+    that were fitted to this model. ``precision_check`` and ``presets`` may be missing.
     """
 
     schema_version: int
@@ -124,12 +125,14 @@ class Manifest:
     training: dict[str, Any]
     scores: dict[str, Any] = field(default_factory=dict)
     precision_check: PrecisionCheck | None = field(default=None, metadata=_OPTIONAL)
+    presets: dict[str, Preset] = field(default_factory=dict, metadata=_OPTIONAL)
 
     def to_json(self) -> str:
         """The text of manifest.json."""
         values = asdict(self)
-        if self.precision_check is None:
-            del values["precision_check"]
+        for optional in ("precision_check", "presets"):
+            if not values[optional]:
+                del values[optional]
         return json.dumps(values, indent=1) + "\n"
 
     def check(self) -> None:
@@ -151,9 +154,11 @@ class Manifest:
         if missing or unknown:
             raise ValueError(f"graphs missing {sorted(missing)}, unknown {_shown(unknown)}")
         _check_entries((*self.graphs.values(), *self.files))
-        for text in (self.name, self.licence):
+        for text in (self.name, self.licence, *self.presets):
             if not (text.isprintable() and len(text) <= 200):
-                raise ValueError(f"name or licence is {reprlib.repr(text)}, expected a short text")
+                raise ValueError(
+                    f"a name or the licence is {reprlib.repr(text)}, expected a short text"
+                )
 
 
 def _check_entries(entries: tuple[FileEntry, ...]) -> None:

@@ -27,7 +27,8 @@ from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
 from wdm_runtime.plan import Plan, parse_bytes
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
+from wdm_runtime.presets import FAST, PRESETS
+from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.settings import Settings
 from wdm_runtime.signing import required_key
 from wdm_runtime.stepping import StepTime
@@ -78,9 +79,15 @@ def infer(
     precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
     members: Annotated[int, typer.Option(help="Ensemble size")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same ensemble")] = 0,
-    steps: Annotated[int | None, typer.Option(help=f"Network calls; {DEFAULT_STEPS}")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Sampler, steps and noise: {' | '.join(PRESETS)}; {FAST}")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Network calls; default: the preset's")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; {DEFAULT_SAMPLER}")
+        str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; default: the preset's")
+    ] = None,
+    noise_scale: Annotated[
+        float | None, typer.Option(help="Widens (above 1) or narrows the ensemble")
     ] = None,
     consistency: Annotated[
         str | None,
@@ -132,25 +139,25 @@ def infer(
     max_bytes = _bytes(max_memory)
     reader = ReaderProcess(max_bytes, read_timeout)
     reader.start()  # now, to be ready when it is asked
-    settings = job.settled(
-        Settings(
-            members=members,
-            seed=seed,
-            steps=steps,
-            sampler=sampler,
-            consistency=consistency,
-            noise_decorrelation_min=noise_decorrelation,
-            variable=variable,
-            accumulation=accumulation,
-            time=time,
-            bbox=bbox,
-            assume_factor=assume_factor,
-            units=units,
-            stats=stats,
-            quantiles=quantiles,
-            thresholds=thresholds,
-            on_suspect=on_suspect,
-        )
+    settings = Settings(
+        members=members,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        noise_scale=noise_scale,
+        preset=preset,
+        consistency=consistency,
+        noise_decorrelation_min=noise_decorrelation,
+        variable=variable,
+        accumulation=accumulation,
+        time=time,
+        bbox=bbox,
+        assume_factor=assume_factor,
+        units=units,
+        stats=stats,
+        quantiles=quantiles,
+        thresholds=thresholds,
+        on_suspect=on_suspect,
     )
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
     coarse = job.load(input, settings, reader)

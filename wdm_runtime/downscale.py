@@ -39,7 +39,7 @@ from wdm_runtime.fused import FusedStep
 from wdm_runtime.golden import check_engine
 from wdm_runtime.noise import noise_of
 from wdm_runtime.plan import Plan, sampling_bytes
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, get_sampler
+from wdm_runtime.presets import chosen
 from wdm_runtime.sampling import Balance, Draw, Member, Sampling
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, check_policy, highest_mm_h
@@ -161,6 +161,7 @@ class Downscaler:
         members: int = 1,
         steps: int | None = None,
         max_bytes: int | None = None,
+        preset: str | None = None,
     ) -> Plan:
         """What a run would take. Reads every frame once.
 
@@ -180,7 +181,7 @@ class Downscaler:
         return Plan(
             tiles=tuple(tiles),
             members=members,
-            steps=DEFAULT_STEPS if steps is None else steps,
+            steps=chosen(self.manifest.presets, preset, steps=steps).steps,
             dry_share=1.0 - covered / len(tiles),
             samples_at_once=at_once,
             memory_bytes=sampling_bytes(self._padded_cells(field), at_once),
@@ -205,6 +206,8 @@ class Downscaler:
         on_step: Callable[[StepTime], None] | None = None,
         wanted: Mask | None = None,
         on_suspect: str = DEFAULT_POLICY,
+        preset: str | None = None,
+        noise_scale: float | None = None,
     ) -> Iterator[Sample]:
         """Draw an ensemble, frame by frame and member by member.
 
@@ -220,7 +223,7 @@ class Downscaler:
             Any integer. With the frame's valid time, the member, the step and the position it
             fixes all noise.
         steps, sampler
-            Network calls and a name from `wdm_runtime.samplers`; None takes the defaults.
+            Network calls and a name from `wdm_runtime.samplers`; None takes the preset's.
         consistency
             A mode of `wdm_runtime.consistency`: whether and how block means are made equal to the
             input.
@@ -237,6 +240,12 @@ class Downscaler:
             What to do with a member that cannot be true (see `wdm_runtime.suspect`): ``"warn"``
             gives it with its fault, ``"fp32"`` draws it again in fp32 first where the engine
             computes in less, ``"fail"`` raises.
+        preset
+            Sampler, steps and noise scale by name, see `wdm_runtime.presets`: ``"fast"`` is the
+            default, ``"best"`` takes more network calls.
+        noise_scale
+            Factor of the sampler's noise, which sets the ensemble's spread. None takes the
+            preset's, or 1 where its steps or sampler are not what is asked for.
 
         Returns
         -------
@@ -246,7 +255,8 @@ class Downscaler:
         Raises
         ------
         InputError
-            No members, an unknown sampler or mode, too few steps, times or an origin the noise
+            No members, an unknown preset, sampler or mode, steps or a scale out of range, noise for
+            a sampler that takes none, times or an origin the noise
             cannot be addressed by, or more memory needed than given.
         SuspectError
             A member cannot be true, under ``"fail"``.
@@ -255,14 +265,14 @@ class Downscaler:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         check_mode(consistency)
         check_policy(on_suspect)
-        times = self.manifest.schedule.times(DEFAULT_STEPS if steps is None else steps)
+        way = chosen(self.manifest.presets, preset, sampler, steps, noise_scale)
         sampling = Sampling(
             self.manifest,
             self.engine,
             self._idwt,
             self.batch,
             self.fused,
-            get_sampler(sampler or DEFAULT_SAMPLER)(times, self.manifest.schedule),
+            way.plan(self.manifest.schedule),
             self._noise_origin(field),
             consistency,
             on_step,

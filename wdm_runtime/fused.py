@@ -110,7 +110,7 @@ def integrate_on_engine(
     engine.load(x, condition)
     for i, step in enumerate(steps):
         last = i + 1 == len(steps)
-        fresh = None if last else noise(i)
+        fresh = noise(i) if step.of_noise else None
         called = time.perf_counter()
         engine.step(step.t, step.scalars, fresh)
         if last:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import Writer, open_writer
 from wdm_runtime.plan import Plan, available_bytes, resident_bytes
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS
+from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training, select_box, select_times
 from wdm_runtime.settings import Settings
@@ -93,16 +93,24 @@ def load(input: Path, settings: Settings, reader: ReaderProcess | None = None) -
     return found
 
 
-def settled(settings: Settings) -> Settings:
-    """Defaults filled in, so that an output says what was done under any later default."""
+def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
+    """Defaults filled in, so that an output says what was done under any later default.
+
+    Raises
+    ------
+    InputError
+        An unknown name, or a number out of range.
+    """
     if settings.stats not in STATS:
         raise InputError(
             f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
         )
+    way = chosen(presets, settings.preset, settings.sampler, settings.steps, settings.noise_scale)
     return replace(
         settings,
-        steps=DEFAULT_STEPS if settings.steps is None else settings.steps,
-        sampler=settings.sampler or DEFAULT_SAMPLER,
+        steps=way.steps,
+        sampler=way.sampler,
+        noise_scale=way.noise_scale,
         consistency=settings.consistency or DEFAULT_CONSISTENCY,
         on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
@@ -130,7 +138,7 @@ def run(
     target
         File to write; its suffix chooses the format.
     settings
-        Made complete by `settled`.
+        What was asked for; `settled` makes it complete.
     provenance
         Further global attributes.
     overwrite
@@ -147,10 +155,11 @@ def run(
     WdmError
         Nothing is left at ``target``, or an older file as it was.
     """
+    settings = settled(settings, downscaler.manifest.presets)
     domain = downscaler.manifest.domain
     check_spacing(coarse, domain.spacing_km, downscaler.factor, settings.assume_factor)
     budget = _budget(max_bytes)
-    plan = downscaler.plan(coarse, settings.members, settings.steps, budget)
+    plan = downscaler.plan(coarse, settings.members, settings.steps, budget, settings.preset)
     if on_plan:
         on_plan(plan, outside_training(coarse, domain.latitudes))
     watch, reruns_before = _Watch(), downscaler.engine.fp32_reruns
@@ -171,6 +180,8 @@ def run(
         budget,
         note,
         on_suspect=settings.on_suspect or DEFAULT_POLICY,
+        preset=settings.preset,
+        noise_scale=settings.noise_scale,
     )
     statistics = None
     if settings.stats != "none":
@@ -203,7 +214,7 @@ def run(
         reruns = downscaler.engine.fp32_reruns - reruns_before
         outcome = Outcome(
             plan,
-            settings.sampler or DEFAULT_SAMPLER,
+            str(settings.sampler),
             tuple(watch.steps),
             reruns,
             watch.suspects,

@@ -39,6 +39,8 @@ def downscale(
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
+    noise_scale: float | None = None,
+    preset: str | None = None,
     consistency: str | None = None,
     noise_decorrelation_min: float = 0.0,
     units: str | None = None,
@@ -59,7 +61,7 @@ def downscale(
         An open one.
     variable, accumulation_h
         As in `wdm_runtime.io.xarray_reader.field_from_dataarray`.
-    members, seed, steps, sampler, consistency, noise_decorrelation_min
+    members, seed, steps, sampler, noise_scale, preset, consistency, noise_decorrelation_min
         As in `Downscaler.downscale`; where None is allowed it takes the default.
     units
         Of the result, for example ``"mm h-1"``; None for the input's.
@@ -91,13 +93,16 @@ def downscale(
             seed=seed,
             steps=steps,
             sampler=sampler,
+            noise_scale=noise_scale,
+            preset=preset,
             consistency=consistency,
             noise_decorrelation_min=noise_decorrelation_min,
             variable=variable,
             accumulation=None if accumulation_h is None else f"{accumulation_h}h",
             assume_factor=assume_factor,
             units=units,
-        )
+        ),
+        downscaler.manifest.presets,
     )
     domain = downscaler.manifest.domain
     check_spacing(coarse, domain.spacing_km, downscaler.factor, assume_factor)
@@ -119,6 +124,7 @@ def downscale(
         noise_decorrelation_min,
         room,
         step_times.append,
+        noise_scale=settings.noise_scale,
     )
     reruns_before = downscaler.engine.fp32_reruns
     values, balances, suspects = _collected(samples, shape, layout.quantity.mm_h)

@@ -1,8 +1,9 @@
 """Reverse-time samplers: what they do is a few numbers a step, and one loop that applies them.
 
 Every sampler here is linear in the state x, the denoised estimate D, the previous one and the
-noise z. So a sampler is a pure function of times and schedule that gives the factors of each step,
-and `integrate` is the loop in NumPy, which knows no files, engines or tiles.
+noise z. So a sampler is a pure function of the schedule, the number of network calls and a time
+grid that gives the factors of each step, and `integrate` is the loop in NumPy, which knows no
+files, engines or tiles.
 """
 
 from __future__ import annotations
@@ -47,14 +48,15 @@ class Step:
         return np.array(dataclasses.astuple(self)[1:], dtype=np.float32)
 
 
-Sampler = Callable[[npt.NDArray[np.float64], VPSchedule], tuple[Step, ...]]
+Sampler = Callable[[VPSchedule, int, str], tuple[Step, ...]]
 
 
-def euler_maruyama(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tuple[Step, ...]:
+def euler_maruyama(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
     """Plain Euler-Maruyama on the reverse SDE (Song et al. 2021, arXiv 2011.13456).
 
     With B the integral of beta over the step: x <- x + B (x / 2 + score) + sqrt(B) z.
     """
+    times = schedule.times(calls, grid)
     steps = []
     for t, after in pairwise(times):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -63,53 +65,84 @@ def euler_maruyama(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tupl
         of_state = 1.0 + beta * (0.5 - sigma**-2)
         of_denoised = beta * alpha / sigma**2
         steps.append(Step(float(t), alpha, sigma, of_state, of_denoised, of_noise=math.sqrt(beta)))
-    return (*steps, _last(times, schedule))
+    return (*steps, _last(schedule, times))
 
 
-def exponential(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tuple[Step, ...]:
+def exponential(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
     """First-order exponential Euler-Maruyama: the linear part solved exactly (ancestral step).
 
     With h half the log SNR increment:
     x <- (sigma' / sigma) exp(-h) x + alpha' (1 - exp(-2 h)) D + sigma' sqrt(1 - exp(-2 h)) z.
     """
-    return _exponential(times, schedule, order=1)
+    return _exponential(schedule, schedule.times(calls, grid), order=1, noise=True)
 
 
-def second_order(times: npt.NDArray[np.float64], schedule: VPSchedule) -> tuple[Step, ...]:
+def second_order(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
     """Second-order exponential Euler-Maruyama: DPM-Solver++ 2M in SDE form (arXiv 2211.01095).
 
     `exponential` with E = D + (D - D_prev) h / (2 h_prev) for D from the second step on.
     """
-    return _exponential(times, schedule, order=2)
+    return _exponential(schedule, schedule.times(calls, grid), order=2, noise=True)
+
+
+def dpm_solver_2m(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+    """DPM-Solver++ 2M on the probability-flow ODE (Lu et al. 2022, arXiv 2211.01095).
+
+    With E of `second_order`: x <- (sigma' / sigma) x + alpha' (1 - exp(-h)) E.
+    """
+    return _exponential(schedule, schedule.times(calls, grid), order=2, noise=False)
 
 
 def _exponential(
-    times: npt.NDArray[np.float64], schedule: VPSchedule, order: int
+    schedule: VPSchedule, times: npt.NDArray[np.float64], order: int, noise: bool
 ) -> tuple[Step, ...]:
+    # The SDE removes noise twice as fast as the ODE, and puts half of it back anew.
+    rate = 2.0 if noise else 1.0
     steps: list[Step] = []
     h_previous = 0.0
     for t, after in pairwise(times):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         alpha_next, sigma_next = schedule.alpha(after), schedule.sigma(after)
         h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
-        decay = -math.expm1(-2.0 * h)
+        decay = -math.expm1(-rate * h)
         ahead = h / (2.0 * h_previous) if order == 2 and steps else 0.0
         steps.append(
             Step(
                 float(t),
                 alpha,
                 sigma,
-                of_state=sigma_next / sigma * math.exp(-h),
+                of_state=sigma_next / sigma * math.exp(h - rate * h),
                 of_denoised=alpha_next * decay * (1.0 + ahead),
                 of_previous=-alpha_next * decay * ahead,
-                of_noise=sigma_next * math.sqrt(decay),
+                of_noise=sigma_next * math.sqrt(decay) if noise else 0.0,
             )
         )
         h_previous = h
-    return (*steps, _last(times, schedule))
+    return (*steps, _last(schedule, times))
 
 
-def _last(times: npt.NDArray[np.float64], schedule: VPSchedule) -> Step:
+def heun(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+    """Heun's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364, alg. 1).
+
+    With y = x / alpha, s = sigma / alpha and r = s' / s, Euler's step is y' = r y + (1 - r) D.
+    D' there corrects it: y' <- y' + (1 - r) / (2 r) (D' - D). So an interval takes two calls; of an
+    even number the last interval gets one and is Euler's.
+    """
+    times = schedule.times(calls // 2 + 1, grid)
+    steps: list[Step] = []
+    for t, after in pairwise(times):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        alpha_next, sigma_next = schedule.alpha(after), schedule.sigma(after)
+        r = sigma_next * alpha / (alpha_next * sigma)
+        kept = sigma_next / sigma  # alpha_next / alpha r
+        steps.append(Step(float(t), alpha, sigma, kept, alpha_next * (1.0 - r)))
+        if len(steps) + 1 < calls:
+            gain = alpha_next * (1.0 - r) / (2.0 * r)
+            steps.append(Step(float(after), alpha_next, sigma_next, 1.0, gain, -gain))
+    return (*steps, _last(schedule, times))
+
+
+def _last(schedule: VPSchedule, times: npt.NDArray[np.float64]) -> Step:
     t = float(times[-1])
     return Step(t, schedule.alpha(t), schedule.sigma(t))
 
@@ -144,7 +177,8 @@ def integrate(
             x += np.float32(step.of_denoised) * denoised
             if step.of_previous:
                 x += np.float32(step.of_previous) * previous
-            x += np.float32(step.of_noise) * noise(i)
+            if step.of_noise:
+                x += np.float32(step.of_noise) * noise(i)
             previous = denoised
         on_step(i)
     return denoised
@@ -154,9 +188,10 @@ SAMPLERS: dict[str, Sampler] = {
     "euler-maruyama": euler_maruyama,
     "exponential": exponential,
     "second-order": second_order,
+    "heun": heun,
+    "dpm-solver-2m": dpm_solver_2m,
 }
-DEFAULT_SAMPLER = "second-order"
-DEFAULT_STEPS = 8
+DETERMINISTIC = ("heun", "dpm-solver-2m")  # only the first noise makes members differ
 
 
 def get_sampler(name: str) -> Sampler:

@@ -23,6 +23,8 @@ class Settings:
     seed: int = 0
     steps: int | None = None
     sampler: str | None = None
+    noise_scale: float | None = None
+    preset: str | None = None
     consistency: str | None = None
     noise_decorrelation_min: float = 0.0
     variable: str | None = None

@@ -25,9 +25,10 @@ from wdm_runtime.bundle import MANIFEST_NAME, Bundle  # noqa: E402
 from wdm_runtime.engines import open_engine  # noqa: E402
 from wdm_runtime.engines.options import EngineOptions  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, MissingDependencyError, ParityError  # noqa: E402
+from wdm_runtime.presets import Preset  # noqa: E402
 
 QUIET = EngineOptions(note=lambda _: None)
-DRAWS = Draws(members=2, seed=0, steps=3)
+DRAWS = Draws(members=2, seed=0, way=Preset(steps=3))
 
 
 def checked(bundle, tiles=2):

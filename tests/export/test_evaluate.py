@@ -17,6 +17,7 @@ from wdm_export.score_table import render
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+from wdm_runtime.presets import Preset
 
 TILE, FACTOR = 64, 10
 
@@ -214,7 +215,9 @@ def test_unusable_input_is_refused() -> None:
 
 def test_the_result_is_strict_json_with_flat_rows_and_the_table_has_every_forecast() -> None:
     field = field_of(showers(0))
-    result = evaluate(Oracle(truths_of(field)), [field], 2, seed=4, steps=9, tile_px=TILE)
+    result = evaluate(
+        Oracle(truths_of(field)), [field], 2, seed=4, way=Preset(steps=9), tile_px=TILE
+    )
     content = result.to_dict()
     text = json.dumps(content, allow_nan=False)  # a perfect PSNR is infinite
     assert content["tiles"] == 4 and content["seed"] == 4 and content["steps"] == 9

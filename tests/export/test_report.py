@@ -22,6 +22,7 @@ from wdm_export.methods import interpolations
 from wdm_export.score_table import Evaluation
 from wdm_export.tiles import Region, centre_of
 from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.presets import Preset
 
 DRAWS = 60
 
@@ -73,7 +74,7 @@ def test_two_random_methods_have_two_rows_each() -> None:
     from wdm_export.methods import Ensemble
 
     truth = Noisy(truths_of(field()))
-    other = Ensemble("other", truth)
+    other = Ensemble("other", truth, Preset())
     found = evaluate(
         truth, [field()], 2, seed=2, tile_px=TILE,
         baselines=(*interpolations(FACTOR), other), bootstrap_draws=0,

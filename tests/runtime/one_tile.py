@@ -6,7 +6,8 @@ from netcdf_files import RATE, add, coordinates
 
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
-from wdm_runtime.samplers import get_sampler, integrate
+from wdm_runtime.presets import Preset
+from wdm_runtime.samplers import integrate
 
 CELLS = 24
 
@@ -36,8 +37,7 @@ def alone(path):
 
 
 def first_steps(bundle, sampler, count):
-    schedule = bundle.manifest.schedule
-    return get_sampler(sampler)(schedule.times(count), schedule)
+    return Preset(sampler, count).plan(bundle.manifest.schedule)
 
 
 def loop(run, given, steps):

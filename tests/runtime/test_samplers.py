@@ -5,13 +5,14 @@ import pytest
 
 from wdm_runtime.diffusion import GRIDS, VPSchedule, denoised_from_v
 from wdm_runtime.errors import InputError
-from wdm_runtime.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, get_sampler, integrate
+from wdm_runtime.presets import BEST, FAST, PRESETS, Preset, chosen
+from wdm_runtime.samplers import DETERMINISTIC, SAMPLERS, get_sampler, integrate
 
 SCHEDULE = VPSchedule()
 MEAN = 0.5
 
 
-def sample(name, std, steps, cells=200_000, grid="logsnr"):
+def sample(name, std, steps, cells=200_000, scale=1.0):
     rng = np.random.default_rng(0)
 
     def network(x, t):
@@ -24,9 +25,12 @@ def sample(name, std, steps, cells=200_000, grid="logsnr"):
         return rng.standard_normal(cells, dtype=np.float32)
 
     calls = []
-    times = SCHEDULE.times(steps, grid)
-    sampler_steps = get_sampler(name)(times, SCHEDULE)
-    result = integrate(network, noise(-1), sampler_steps, noise, calls.append)
+    sampler_steps = Preset(name, steps, scale).plan(SCHEDULE)
+    start = noise(-1)
+    if name in DETERMINISTIC:  # an ODE does not forget that a run starts without alpha MEAN
+        alpha, sigma = SCHEDULE.alpha(sampler_steps[0].t), SCHEDULE.sigma(sampler_steps[0].t)
+        start = np.float32(alpha * MEAN) + np.float32(np.hypot(alpha * std, sigma)) * start
+    result = integrate(network, start, sampler_steps, noise, calls.append)
     assert calls == list(range(steps))
     return result.astype(np.float64)
 
@@ -41,7 +45,7 @@ def test_mean_and_spread_at_a_thousand_calls(name, std):
 
 @pytest.mark.parametrize("std", [0.3, 0.6, 1.0])
 def test_default_sampler_keeps_the_spread_at_its_default_calls(std):
-    result = sample(DEFAULT_SAMPLER, std, DEFAULT_STEPS)
+    result = sample(PRESETS[FAST].sampler, std, PRESETS[FAST].steps)
     assert result.mean() == pytest.approx(MEAN, rel=0.02)
     assert result.std() == pytest.approx(std, rel=0.06)
 
@@ -55,9 +59,9 @@ def test_no_noise_is_drawn_for_the_last_call(name):
         return np.zeros(3, dtype=np.float32)
 
     x = np.ones(3, dtype=np.float32)
-    steps = SAMPLERS[name](SCHEDULE.times(5), SCHEDULE)
+    steps = SAMPLERS[name](SCHEDULE, 5, "logsnr")
     integrate(lambda x, t: 0 * x, x, steps, noise, lambda _: None)
-    assert drawn == [0, 1, 2, 3]
+    assert drawn == ([] if name in DETERMINISTIC else [0, 1, 2, 3])
     np.testing.assert_array_equal(x, 1)  # the caller's state is not written
 
 
@@ -78,8 +82,29 @@ def test_time_grids_fall_between_the_schedules_ends(grid):
     np.testing.assert_allclose(logsnr, [SCHEDULE.logsnr_start, SCHEDULE.logsnr_end], rtol=1e-6)
 
 
+def heun(network, x, times, calls):
+    """Algorithm 1 of Karras et al. 2022 in y = x / alpha and s = sigma / alpha, float64."""
+
+    def denoised(y, t):
+        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+        v = network((alpha * y).astype(np.float32), t).astype(np.float64)
+        return alpha * alpha * y - sigma * v
+
+    level = [SCHEDULE.sigma(t) / SCHEDULE.alpha(t) for t in times]
+    y, left = x / SCHEDULE.alpha(times[0]), calls - 1
+    for i, t in enumerate(times[:-1]):
+        slope, width = (y - denoised(y, t)) / level[i], level[i + 1] - level[i]
+        ahead, left = y + width * slope, left - 1
+        if left:
+            there = (ahead - denoised(ahead, times[i + 1])) / level[i + 1]
+            ahead, left = y + width * (slope + there) / 2, left - 1
+        y = ahead
+    assert left == 0
+    return denoised(y, times[-1])
+
+
 def published(name, network, x, times, noise):
-    """Each sampler as its paper writes it, in float64."""
+    """Each other sampler as its paper writes it, in float64."""
     previous = h_previous = None
     for i, t in enumerate(times):
         alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
@@ -100,32 +125,87 @@ def published(name, network, x, times, noise):
             estimate = denoised
             if previous is not None:
                 estimate = denoised + (denoised - previous) * h / (2 * h_previous)
-            x = sigma_next / sigma * np.exp(-h) * x - alpha_next * np.expm1(-2 * h) * estimate
-            x = x + sigma_next * np.sqrt(-np.expm1(-2 * h)) * noise(i)
+            if name == "dpm-solver-2m":
+                x = sigma_next / sigma * x - alpha_next * np.expm1(-h) * estimate
+            else:
+                x = sigma_next / sigma * np.exp(-h) * x - alpha_next * np.expm1(-2 * h) * estimate
+                x = x + sigma_next * np.sqrt(-np.expm1(-2 * h)) * noise(i)
             previous, h_previous = denoised, h
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("steps", [2, 8, 32])
-def test_the_factors_are_those_of_the_published_steps(name, steps):
+@pytest.mark.parametrize("steps", [2, 3, 8, 32])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_factors_are_those_of_the_published_steps(name, grid, steps):
     z = np.random.default_rng(2).standard_normal((steps, 5000), dtype=np.float32)
-    times = SCHEDULE.times(steps)
 
     def network(x, t):
         return np.tanh(x * np.float32(1 + t))
 
     found = integrate(
-        network, z[-1], get_sampler(name)(times, SCHEDULE), z.__getitem__, lambda _: None
+        network, z[-1], SAMPLERS[name](SCHEDULE, steps, grid), z.__getitem__, lambda _: None
     )
-    expected = published(name, network, z[-1].astype(np.float64), times, z.__getitem__)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    start = z[-1].astype(np.float64)
+    if name == "heun":
+        expected = heun(network, start, SCHEDULE.times(steps // 2 + 1, grid), steps)
+    else:
+        times = SCHEDULE.times(steps, grid)
+        expected = published(name, network, start, times, z.__getitem__)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_last_step_only_denoises(name):
-    *others, last = get_sampler(name)(SCHEDULE.times(5), SCHEDULE)
-    assert not last.scalars[2:].any() and all(step.scalars[[2, 3, 5]].all() for step in others)
+    *others, last = SAMPLERS[name](SCHEDULE, 5, "logsnr")
+    assert not last.scalars[2:].any() and all(step.scalars[2:4].all() for step in others)
+    assert all((step.of_noise > 0) is (name not in DETERMINISTIC) for step in others)
     np.testing.assert_allclose(last.scalars[0] ** 2 + last.scalars[1] ** 2, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_members_of_a_deterministic_sampler_differ_by_their_first_noise_alone(name):
+    one, same = sample(name, 0.6, 9, cells=100), sample(name, 0.6, 9, cells=100)
+    np.testing.assert_array_equal(one, same)
+    assert one.std() > 0.3
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0])
+def test_the_noise_scale_sets_the_spread_and_leaves_the_mean(std):
+    spreads = []
+    for scale in (0.8, 1.0, 1.2):
+        result = sample("second-order", std, 8, scale=scale)
+        assert result.mean() == pytest.approx(MEAN, rel=0.02)
+        spreads.append(result.std())
+    assert spreads[0] < 0.97 * spreads[1] and spreads[2] > 1.03 * spreads[1]
+
+
+def test_a_bundles_presets_come_first_and_what_is_asked_for_before_them():
+    own = {FAST: Preset("second-order", 8, 1.1)}
+    assert chosen({}) == PRESETS[FAST] and chosen(own) == own[FAST]
+    assert chosen(own, BEST) == PRESETS[BEST]
+    assert chosen(own, FAST, noise_scale=1.3) == Preset("second-order", 8, 1.3)
+    assert chosen(own, steps=8, sampler="second-order") == own[FAST]
+    # its scale was fitted for its own steps and sampler
+    assert chosen(own, steps=12) == Preset("second-order", 12, 1.0)
+    assert chosen(own, sampler="heun") == Preset("heun", 8, 1.0)
+    with pytest.raises(InputError, match="fast, best"):
+        chosen(own, "slow")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"sampler": "ddim"}, "euler-maruyama"),
+        ({"steps": 1}, "expected 2 to"),
+        ({"steps": 10**6}, "expected 2 to"),
+        ({"noise_scale": 0.0}, "above 0"),
+        ({"noise_scale": float("nan")}, "above 0"),
+        ({"sampler": "heun", "noise_scale": 1.1}, "adds no noise"),
+    ],
+)
+def test_ways_that_cannot_be_are_refused(values, says):
+    with pytest.raises(InputError, match=says):
+        Preset(**values)
 
 
 def test_unknown_names_and_too_few_steps():
