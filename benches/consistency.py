@@ -21,9 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wdm_export.data import PATCH_SIZE_PX
 from wdm_export.evaluate import evaluate
-from wdm_export.metrics import BANDS_KM
 from wdm_export.score_table import Evaluation
 from wdm_runtime.consistency import MODES, make_consistent
 from wdm_runtime.downscale import Downscaler, Sample
@@ -34,6 +32,7 @@ from wdm_runtime.io import read_field
 from wdm_runtime.presets import FAST, PRESETS
 from wdm_runtime.process import machine
 from wdm_runtime.sampling import Balance
+from wdm_runtime.skill import BANDS_KM, TILE_PX
 
 TABLE_WIDTH = 100
 UNBALANCED = Balance(np.nan, np.nan, np.nan, np.nan)  # `evaluate` does not look at it
@@ -51,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
-    parser.add_argument("--tile", type=int, default=PATCH_SIZE_PX, help="tile edge in fine cells")
+    parser.add_argument("--tile", type=int, default=TILE_PX, help="tile edge in fine cells")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the table there too")
     options = parser.parse_args()

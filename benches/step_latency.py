@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wdm_export.config import NetworkConfig
 from wdm_export.graphs import graph_entry, score_graph
-from wdm_export.package import TILE_PX
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions, available_threads
 from wdm_runtime.process import machine
+from wdm_runtime.skill import TILE_PX
 from wdm_runtime.wavelets import WaveletSpec
 
 MULTIPLIERS, BLOCKS = (1, 2, 2), 2

@@ -14,7 +14,7 @@ RUNTIME_FLOORS = [
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
     | {"precision", "bench_meters", "bench_report"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters", "io.units"},
-    {"samplers"},
+    {"samplers", "skill"},
     {"presets"},
     {"bundle", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
@@ -41,11 +41,11 @@ RUNTIME_FLOORS = [
     {"io"},
     {"plot", "bench_child", "bench_turns", "io.grib_output", "io.worker", "io.zarr_output"},
     {"io.writer", "bench_processes"},
-    {"job", "bench"},
-    {"labelled", "latency", "replay", "bench_chart", "bench_tables"},
+    {"job", "bench", "tune"},
+    {"labelled", "latency", "replay", "bench_chart", "bench_tables", "tune_report"},
     {"panels"},
     {"cli_options"},
-    {"cli_engines", "cli_bench"},
+    {"cli_engines", "cli_bench", "cli_tune"},
     {"cli"},
 ]
 

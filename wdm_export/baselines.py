@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdm_export.data import WET_MM_H
 from wdm_export.methods import Array, Places, window
 from wdm_runtime.errors import require
 from wdm_runtime.field import PrecipField
+from wdm_runtime.skill import WET_MM_H
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_export.coarsen import coarsen
-from wdm_export.data import MIN_WET_SHARE, WET_MM_H
 from wdm_export.evaluate import frames
-from wdm_export.metrics import BANDS_KM, band_ratio_db, radial_spectrum, scaled_z
 from wdm_runtime.bundle import Manifest
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.downscale import Downscaler
@@ -23,6 +21,14 @@ from wdm_runtime.grid import same_spacing
 from wdm_runtime.precision import PrecisionRun
 from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.select import check_spacing
+from wdm_runtime.skill import (
+    BANDS_KM,
+    MIN_WET_SHARE,
+    WET_MM_H,
+    band_ratio_db,
+    radial_spectrum,
+    scaled_z,
+)
 
 Array = npt.NDArray[np.float32]
 

@@ -296,8 +296,9 @@ def build(
     from wdm_export.config import TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
-    from wdm_export.package import TILE_PX, check_target
+    from wdm_export.package import check_target
     from wdm_export.train import CHECKPOINT_NAME, Trainer
+    from wdm_runtime.skill import TILE_PX
 
     if not files:
         raise InputError(

@@ -35,12 +35,9 @@ from wdm_runtime.grid import (
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.select import latitude_range
+from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H
 
 STORE_VERSION = 2  # 2: `domain`
-PATCH_SIZE_PX = 288
-MIN_WET_SHARE = 0.05
-MAX_MISSING_SHARE = 0.01
-WET_MM_H = 0.1
 _INDEX = "index.json"
 
 
@@ -121,7 +118,7 @@ class PatchStore:
 
 
 def cut_patches(
-    fine: npt.NDArray[np.float32], factor: int, size: int = PATCH_SIZE_PX
+    fine: npt.NDArray[np.float32], factor: int, size: int = TILE_PX
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Patches of one field with enough rain and hardly anything missing.
 
@@ -158,7 +155,7 @@ def prepare(
     files: Iterable[str | Path],
     store: str | Path,
     factor: int = 10,
-    size: int = PATCH_SIZE_PX,
+    size: int = TILE_PX,
     on_file: Callable[[Path, int], None] | None = None,
 ) -> PatchStore:
     """Read 1 km fields, cut training patches and write a store.
@@ -270,7 +267,7 @@ def _make_folder(store: Path, size: int) -> None:
     """Refuse what cannot become a store before any file is read."""
     if size < 2:
         raise InputError(
-            f"Got patches of {size} cells; expected at least 2, {PATCH_SIZE_PX} for training. "
+            f"Got patches of {size} cells; expected at least 2, {TILE_PX} for training. "
             "Correct --patch."
         )
     if (store / _INDEX).exists():

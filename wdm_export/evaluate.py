@@ -18,7 +18,6 @@ import numpy.typing as npt
 from wdm_export import metrics, scores
 from wdm_export.bootstrap import DRAWS, intervals
 from wdm_export.coarsen import coarsen
-from wdm_export.data import MAX_MISSING_SHARE, MIN_WET_SHARE, PATCH_SIZE_PX
 from wdm_export.gallery import Gallery
 from wdm_export.methods import (
     Array,
@@ -33,12 +32,13 @@ from wdm_export.methods import (
 from wdm_export.metrics import TruthTile
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleTileScores, TileScores
-from wdm_export.tiles import Region, TilePlace, centre_of, find_tiles, truth_tile
+from wdm_export.tiles import Region, TilePlace, centre_of, truth_tile
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.presets import FAST, PRESETS, Preset
+from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, find_tiles
 
 SHOWN_PROBABILITY_MM_H = 5.0
 
@@ -130,7 +130,7 @@ def evaluate(
     seed: int,
     way: Preset = PRESETS[FAST],
     consistency: str = DEFAULT_CONSISTENCY,
-    tile_px: int = PATCH_SIZE_PX,
+    tile_px: int = TILE_PX,
     on_progress: Callable[[str], None] | None = None,
     baselines: Sequence[Method] | None = None,
     region: Region | None = None,

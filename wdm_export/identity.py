@@ -20,14 +20,13 @@ from rich.text import Text
 from wdm_export.coarsen import coarsen
 from wdm_export.config import NetworkConfig
 from wdm_export.crops import Coefficients
-from wdm_export.data import PATCH_SIZE_PX
 from wdm_export.methods import window
-from wdm_export.tiles import find_tiles
 from wdm_runtime.bundle import Bundle, Manifest
 from wdm_runtime.conditioning import interpolated
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import InputError, ParityError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.skill import TILE_PX, find_tiles
 
 Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -87,9 +86,7 @@ class Identity:
             )
 
 
-def measure(
-    bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = PATCH_SIZE_PX
-) -> Identity:
+def measure(bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = TILE_PX) -> Identity:
     """Residuals on the tiles that have rain.
 
     The fine field goes the way of training (torch, pytorch_wavelets), the interpolated coarse one

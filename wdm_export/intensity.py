@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wdm_export.metrics import PERCENTILES, Array, Float64, Int64
+from wdm_export.metrics import PERCENTILES, Int64
+from wdm_runtime.skill import Array, Float64
 
 # Classes for the distance, ten a factor of ten. Below 1 mm/h they would be narrower than the 0.1
 # mm/h steps of radar products, which fill some and leave others empty.

@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export.data import WET_MM_H
 from wdm_export.score_table import REFERENCE
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.presets import Preset
+from wdm_runtime.skill import WET_MM_H
 
 Array = npt.NDArray[np.floating]
 Places = Sequence[tuple[int, int]]  # first row and column of every tile in the fine field

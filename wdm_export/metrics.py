@@ -8,33 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from skimage.metrics import structural_similarity
 
-from wdm_runtime.transform import PrecipTransform
+from wdm_runtime.skill import LEAST_POWER, Array, Float64, radial_spectrum, scaled_z
 
-Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
-Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 THRESHOLDS_MM_H = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 FSS_SCALES_KM = (1, 3, 9, 17, 33)
 PERCENTILES = (95.0, 99.0, 99.9)
-BANDS_KM = ((2, 4), (4, 8), (8, 16), (16, 32))
 AVERAGED_KM = (4, 8, 12)
-Z_RANGE = 3.176  # z of 150 mm/h: PSNR and SSIM see z / Z_RANGE, whose data range is 1
-# Far above float32 rounding, far below any rain: keeps the ratio of a dry forecast finite.
-_LEAST_POWER = 1e-12
-_TRANSFORM = PrecipTransform()
-
-
-def scaled_z(rate_mm_h: Array) -> npt.NDArray[np.float32]:
-    """Rates [mm h-1] -> z / 3.176, z = log10(rate + 0.1) + 1: dry is 0, 150 mm/h is 1."""
-    return np.asarray(_TRANSFORM.forward(rate_mm_h) / np.float32(Z_RANGE))
 
 
 def psnr_db(forecast: Array, truth: Array, valid: Mask) -> float:
@@ -112,97 +100,10 @@ def fss_sums(
     return sums
 
 
-@lru_cache(maxsize=4)
-def _wavenumbers(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Rounded radial wavenumber of every Fourier coefficient, and how many have each."""
-    frequency = np.fft.fftfreq(size) * size
-    radius = np.rint(np.hypot(frequency[:, None], frequency)).astype(np.intp).ravel()
-    return radius, np.bincount(radius)
-
-
-def radial_spectrum(field: Array) -> Float64:
-    """Radially averaged power spectrum of a square field.
-
-    |FFT|^2 / cells, averaged over the coefficients whose radial wavenumber rounds to k; no
-    window, no detrending. White noise of variance s^2 has the level s^2 at every k.
-
-    Parameters
-    ----------
-    field
-        (n, n), no missing cells.
-
-    Returns
-    -------
-    (n // 2 + 1,), power at k = 0 .. n // 2 cycles across the field.
-    """
-    size = field.shape[0]
-    radius, count = _wavenumbers(size)
-    power = np.abs(np.fft.fft2(field.astype(np.float64))) ** 2 / field.size
-    mean = np.bincount(radius, power.ravel()) / count
-    return np.asarray(mean[: size // 2 + 1])
-
-
-def band_ratio_db(
-    forecast: Float64, truth: Float64, bands: Sequence[tuple[int, int]] = BANDS_KM
-) -> Float64:
-    """Mean log ratio of two radial spectra in bands of wavelength [low, high) km, in dB.
-
-    The spectra are those of z (dry cells are 0 there), not of rates: rates would be ruled by the
-    few heaviest cells. So defined, with the mean of the ratios in dB over the wavenumbers of a
-    band, bicubic gives -4.0 -4.3 -4.3 -2.2 dB on the 57 validation tiles of August 2022; spectra
-    of rates give -5.3 -7.8 -8.8 -4.0.
-
-    Parameters
-    ----------
-    forecast, truth
-        (n // 2 + 1,) from `radial_spectrum` of n x n cells of 1 km.
-
-    Returns
-    -------
-    (bands,), 0 where both have the same power. NaN where a band holds no wavenumber.
-    """
-    wavenumber = np.arange(truth.size)
-    size = 2 * (truth.size - 1)
-    ratio = 10 * np.log10(np.maximum(forecast, _LEAST_POWER) / np.maximum(truth, _LEAST_POWER))
-    out = np.full(len(bands), np.nan)
-    for i, (low, high) in enumerate(bands):
-        inside = (wavenumber > size / high) & (wavenumber <= size / low)
-        if inside.any():
-            out[i] = ratio[inside].mean()
-    return out
-
-
 def spectral_distance_db(forecast: Float64, truth: Float64) -> float:
     """Log spectral distance: root mean square ratio of two radial spectra in dB, k from 1 up."""
-    f, t = (np.maximum(spectrum[1:], _LEAST_POWER) for spectrum in (forecast, truth))
+    f, t = (np.maximum(spectrum[1:], LEAST_POWER) for spectrum in (forecast, truth))
     return float(np.sqrt(np.mean((10 * np.log10(f / t)) ** 2)))
-
-
-def fair_crps(members: Array, truth: Array) -> Float64:
-    """Fair continuous ranked probability score of every cell.
-
-    mean|x_i - y| - sum_ij|x_i - x_j| / (2 M (M - 1)): its expectation does not depend on M.
-    Ferro 2014, doi 10.1002/qj.2270. A single member has no spread: its score is |x - y|.
-
-    Parameters
-    ----------
-    members
-        (member, ...) [mm h-1].
-    truth
-        (...) [mm h-1].
-
-    Returns
-    -------
-    (...) [mm h-1], NaN where truth or a member is.
-    """
-    count = members.shape[0]
-    error = np.abs(members - truth).mean(axis=0, dtype=np.float64)
-    if count == 1:
-        return np.asarray(error)
-    # Sorted, member k exceeds k others and is exceeded by the rest: no M x M pairs in memory.
-    weights = 2 * np.arange(count) - count + 1
-    half_pairs = np.tensordot(weights.astype(np.float64), np.sort(members, axis=0), axes=1)
-    return np.asarray(error - half_pairs / (count * (count - 1)))
 
 
 def rank_counts(members: Array, truth: Array, rng: np.random.Generator) -> Int64:

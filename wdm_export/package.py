@@ -33,10 +33,10 @@ from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import BundleError, OutputError, ParityError
 from wdm_runtime.io.atomic import Workspace, publish, whole_file
 from wdm_runtime.signing import SIGNATURE_NAME, sign
+from wdm_runtime.skill import TILE_PX
 from wdm_runtime.wavelets import WaveletSpec
 
 LICENCE = "Apache-2.0"
-TILE_PX = 288
 CARD_NAME = "MODEL_CARD.md"
 _LATENCY_WEIGHT = 0.02
 

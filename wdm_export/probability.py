@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export.metrics import THRESHOLDS_MM_H, Array, Float64, fair_crps
+from wdm_export.metrics import THRESHOLDS_MM_H
+from wdm_runtime.skill import Array, Float64, fair_crps
 
 # Members' standard deviation [mm h-1]; the first class holds all below, the last all above.
 SPREAD_EDGES_MM_H = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_export.intensity import INTENSITY_EDGES_MM_H
-from wdm_export.metrics import BANDS_KM, THRESHOLDS_MM_H
+from wdm_export.metrics import THRESHOLDS_MM_H
 from wdm_export.probability import SPREAD_EDGES_MM_H
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_runtime.plot import RATE_LEVELS_MM_H, probability_scale, rate_scale
+from wdm_runtime.skill import BANDS_KM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

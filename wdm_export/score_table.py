@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from wdm_export import scores
-from wdm_export.metrics import AVERAGED_KM, BANDS_KM, Z_RANGE
+from wdm_export.metrics import AVERAGED_KM
 from wdm_export.scores import EnsembleMetrics, EnsembleTileScores, Metrics, TileScores
 from wdm_export.texture import HEAVY_MM_H, PHASE_PX
 from wdm_export.tiles import TilePlace
+from wdm_runtime.skill import BANDS_KM, Z_RANGE
 
 Intervals = dict[str, dict[str, tuple[float, float]]]  # forecast, score: low and high
 

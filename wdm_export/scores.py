@@ -22,23 +22,16 @@ from wdm_export.intensity import (
 )
 from wdm_export.metrics import (
     AVERAGED_KM,
-    BANDS_KM,
     FSS_SCALES_KM,
     PERCENTILES,
     THRESHOLDS_MM_H,
-    Array,
-    Float64,
     Int64,
     TruthTile,
     averaged,
-    band_ratio_db,
     contingency,
-    fair_crps,
     fss_sums,
     psnr_db,
-    radial_spectrum,
     rank_counts,
-    scaled_z,
     spectral_distance_db,
     ssim,
 )
@@ -49,6 +42,15 @@ from wdm_export.texture import (
     regions,
     speckle_sums,
     variation_sum,
+)
+from wdm_runtime.skill import (
+    BANDS_KM,
+    Array,
+    Float64,
+    band_ratio_db,
+    fair_crps,
+    radial_spectrum,
+    scaled_z,
 )
 
 

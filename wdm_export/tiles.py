@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export.data import MAX_MISSING_SHARE, MIN_WET_SHARE, PATCH_SIZE_PX, WET_MM_H
 from wdm_export.metrics import TruthTile
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid
@@ -72,31 +71,6 @@ class Region:
         if degrees:  # across the dateline, and 230 for -130
             width, offset = width % 360, offset % 360
         return (self.south <= y <= self.north and 0 <= offset <= width) != self.outside
-
-
-def find_tiles(fine: Array, size: int = PATCH_SIZE_PX) -> list[tuple[int, int]]:
-    """Non-overlapping tiles with rain and hardly a missing cell.
-
-    Parameters
-    ----------
-    fine
-        (y, x) [mm h-1], NaN where missing; tiles lie on a grid that starts at its first cell.
-    size
-        Tile edge in cells.
-
-    Returns
-    -------
-    First (row, column) of every tile with under 1 % missing and over 5 % at 0.1 mm/h or more.
-    """
-    found = []
-    for row in range(0, fine.shape[0] - size + 1, size):
-        for column in range(0, fine.shape[1] - size + 1, size):
-            tile = fine[row : row + size, column : column + size]
-            missing = np.count_nonzero(np.isnan(tile))
-            wet = np.count_nonzero(tile >= WET_MM_H)
-            if missing < MAX_MISSING_SHARE * tile.size and wet > MIN_WET_SHARE * tile.size:
-                found.append((row, column))
-    return found
 
 
 def centre_of(grid: Grid, place: tuple[int, int], size: int) -> tuple[float, float]:

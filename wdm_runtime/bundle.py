@@ -157,7 +157,7 @@ class Manifest:
         for text in (self.name, self.licence, *self.presets):
             if not (text.isprintable() and len(text) <= 200):
                 raise ValueError(
-                    f"a name or the licence is {reprlib.repr(text)}, expected a short text"
+                    f"a name or licence is {reprlib.repr(text)}, expected a short text"
                 )
 
 

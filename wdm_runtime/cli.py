@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wdm_runtime import cli_bench, cli_engines, console, job, latency, panels
+from wdm_runtime import cli_bench, cli_engines, cli_tune, console, job, latency, panels
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BatchOption,
@@ -39,6 +39,7 @@ app.command()(cli_engines.build_engine)
 app.command()(cli_engines.doctor)
 app.command("selftest")(cli_engines.run_selftest)
 app.command()(cli_bench.bench)
+app.command("tune")(cli_tune.run_tune)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 
 MemoryOption = Annotated[

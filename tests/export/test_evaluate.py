@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pytest
 from rich.console import Console
 
-from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate, find_tiles
+from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate
 from wdm_export.score_table import render
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.presets import Preset
+from wdm_runtime.skill import find_tiles
 
 TILE, FACTOR = 64, 10
 
@@ -48,6 +49,7 @@ class Oracle:
         seed: int,
         steps: int | None = None,
         sampler: str | None = None,
+        noise_scale: float | None = None,
         consistency: str = "none",
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Iterator[Sample]:

@@ -12,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from wdm_export import metrics, scores
 from wdm_export.metrics import TruthTile
+from wdm_runtime import skill
 
 SIZE, FACTOR = 96, 10
 
@@ -57,13 +58,13 @@ def test_a_perfect_forecast_is_perfect() -> None:
 def test_psnr_of_a_known_error_and_against_scikit_image() -> None:
     truth, valid = np.zeros((20, 20)), np.ones((20, 20), bool)
     assert metrics.psnr_db(truth + 0.1, truth, valid) == pytest.approx(20)
-    a, b = metrics.scaled_z(rain(0)), metrics.scaled_z(rain(1))
+    a, b = skill.scaled_z(rain(0)), skill.scaled_z(rain(1))
     expected = peak_signal_noise_ratio(b, a, data_range=1)
     assert metrics.psnr_db(a, b, np.ones(a.shape, bool)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_scaled_z_has_the_range_one() -> None:
-    assert metrics.scaled_z(np.array([0.0, 150.0])) == pytest.approx([0, 1], abs=2e-4)
+    assert skill.scaled_z(np.array([0.0, 150.0])) == pytest.approx([0, 1], abs=2e-4)
 
 
 def test_contingency_of_a_table_made_by_hand() -> None:
@@ -133,13 +134,13 @@ def test_fair_crps_agrees_with_scores(count: int) -> None:
         method="fair",
         preserve_dims="all",
     )
-    assert metrics.fair_crps(members, truth) == pytest.approx(expected.values, abs=1e-12)
+    assert skill.fair_crps(members, truth) == pytest.approx(expected.values, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_fair_crps_of_identical_members_is_the_absolute_error(count: int) -> None:
     forecast, truth = rain(0), rain(1)
-    crps = metrics.fair_crps(np.repeat(forecast[None], count, axis=0), truth)
+    crps = skill.fair_crps(np.repeat(forecast[None], count, axis=0), truth)
     assert crps == pytest.approx(np.abs(forecast - truth), abs=1e-5)
 
 
@@ -148,12 +149,12 @@ def test_fair_crps_does_not_reward_ensemble_size(count: int) -> None:
     rng = np.random.default_rng(7)
     members, truth = rng.standard_normal((count, 200_000)), rng.standard_normal(200_000)
     # E|x - y| - E|x - x'| / 2 of one unit Gaussian is 2 / sqrt(pi) - 1 / sqrt(pi).
-    assert metrics.fair_crps(members, truth).mean() == pytest.approx(np.pi**-0.5, rel=0.01)
+    assert skill.fair_crps(members, truth).mean() == pytest.approx(np.pi**-0.5, rel=0.01)
 
 
 def test_fair_crps_keeps_missing_cells_missing() -> None:
     members, truth = np.ones((3, 2)), np.array([np.nan, 1.0])
-    assert np.isnan(metrics.fair_crps(members, truth)).tolist() == [True, False]
+    assert np.isnan(skill.fair_crps(members, truth)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])
@@ -189,7 +190,7 @@ def test_ranks_of_dry_cells_are_spread_evenly() -> None:
 
 def test_white_noise_has_a_flat_spectrum_at_its_variance() -> None:
     rng = np.random.default_rng(1)
-    spectra = [metrics.radial_spectrum(2 * rng.standard_normal((64, 64))) for _ in range(400)]
+    spectra = [skill.radial_spectrum(2 * rng.standard_normal((64, 64))) for _ in range(400)]
     mean = np.mean(spectra, axis=0)
     assert mean.shape == (33,)
     assert mean[1:] == pytest.approx(4, rel=0.12)
@@ -198,16 +199,14 @@ def test_white_noise_has_a_flat_spectrum_at_its_variance() -> None:
 
 def test_a_wave_stands_at_its_own_wavenumber() -> None:
     wave = np.cos(2 * np.pi * np.arange(SIZE) / 12)[None].repeat(SIZE, axis=0)
-    spectrum = metrics.radial_spectrum(wave)
+    spectrum = skill.radial_spectrum(wave)
     assert spectrum.argmax() == SIZE // 12
     assert spectrum[SIZE // 12] > 1e20 * np.delete(spectrum, SIZE // 12).max()
 
 
 def test_twice_the_amplitude_is_six_decibels_in_every_band() -> None:
     field = rain(2)
-    ratio = metrics.band_ratio_db(
-        metrics.radial_spectrum(2 * field), metrics.radial_spectrum(field)
-    )
+    ratio = skill.band_ratio_db(skill.radial_spectrum(2 * field), skill.radial_spectrum(field))
     assert ratio == pytest.approx(20 * np.log10(2), abs=1e-9)
 
 
@@ -215,10 +214,10 @@ def test_a_band_sees_its_own_wavelengths_only() -> None:
     truth = np.ones(SIZE // 2 + 1)
     forecast = truth.copy()
     forecast[SIZE // 8 + 1 : SIZE // 4 + 1] = 10  # wavelengths from 4 up to, not with, 8 km
-    assert metrics.band_ratio_db(forecast, truth) == pytest.approx([0, 10, 0, 0])
+    assert skill.band_ratio_db(forecast, truth) == pytest.approx([0, 10, 0, 0])
     edge = truth.copy()
     edge[SIZE // 4] = 10  # 4 km itself: one of the 12 wavenumbers of 4-8 km, none of 2-4 km
-    assert metrics.band_ratio_db(edge, truth) == pytest.approx([0, 10 / 12, 0, 0])
+    assert skill.band_ratio_db(edge, truth) == pytest.approx([0, 10 / 12, 0, 0])
 
 
 def test_a_dry_forecast_keeps_the_spectrum_finite() -> None:

@@ -17,6 +17,7 @@ from wdm_export.intensity import (
     intensity_distance_db,
     intensity_histogram,
 )
+from wdm_runtime import skill
 
 
 def rain(seed: int, *shape: int) -> np.ndarray:
@@ -50,7 +51,7 @@ def test_tail_crps_agrees_with_scores(count: int) -> None:
 def test_the_tail_above_nothing_is_the_crps_and_above_all_is_zero() -> None:
     members, truth = rain(0, 4, 300), rain(1, 300)
     tails = probability.tail_crps_sums(members, truth, (0.0, 1e4))
-    assert tails[0] == pytest.approx(metrics.fair_crps(members, truth).sum(), rel=1e-6)
+    assert tails[0] == pytest.approx(skill.fair_crps(members, truth).sum(), rel=1e-6)
     assert tails[1] == 0
 
 
@@ -101,7 +102,7 @@ def test_the_spectrum_agrees_with_pysteps() -> None:
     spectral = pysteps_module("pysteps.utils.spectral")
     field = np.random.default_rng(1).standard_normal((48, 48)).cumsum(axis=0)
     expected = spectral.rapsd(field, fft_method=np.fft)
-    assert metrics.radial_spectrum(field)[: len(expected)] == pytest.approx(expected)
+    assert skill.radial_spectrum(field)[: len(expected)] == pytest.approx(expected)
 
 
 def test_spread_classes_hold_every_cell_with_spread_once() -> None:

@@ -61,7 +61,7 @@ def shipped_fp16():
     pytest.importorskip("torch", reason="torch is not installed (export)")
     from wdm_export import graphs
     from wdm_export.checkpoint import Checkpoint
-    from wdm_export.package import TILE_PX
+    from wdm_runtime.skill import TILE_PX
 
     weights = Checkpoint.load(SHIPPED.with_suffix(".safetensors")).released()
     model = graphs.score_graph(weights.network(), TILE_PX, fp16=True)

@@ -1,0 +1,137 @@
+"""Tuning: what is suggested from which trials, on which fields, and where it is kept."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import SAMPLE, TRUTH
+
+from wdm_runtime.bundle import Bundle
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.errors import InputError
+from wdm_runtime.io import read_field
+from wdm_runtime.presets import BEST, FAST, Preset
+from wdm_runtime.signing import SIGNATURE_NAME
+from wdm_runtime.tune import Trial, Tuning, keep_presets, tune, ways
+
+
+@pytest.fixture
+def downscaler(tiny):
+    with Downscaler.open(tiny, "ort-cpu", "fp32") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return read_field(SAMPLE), read_field(TRUTH)
+
+
+def trial(steps, crps, spread=1.0, bands=(0.0, 0.0, 0.0, 0.0), scale=1.0):
+    way = Preset(steps=steps, noise_scale=scale)
+    return Trial(way, crps, crps / 0.1, spread, bands, 1.0, 1.0)
+
+
+def suggested(*trials):
+    found = Tuning("bundle", "engine", 3, 8, trials).suggested
+    return {name: (way.steps, way.noise_scale) for name, way in found.items()}
+
+
+def test_the_lowest_crps_is_suggested_within_the_calls_of_each_preset():
+    found = suggested(trial(4, 0.08), trial(8, 0.06), trial(8, 0.07, scale=1.1), trial(20, 0.05))
+    assert found == {FAST: (8, 1.0), BEST: (20, 1.0)}
+
+
+def test_more_calls_are_not_suggested_for_next_to_nothing():
+    assert suggested(trial(8, 0.0600), trial(40, 0.0598))[BEST] == (8, 1.0)
+
+
+def test_smooth_or_overconfident_ensembles_are_passed_over_while_there_are_others():
+    smooth = trial(6, 0.04, bands=(-3.0, -2.5, 0.0, 0.0))
+    narrow = trial(6, 0.05, spread=0.6)
+    assert suggested(smooth, narrow, trial(8, 0.06))[FAST] == (8, 1.0)
+    assert suggested(smooth, narrow)[FAST] == (6, 1.0)
+    assert FAST not in suggested(trial(20, 0.05))
+
+
+def test_deterministic_samplers_have_no_scales():
+    found = ways(("second-order", "heun"), (4, 8), (1.0, 1.1))
+    assert len(found) == 6 and {w.noise_scale for w in found if w.sampler == "heun"} == {1.0}
+    with pytest.raises(InputError, match="ddim"):
+        ways(("ddim",), (8,), (1.0,))
+
+
+def test_more_noise_is_more_spread_and_runs_repeat(downscaler, pair):
+    tried = ways(("second-order",), (3,), (0.8, 1.2))
+    first, again = (tune(downscaler, *pair, tried, members=3, tiles=2) for _ in range(2))
+    assert first.tiles == 2
+    narrow, wide = first.trials
+    assert wide.spread_skill > narrow.spread_skill > 0
+    assert [replace(t, seconds=0.0) for t in first.trials] == [
+        replace(t, seconds=0.0) for t in again.trials
+    ]
+
+
+def test_scores_are_those_of_the_evaluation(downscaler, pair):
+    """The same tiles, members and definitions as `wdm-export evaluate`."""
+    pytest.importorskip("skimage", reason="scikit-image is not installed (export)")
+    from wdm_export.evaluate import evaluate
+
+    way, size = Preset(steps=3, noise_scale=1.1), downscaler.manifest.tile_px
+    (found,) = tune(downscaler, *pair, [way], members=3, tiles=10**6).trials
+    result = evaluate(downscaler, [pair[1]], 3, 0, way, tile_px=size).to_dict()
+    scores = result["metrics"]["mean of 3 members"]
+    assert found.crps_mm_h == pytest.approx(scores["fair_crps_mm_h"], rel=1e-4)
+    assert found.spread_skill == pytest.approx(scores["spread_skill"], rel=1e-4)
+    bicubic = result["metrics"]["bicubic"]["mae_mm_h"]
+    assert found.crps_ratio == pytest.approx(scores["fair_crps_mm_h"] / bicubic, rel=1e-4)
+
+
+def test_rows_in_either_order_are_the_same_fields(downscaler, pair):
+    def turned(field):
+        grid = replace(field.grid, y=field.grid.y[::-1])
+        return replace(field, rate_mm_h=np.stack([field.frame(0)[::-1]]), grid=grid)
+
+    way = [Preset(steps=2)]
+    (plain,) = tune(downscaler, *pair, way, members=2, tiles=1).trials
+    (flipped,) = tune(downscaler, pair[0], turned(pair[1]), way, members=2, tiles=1).trials
+    assert flipped.crps_mm_h == plain.crps_mm_h and flipped.bands_db == plain.bands_db
+
+
+def test_fields_that_do_not_belong_together_are_refused(downscaler, pair):
+    coarse, truth = pair
+    shifted = replace(truth, grid=replace(truth.grid, x=truth.grid.x + 0.05))
+    later = replace(truth, valid_times=("2030-01-01T00:00:00",))
+    dry = replace(truth, rate_mm_h=np.zeros((1, *truth.grid.shape), dtype=np.float32))
+    for field, says in (
+        (coarse, "10 times finer"), (later, "2030"), (shifted, "along x"), (dry, "no tile")
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            tune(downscaler, coarse, field, [Preset(steps=2)], members=2)
+    with pytest.raises(InputError, match="at least 2"):
+        tune(downscaler, coarse, truth, [Preset(steps=2)], members=1)
+
+
+def test_kept_presets_are_the_bundles_defaults_and_end_its_signature(tiny, tmp_path, pair):
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny, folder)
+    (folder / SIGNATURE_NAME).write_text("of the manifest before")
+    way = Preset("second-order", 3, 1.3)
+    kept = keep_presets(Bundle.open(folder), {FAST: way})
+    assert kept.manifest.presets == {FAST: way} and not (folder / SIGNATURE_NAME).exists()
+    kept.verify()
+    assert keep_presets(kept, {BEST: Preset()}).manifest.presets == {FAST: way, BEST: Preset()}
+    with Downscaler.open(folder, "ort-cpu", "fp32") as opened:
+        (own,) = opened.downscale(pair[0], seed=1)
+        (same,) = opened.downscale(
+            pair[0], seed=1, sampler=way.sampler, steps=way.steps, noise_scale=way.noise_scale
+        )
+        (other,) = opened.downscale(pair[0], seed=1, steps=3, noise_scale=1.0)
+    np.testing.assert_array_equal(own.rate_mm_h, same.rate_mm_h)
+    assert np.abs(own.rate_mm_h - other.rate_mm_h).max() > 0
+
+
+def test_json_says_what_is_suggested():
+    text = Tuning("bundle", "engine", 3, 8, (trial(8, 0.06, scale=1.1),)).to_json()
+    assert json.loads(text)["suggested"][FAST]["noise_scale"] == 1.1

@@ -1,0 +1,110 @@
+"""`wdm-run tune`: which preset serves a bundle best on this site's own rain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from wdm_runtime import console
+from wdm_runtime.bench_chart import check_chart
+from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+from wdm_runtime.cli_options import (
+    BundleOption,
+    KeyOption,
+    QuietOption,
+    ThreadsOption,
+    engine_options,
+)
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines import ENGINES, PRECISIONS
+from wdm_runtime.errors import InputError
+from wdm_runtime.io import read_field
+from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.presets import Preset
+from wdm_runtime.samplers import SAMPLERS
+from wdm_runtime.select import check_spacing, select_box, select_times
+from wdm_runtime.tune import Trial, keep_presets, tune, ways
+from wdm_runtime.tune_report import draw_tuning, tune_tables
+
+_N = TypeVar("_N", int, float)
+
+
+def run_tune(
+    input: Annotated[Path, typer.Argument(help="Coarse precipitation, as for infer")],
+    truth: Annotated[Path, typer.Argument(help="The same domain and times on the fine grid")],
+    bundle: BundleOption = None,
+    require_signature: KeyOption = None,
+    engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = "auto",
+    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
+    samplers: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(SAMPLERS)}, or all")
+    ] = "second-order,dpm-solver-2m",
+    steps: Annotated[str, typer.Option(help="Network calls to try")] = "4,6,8,12,20",
+    noise_scales: Annotated[str, typer.Option(help="Factors of the noise to try")] = "1,1.05,1.1",
+    members: Annotated[int, typer.Option(help="Ensemble size, at least 2")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the ensembles")] = 0,
+    tiles: Annotated[int, typer.Option(help="Tiles with rain to score at most")] = 12,
+    time: Annotated[str | None, typer.Option(help="As for infer")] = None,
+    bbox: Annotated[str | None, typer.Option(help="As for infer")] = None,
+    threads: ThreadsOption = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything as JSON")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw it: PNG, PDF or SVG")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Make the suggested presets the bundle's own")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Weigh skill against cost of samplers, steps and noise on known truth, and suggest presets."""
+    console.out.quiet = quiet
+    names = list(SAMPLERS) if samplers == "all" else samplers.split(",")
+    tried = ways(
+        names, _numbers(steps, "--steps", int), _numbers(noise_scales, "--noise-scales", float)
+    )
+    for path in filter(None, (json, chart)):
+        check_destination(path, None, overwrite=True)
+    if chart:
+        check_chart(chart)
+    opened = Bundle.open(bundle, require_signature)
+    if keep:
+        check_destination(opened.path / MANIFEST_NAME, None, overwrite=True)
+    fields = [read_field(path) for path in (input, truth)]
+    if time is not None:
+        fields = [select_times(field, time) for field in fields]
+    if bbox is not None:
+        fields = [select_box(field, bbox) for field in fields]
+    domain = opened.manifest.domain
+    check_spacing(fields[0], domain.spacing_km, opened.manifest.factor, assume=False)
+    options = engine_options(threads=threads, quiet=quiet)
+    with Downscaler.open(opened, engine, precision, options) as downscaler:
+        console.err.print(downscaler.choice.why, style="dim", highlight=False)
+        with console.err.status("") as status:
+
+            def on_trial(trial: Trial | None, way: Preset) -> None:
+                if trial is None:
+                    status.update(f"{way}: {members} members")
+
+            found = tune(downscaler, fields[0], fields[1], tried, members, seed, tiles, on_trial)
+    for part in tune_tables(found):
+        console.out.print(part, highlight=False)
+    if json:
+        write_text(json, found.to_json())
+    if chart:
+        draw_tuning(found, chart)
+    if keep:
+        kept = keep_presets(opened, found.suggested)
+        console.out.print(
+            f"Wrote them into {kept.path}, whose sha256 is now {kept.sha256}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _numbers(text: str, option: str, kind: Callable[[str], _N]) -> list[_N]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{option} got '{text}'; expected numbers such as 1,2. Correct it."
+        ) from None

@@ -1,0 +1,328 @@
+"""Which sampler, how many network calls and how much noise serve a model best, on known truth."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+from wdm_runtime.downscale import Downscaler
+from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.field import PrecipField
+from wdm_runtime.grid import interpolate
+from wdm_runtime.io.atomic import write_text
+from wdm_runtime.presets import BEST, FAST, Preset
+from wdm_runtime.samplers import DETERMINISTIC
+from wdm_runtime.signing import SIGNATURE_NAME
+from wdm_runtime.skill import (
+    MIN_WET_SHARE,
+    WET_MM_H,
+    Array,
+    Float64,
+    band_ratio_db,
+    fair_crps,
+    find_tiles,
+    radial_spectrum,
+    scaled_z,
+)
+
+FAST_STEPS = 8  # network calls of the fast preset at most
+LARGEST_BAND_DB = 2.0
+SPREAD_SKILL = (0.8, 1.25)
+_CLOSE = 1.005  # of the CRPS: fewer calls are worth half a percent
+_EXTREME = 99.9
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one way to draw members is worth and costs.
+
+    ``crps_mm_h`` is the fair CRPS over all cells [mm h-1], ``crps_ratio`` the same over the mean
+    absolute error of bicubic interpolation. ``spread_skill`` has the (M + 1) / M factor.
+    ``bands_db`` compare a member's spectrum of z with the truth's in `BANDS_KM`, ``extremes`` is
+    the ratio of 99.9 percentiles. ``seconds`` is the wall time of a member of all tiles.
+    """
+
+    way: Preset
+    crps_mm_h: float
+    crps_ratio: float
+    spread_skill: float
+    bands_db: tuple[float, ...]
+    extremes: float
+    seconds: float
+
+    @property
+    def faithful(self) -> bool:
+        """Whether spectrum and spread are near the truth's."""
+        return (
+            max(abs(db) for db in self.bands_db if math.isfinite(db)) <= LARGEST_BAND_DB
+            and SPREAD_SKILL[0] <= self.spread_skill <= SPREAD_SKILL[1]
+        )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All trials of a bundle, and which of them its presets should be."""
+
+    bundle: str
+    engine: str
+    tiles: int
+    members: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def suggested(self) -> dict[str, Preset]:
+        """The preset of each name: lowest CRPS among the faithful, if there are any.
+
+        ``"fast"`` has at most `FAST_STEPS` network calls. Of trials within half a percent the one
+        with the fewest calls is taken.
+        """
+        found = {}
+        for name, most in ((FAST, FAST_STEPS), (BEST, None)):
+            within = [t for t in self.trials if most is None or t.way.steps <= most]
+            within = [t for t in within if t.faithful] or within
+            if within:
+                lowest = min(t.crps_mm_h for t in within)
+                close = [t for t in within if t.crps_mm_h <= _CLOSE * lowest]
+                found[name] = min(close, key=lambda t: (t.way.steps, t.crps_mm_h)).way
+        return found
+
+    def to_json(self) -> str:
+        """Everything, and what is suggested."""
+        values = asdict(self)
+        values["suggested"] = {name: asdict(way) for name, way in self.suggested.items()}
+        return json.dumps(values, indent=1) + "\n"
+
+
+def keep_presets(bundle: Bundle, presets: Mapping[str, Preset]) -> Bundle:
+    """Make presets a bundle's own, beside those of other names; a signature is no longer one.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written.
+    """
+    manifest = replace(bundle.manifest, presets={**bundle.manifest.presets, **presets})
+    signature = bundle.path / SIGNATURE_NAME
+    try:
+        signature.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{signature}: cannot be removed ({error.strerror}); a changed bundle must not keep "
+            "it. Make the folder writable, or copy the bundle and name the copy with --bundle."
+        ) from error
+    write_text(bundle.path / MANIFEST_NAME, manifest.to_json())
+    return Bundle.own(bundle.path)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A coarse frame, its tiles of truth (tile, y, x), and which of their cells count."""
+
+    coarse: PrecipField
+    places: tuple[tuple[int, int], ...]
+    truth: Array
+    valid: npt.NDArray[np.bool_]
+    bicubic: Array
+    wanted: npt.NDArray[np.bool_]
+
+
+def ways(
+    samplers: Sequence[str], steps: Sequence[int], noise_scales: Sequence[float]
+) -> tuple[Preset, ...]:
+    """All combinations, deterministic samplers with the scale 1 alone.
+
+    Raises
+    ------
+    InputError
+        A sampler is unknown or a number out of range.
+    """
+    return tuple(
+        Preset(sampler, count, scale)
+        for sampler in samplers
+        for count in steps
+        for scale in ((1.0,) if sampler in DETERMINISTIC else noise_scales)
+    )
+
+
+def tune(
+    downscaler: Downscaler,
+    coarse: PrecipField,
+    truth: PrecipField,
+    tried: Sequence[Preset],
+    members: int = 8,
+    seed: int = 0,
+    tiles: int = 12,
+    on_trial: Callable[[Trial | None, Preset], None] = lambda trial, way: None,
+) -> Tuning:
+    """Draw ensembles in every way, and score them on the tiles of truth with rain.
+
+    Parameters
+    ----------
+    downscaler
+        An open one.
+    coarse, truth
+        The same times of the same domain, ``factor`` times finer [mm h-1]. Where truth decides a
+        preset it must not be what the model is judged on later.
+    tried
+        What to try.
+    members, seed
+        Of each ensemble; at least 2 members.
+    tiles
+        At most so many, taken evenly from all.
+    on_trial
+        Called with None before and with the result after each trial.
+
+    Raises
+    ------
+    InputError
+        The fields do not belong together, hold no tile with rain, or there are too few members.
+    """
+    if members < 2:
+        raise InputError(f"Got {members} member; expected at least 2. Raise --members.")
+    if tiles < 1:
+        raise InputError(f"Got {tiles} tiles; expected at least 1. Raise --tiles.")
+    frames = _frames(downscaler, coarse, truth, tiles)
+    trials = []
+    for way in tried:
+        on_trial(None, way)
+        trials.append(_trial(downscaler, frames, way, members, seed))
+        on_trial(trials[-1], way)
+    return Tuning(
+        downscaler.manifest.name,
+        f"{downscaler.engine.version}, {downscaler.choice.precision}",
+        sum(len(frame.places) for frame in frames),
+        members,
+        tuple(trials),
+    )
+
+
+def _frames(
+    downscaler: Downscaler, coarse: PrecipField, truth: PrecipField, most: int
+) -> list[_Frame]:
+    """Frames with tiles, north first."""
+    factor, size = downscaler.factor, downscaler.manifest.tile_px
+    _check_pair(coarse, truth, factor)
+    flips = [
+        slice(None) if field.grid.north_first else slice(None, None, -1)
+        for field in (coarse, truth)
+    ]
+    found: list[tuple[int, tuple[int, int]]] = []
+    fine = [truth.frame(index)[flips[1]] for index in range(len(truth.valid_times))]
+    for index, rates in enumerate(fine):
+        found += [(index, place) for place in find_tiles(rates, size)]
+    if not found:
+        raise InputError(
+            f"{truth.source.path or 'The truth'}: has no tile of {size} x {size} cells of which "
+            f"more than {MIN_WET_SHARE:.0%} are wet and hardly one is missing; expected one at "
+            "least. Hand in a larger or wetter field."
+        )
+    picks = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
+    chosen = [found[pick] for pick in picks]
+    frames = []
+    for index in sorted({index for index, _ in chosen}):
+        places = tuple(place for number, place in chosen if number == index)
+        rate = coarse.frame(index)[flips[0]]
+        smooth = interpolate(rate, factor)
+        smooth[smooth < WET_MM_H] = 0
+        tiles, interpolated = (_cut(field, places, size) for field in (fine[index], smooth))
+        wanted = np.zeros(smooth.shape, dtype=np.bool_)
+        for row, column in places:
+            wanted[row : row + size, column : column + size] = True
+        grid = replace(coarse.grid, y=coarse.grid.y[flips[0]])
+        alone = replace(
+            coarse, rate_mm_h=rate[None], grid=grid, valid_times=(coarse.valid_times[index],)
+        )
+        valid = np.isfinite(tiles) & np.isfinite(interpolated)
+        frames.append(_Frame(alone, places, tiles, valid, interpolated, wanted))
+    return frames
+
+
+def _check_pair(coarse: PrecipField, truth: PrecipField, factor: int) -> None:
+    expected = tuple(n * factor for n in coarse.grid.shape)
+    if truth.grid.shape != expected or truth.valid_times != coarse.valid_times:
+        raise InputError(
+            f"The truth has {truth.grid.shape} cells (y, x) at {', '.join(truth.valid_times)}; "
+            f"expected {expected} at {', '.join(coarse.valid_times)}: the input's domain and times "
+            f"on a grid {factor} times finer. Average the truth itself, or cut both alike."
+        )
+    for axis in ("y", "x"):
+        fine, wide = (getattr(field.grid, axis) for field in (truth, coarse))
+        centres = np.sort(fine).reshape(-1, factor).mean(axis=1)
+        off = float(np.abs(centres - np.sort(wide)).max())
+        spacing = abs(float(wide[-1] - wide[0])) / max(1, len(wide) - 1)
+        if off > 0.5 * spacing / factor:
+            raise InputError(
+                f"The truth's cells lie {off:.4g} off the input's along {axis}, where those are "
+                f"{spacing:.4g} wide; expected {factor} to fill one. Hand in fields of one domain."
+            )
+
+
+def _cut(field: Array, places: Sequence[tuple[int, int]], size: int) -> Array:
+    return np.stack([field[row : row + size, column : column + size] for row, column in places])
+
+
+def _drawn(
+    downscaler: Downscaler, frame: _Frame, way: Preset, members: int, seed: int
+) -> Iterator[Array]:
+    """(tile, y, x) of each member."""
+    for sample in downscaler.downscale(
+        frame.coarse,
+        members=members,
+        seed=seed,
+        sampler=way.sampler,
+        steps=way.steps,
+        noise_scale=way.noise_scale,
+        wanted=frame.wanted,
+    ):
+        yield _cut(sample.rate_mm_h, frame.places, downscaler.manifest.tile_px)
+
+
+def _trial(
+    downscaler: Downscaler, frames: Sequence[_Frame], way: Preset, members: int, seed: int
+) -> Trial:
+    sums = np.zeros(4)  # CRPS, bicubic's error, members' variance, squared error of their mean
+    cells, seconds = 0, 0.0
+    bands: list[Float64] = []
+    rates: list[Array] = []
+    truths: list[Array] = []
+    for frame in frames:
+        began = time.perf_counter()
+        drawn = np.stack(list(_drawn(downscaler, frame, way, members, seed)))
+        seconds += time.perf_counter() - began
+        for number, valid in enumerate(frame.valid):
+            truth, ensemble = frame.truth[number][valid], drawn[:, number][:, valid]
+            mean = ensemble.mean(axis=0, dtype=np.float64)
+            sums += (
+                fair_crps(ensemble, truth).sum(),
+                np.abs(frame.bicubic[number][valid].astype(np.float64) - truth).sum(),
+                ensemble.var(axis=0, ddof=1, dtype=np.float64).sum(),
+                ((mean - truth) ** 2).sum(),
+            )
+            cells += truth.size
+            spectrum = _spectrum(frame.truth[number], valid)
+            bands += [band_ratio_db(_spectrum(m, valid), spectrum) for m in drawn[:, number]]
+            rates.append(ensemble.ravel())
+            truths.append(truth)
+    crps, bicubic, variance, error = sums / cells
+    highest = [float(np.percentile(np.concatenate(v), _EXTREME)) for v in (rates, truths)]
+    return Trial(
+        way,
+        float(crps),
+        float(crps / bicubic) if bicubic else math.nan,
+        float(math.sqrt(variance * (members + 1) / members / error)) if error else math.nan,
+        tuple(float(db) for db in np.mean(bands, axis=0)),
+        highest[0] / highest[1] if highest[1] else math.nan,
+        seconds / members,
+    )
+
+
+def _spectrum(rate_mm_h: Array, valid: npt.NDArray[np.bool_]) -> Float64:
+    """Of z, with 0 where a cell does not count."""
+    return radial_spectrum(scaled_z(np.where(valid, rate_mm_h, np.float32(0))))

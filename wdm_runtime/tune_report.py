@@ -1,0 +1,105 @@
+"""How `wdm-run tune` shows what it found: a table, the suggested presets, and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from wdm_runtime.io.atomic import whole_file
+from wdm_runtime.presets import Preset
+from wdm_runtime.skill import BANDS_KM
+from wdm_runtime.tune import FAST_STEPS, LARGEST_BAND_DB, SPREAD_SKILL, Trial, Tuning
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DPI = 130
+_SIZE_INCHES = (11.5, 7.5)
+
+
+def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
+    """The trials, cheapest first, and what they suggest."""
+    yield Text(
+        f"{tuning.bundle} on {tuning.engine}: {tuning.members} members on {tuning.tiles} tiles"
+    )
+    table = Table(box=None, padding=(0, 1), collapse_padding=True)
+    table.add_column("sampler")
+    bands = [f"{low}-{high} km\n(dB)" for low, high in BANDS_KM]
+    scores = ("CRPS\n(mm/h)", "CRPS /\nbicubic", "spread/\nskill", *bands, "p99.9 /\ntruth")
+    for name in ("steps", "noise", "s a\nmember", *scores):
+        table.add_column(name, justify="right")
+    names: dict[Preset, str] = {}
+    for name, way in tuning.suggested.items():
+        names[way] = f"{names[way]}, {name}" if way in names else name
+    for trial in sorted(tuning.trials, key=lambda t: (t.way.steps, t.crps_mm_h)):
+        table.add_row(*_cells(trial), style="bold green" if trial.way in names else None)
+    yield table
+    for way, name in names.items():
+        yield Text(f"{name}: {way}", style="bold")
+    yield Text(
+        f"Lowest CRPS of the trials within {LARGEST_BAND_DB:g} dB in every band and with spread/"
+        f"skill of {SPREAD_SKILL[0]:g} to {SPREAD_SKILL[1]:g}, if there are any; fast: at most "
+        f"{FAST_STEPS} steps; of those within half a percent the one with fewest.",
+        style="dim",
+    )
+
+
+def _cells(trial: Trial) -> tuple[str, ...]:
+    return (
+        trial.way.sampler,
+        str(trial.way.steps),
+        f"{trial.way.noise_scale:g}",
+        f"{trial.seconds:.2f}",
+        f"{trial.crps_mm_h:.4f}",
+        f"{trial.crps_ratio:.3f}",
+        f"{trial.spread_skill:.2f}",
+        *(f"{db:+.1f}" for db in trial.bands_db),
+        f"{trial.extremes:.2f}",
+    )
+
+
+def draw_tuning(tuning: Tuning, path: Path) -> None:
+    """CRPS, spread/skill, spectrum and extremes against network calls."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    panels = figure.subplots(2, 2)
+    kinds = list(dict.fromkeys((t.way.sampler, t.way.noise_scale) for t in tuning.trials))
+    for number, (sampler, scale) in enumerate(kinds):
+        own = [t for t in tuning.trials if t.way.sampler == sampler and t.way.noise_scale == scale]
+        trials = sorted(own, key=lambda t: t.way.steps)
+        calls = [t.way.steps for t in trials]
+        label = sampler if scale == 1 else f"{sampler}, noise x {scale:g}"
+        values = (
+            [t.crps_ratio for t in trials],
+            [t.spread_skill for t in trials],
+            [max(t.bands_db, key=abs) for t in trials],
+            [t.extremes for t in trials],
+        )
+        for axes, series in zip(panels.flat, values, strict=True):
+            axes.plot(calls, series, "o-", color=f"C{number % 10}", label=label, ms=4)
+    names = (
+        ("CRPS / bicubic's MAE", None),
+        ("spread / skill", 1.0),
+        ("largest spectral error (dB)", 0.0),
+        ("p99.9 / truth", 1.0),
+    )
+    for axes, (name, target) in zip(panels.flat, names, strict=True):
+        _finish(axes, name, target)
+    panels.flat[0].legend(fontsize=8)
+    title = f"{tuning.bundle}: {tuning.members} members on {tuning.tiles} tiles"
+    figure.suptitle(title, fontsize=11)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format=path.suffix[1:].lower())
+
+
+def _finish(axes: Axes, name: str, target: float | None) -> None:
+    axes.set(xlabel="network calls a member", ylabel=name)
+    axes.grid(alpha=0.3)
+    if target is not None:
+        axes.axhline(target, color="0.4", lw=1, ls="--")
