@@ -28,10 +28,10 @@ def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
         f"{tuning.bundle} on {tuning.engine}: {tuning.members} members on {tuning.tiles} tiles"
     )
     table = Table(box=None, padding=(0, 1), collapse_padding=True)
-    table.add_column("sampler")
-    bands = [f"{low}-{high} km\n(dB)" for low, high in BANDS_KM]
-    scores = ("CRPS\n(mm/h)", "CRPS /\nbicubic", "spread/\nskill", *bands, "p99.9 /\ntruth")
-    for name in ("steps", "noise", "s a\nmember", *scores):
+    table.add_column("sampler", no_wrap=True)
+    bands = ", ".join(f"{low}-{high}" for low, high in BANDS_KM)
+    scores = ("CRPS /\nbicubic", "spread/\nskill", f"spectrum (dB) in\n{bands} km")
+    for name in ("steps", "noise", "s a\nmember", *scores, "p99.9 /\ntruth"):
         table.add_column(name, justify="right")
     names: dict[Preset, str] = {}
     for name, way in tuning.suggested.items():
@@ -55,10 +55,9 @@ def _cells(trial: Trial) -> tuple[str, ...]:
         str(trial.way.steps),
         f"{trial.way.noise_scale:g}",
         f"{trial.seconds:.2f}",
-        f"{trial.crps_mm_h:.4f}",
         f"{trial.crps_ratio:.3f}",
         f"{trial.spread_skill:.2f}",
-        *(f"{db:+.1f}" for db in trial.bands_db),
+        " ".join(f"{db:+.1f}" for db in trial.bands_db),
         f"{trial.extremes:.2f}",
     )
 
