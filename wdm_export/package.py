@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor
 
 from wdm_export import graphs, parity
 from wdm_export.card import model_card
@@ -46,16 +47,20 @@ Notify = Callable[[str], None]
 def latency_network(config: NetworkConfig, attention: bool = False) -> UNet:
     """The same network on pixels, untrained, for timing only.
 
-    Every weight is plus or minus one value, so the graph compresses to a tenth in a wheel; the time
-    of a network does not depend on its weights.
+    Parameters of one shape are the same, so that an exporter stores them once, and all are plus or
+    minus one value, which compresses to a tenth in a wheel. Engines give every layer its own copy
+    of its weights when they load a graph, and the time of a network does not depend on them.
     """
     pixel = replace(config, wavelet=WaveletSpec(config.wavelet.name, 0), attention=attention)
     network = UNet(pixel)
     generator = torch.Generator().manual_seed(0)
+    drawn: dict[torch.Size, Tensor] = {}
     with torch.no_grad():
         for parameter in network.parameters():
-            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2.0 - 1.0
-            parameter.copy_(signs * _LATENCY_WEIGHT).copy_(parameter.half().float())
+            if parameter.shape not in drawn:
+                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2.0 - 1.0
+                drawn[parameter.shape] = (signs * _LATENCY_WEIGHT).half().float()
+            parameter.copy_(drawn[parameter.shape])
     return network.eval()
 
 

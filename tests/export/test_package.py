@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from small_training import (  # noqa: E402
@@ -117,6 +117,17 @@ def test_the_latency_graphs_are_the_same_network_on_pixels():
     tiny = package.latency_network(small())
     v = tiny(torch.randn(1, 1, 16, 16), torch.randn(1, 1, 16, 16), torch.tensor([0.5]))
     assert v.shape == (1, 1, 16, 16) and torch.isfinite(v).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_latency_graphs_store_parameters_of_one_shape_once(exported, precision):
+    bundle = exported[0]
+    score, pixel = (
+        onnx.load_from_string(bundle.graph(f"{name}_{precision}")).graph.initializer
+        for name in ("score", "pixel")
+    )
+    shapes = [tuple(w.dims) for w in pixel if np.prod(w.dims) >= 16]
+    assert len(shapes) == len(set(shapes)) < len(score) / 2
 
 
 def test_scores_go_into_manifest_and_card(exported):
