@@ -35,7 +35,7 @@ RUNTIME_FLOORS = [
     {"engines"},
     {"conditioning", "golden", "stepping", "timing", "engines.watched", "io.precipitation"},
     {"doctor", "batching", "fused", "io.netcdf", "io.xarray_reader"},
-    {"sampling"},
+    {"sampling", "opening"},
     {"downscale", "selftest", "bench_models", "io.array_output", "io.compare", "io.ensemble"}
     | {"io.formats", "io.reader"},
     {"io"},

@@ -17,6 +17,7 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, MissingDependencyError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.opening import OpenedEngines
 from wdm_runtime.precision import PrecisionCheck, PrecisionRun, Ranges
 from wdm_runtime.version import version
 
@@ -136,7 +137,8 @@ def _fp32(bundle: Bundle, options: EngineOptions) -> Engine:
 
 def _downscaler(bundle: Bundle, engine: WatchedEngine, options: EngineOptions) -> Downscaler:
     choice = Choice(_CPU, engine.precision, engine.precision, f"{_CPU} in {engine.precision}")
-    return Downscaler(bundle, engine, open_transforms(bundle, _CPU, options), choice, batch=1)
+    transforms = open_transforms(bundle, _CPU, options)
+    return Downscaler(bundle, OpenedEngines(engine, transforms, choice, batch=1))
 
 
 def _ranges(engine: PeakEngine) -> Ranges:

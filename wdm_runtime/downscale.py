@@ -10,34 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.batching import batch_key, fastest_batch
-from wdm_runtime.bundle import STEP_ROLE, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import Frame, condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
-from wdm_runtime.engines import (
-    AUTO,
-    Choice,
-    Engine,
-    open_engine,
-    open_step,
-    open_transforms,
-    select,
-    step_pays,
-)
+from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.engines.watched import WatchedEngine
-from wdm_runtime.errors import EngineError, InputError, SuspectError, WdmError
+from wdm_runtime.errors import InputError, SuspectError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.fused import FusedStep
-from wdm_runtime.golden import check_engine
 from wdm_runtime.noise import noise_of
+from wdm_runtime.opening import OpenedEngines, open_engines
 from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.presets import chosen
 from wdm_runtime.sampling import Balance, Draw, Member, Sampling
@@ -75,22 +62,14 @@ class Downscaler:
     ...         use(sample.rate_mm_h)
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        score: WatchedEngine,
-        transforms: tuple[Engine, Engine],
-        choice: Choice,
-        batch: int,
-        fused: FusedStep | None = None,
-    ) -> None:
+    def __init__(self, bundle: Bundle, opened: OpenedEngines) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self.engine = score
-        self.choice = choice
-        self.batch = batch
-        self.fused = fused
-        self._dwt, self._idwt = transforms
+        self.engine = opened.score
+        self.choice = opened.choice
+        self.batch = opened.batch
+        self.fused = opened.fused
+        self._dwt, self._idwt = opened.transforms
 
     @classmethod
     def open(
@@ -117,20 +96,7 @@ class Downscaler:
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle)
-        options = options or EngineOptions()
-        choice, score = _open_score(bundle, engine, precision, options)
-        # A CPU gains little from batches, as the caches are the limit, and starts later with them.
-        batch = options.batch or 1
-        if options.measure_batch:
-            batch, score, found = fastest_batch(
-                score,
-                lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
-                batch_key(bundle, choice, options),
-            )
-            choice = replace(choice, why=f"{choice.why} {found}")
-        transforms = open_transforms(bundle, choice.kind, options)
-        fused = _fused(bundle, choice, replace(options, batch=batch))
-        return cls(bundle, score, transforms, choice, batch, fused)
+        return cls(bundle, open_engines(bundle, engine, precision, options or EngineOptions()))
 
     def __enter__(self) -> Downscaler:
         return self
@@ -376,52 +342,6 @@ class Downscaler:
                 "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
             )
         return fine[0] // stride, fine[1] // stride
-
-
-def _open_score(
-    bundle: Bundle, engine: str, precision: str, options: EngineOptions
-) -> tuple[Choice, WatchedEngine]:
-    """The score graph on the engine asked for, or on the best that really opens it."""
-
-    rejected: dict[str, str] = {}
-    while True:
-        choice = select(engine, precision, rejected)
-        try:
-            return choice, _watched(bundle, choice, options)
-        except EngineError as error:
-            if engine != AUTO:
-                raise
-            rejected[choice.kind] = str(error)
-
-
-def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
-    """The score graph on its engine, which was seen to compute what the bundle says."""
-
-    def opened(graph: str, computes_in: str) -> Engine:
-        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
-        return open_engine(data, entry, choice.kind, computes_in, options)
-
-    full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
-    score = opened(choice.graph, choice.precision)
-    try:
-        check_engine(bundle, score)
-    except WdmError:
-        score.close()
-        raise
-    return WatchedEngine(score, full, options.note)
-
-
-def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:
-    """The sampler's update on the engine, where asked for or faster; bundles may be without."""
-    asked = options.fused_step
-    if not (
-        asked or (asked is None and step_pays(choice.kind) and STEP_ROLE in bundle.manifest.graphs)
-    ):
-        return None
-    fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
-    if asked:
-        fused.available()  # what was asked for and cannot be had is an error at once
-    return fused
 
 
 def _flip(field: PrecipField) -> slice:

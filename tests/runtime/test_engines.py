@@ -16,6 +16,7 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, select
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import BundleError, EngineError, MissingDependencyError, require
+from wdm_runtime.opening import OpenedEngines
 
 KINDS = (("ort-cpu", "fp32"), ("ort-cpu", "fp16"), ("openvino", "fp32"), ("openvino", "bf16"))
 
@@ -163,7 +164,8 @@ def test_a_whole_run_is_that_of_onnx_runtime(tiny, field, kind, precision, large
         )
         choice = select(score.kind, score.precision)
         watched = WatchedEngine(score, None, warnings.warn)
-        with Downscaler(bundle, watched, (dwt, idwt), choice, 1) as downscaler:
+        opened = OpenedEngines(watched, (dwt, idwt), choice, 1)
+        with Downscaler(bundle, opened) as downscaler:
             return np.stack([s.rate_mm_h for s in downscaler.downscale(field, steps=4)])
 
     reference = rates(open_chosen(tiny, "ort-cpu", "fp32"))

@@ -74,7 +74,7 @@ def test_an_engine_asked_for_by_name_fails_and_auto_takes_the_next(tiny, monkeyp
         return engine
 
     pytest.importorskip("openvino")
-    monkeypatch.setattr("wdm_runtime.downscale.open_engine", open_wrong)
+    monkeypatch.setattr("wdm_runtime.opening.open_engine", open_wrong)
     with pytest.raises(EngineError, match="gives other numbers"):
         Downscaler.open(tiny, "openvino")
     monkeypatch.setattr(engines, "_AUTO_ORDER", (("openvino", "fp32"), ("ort-cpu", "fp32")))

@@ -1,0 +1,110 @@
+"""A bundle's graphs on their engines, each seen to compute what the bundle says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from wdm_runtime.batching import batch_key, fastest_batch
+from wdm_runtime.bundle import STEP_ROLE, Bundle
+from wdm_runtime.engines import (
+    AUTO,
+    Choice,
+    Engine,
+    open_engine,
+    open_step,
+    open_transforms,
+    select,
+    step_pays,
+)
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.watched import WatchedEngine
+from wdm_runtime.errors import EngineError, WdmError
+from wdm_runtime.fused import FusedStep
+from wdm_runtime.golden import check_engine
+
+
+@dataclass(frozen=True)
+class OpenedEngines:
+    """What sampling runs on.
+
+    ``score`` is the score graph, ``transforms`` the wavelet transform and its inverse, ``choice``
+    says which engine and why, ``batch`` how many tiles a call takes, and ``fused`` is the sampler's
+    update on the engine where that pays.
+    """
+
+    score: WatchedEngine
+    transforms: tuple[Engine, Engine]
+    choice: Choice
+    batch: int
+    fused: FusedStep | None = None
+
+
+def open_engines(
+    bundle: Bundle, engine: str, precision: str, options: EngineOptions
+) -> OpenedEngines:
+    """Open everything a `Downscaler` needs, with the batch that is asked for or measured.
+
+    Raises
+    ------
+    BundleError, EngineError, MissingDependencyError
+    """
+    choice, score = _open_score(bundle, engine, precision, options)
+    # A CPU gains little from batches, as the caches are the limit, and starts later with them.
+    batch = options.batch or 1
+    if options.measure_batch:
+        batch, score, found = fastest_batch(
+            score,
+            lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
+            batch_key(bundle, choice, options),
+        )
+        choice = replace(choice, why=f"{choice.why} {found}")
+    transforms = open_transforms(bundle, choice.kind, options)
+    fused = _fused(bundle, choice, replace(options, batch=batch))
+    return OpenedEngines(score, transforms, choice, batch, fused)
+
+
+def _open_score(
+    bundle: Bundle, engine: str, precision: str, options: EngineOptions
+) -> tuple[Choice, WatchedEngine]:
+    """The score graph on the engine asked for, or on the best that really opens it."""
+
+    rejected: dict[str, str] = {}
+    while True:
+        choice = select(engine, precision, rejected)
+        try:
+            return choice, _watched(bundle, choice, options)
+        except EngineError as error:
+            if engine != AUTO:
+                raise
+            rejected[choice.kind] = str(error)
+
+
+def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
+    """The score graph on its engine, which was seen to compute what the bundle says."""
+
+    def opened(graph: str, computes_in: str) -> Engine:
+        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
+        return open_engine(data, entry, choice.kind, computes_in, options)
+
+    full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
+    score = opened(choice.graph, choice.precision)
+    try:
+        check_engine(bundle, score)
+    except WdmError:
+        score.close()
+        raise
+    return WatchedEngine(score, full, options.note)
+
+
+def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:
+    """The sampler's update on the engine, where asked for or faster; bundles may be without."""
+    asked = options.fused_step
+    if not (
+        asked or (asked is None and step_pays(choice.kind) and STEP_ROLE in bundle.manifest.graphs)
+    ):
+        return None
+    fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
+    if asked:
+        fused.available()  # what was asked for and cannot be had is an error at once
+    return fused
