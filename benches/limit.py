@@ -131,7 +131,7 @@ def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> i
 def network_of(bundle: Bundle) -> NetworkConfig:
     """The bundle's network as its manifest describes it."""
     values = dict(bundle.manifest.training["network"])
-    values["wavelet"] = WaveletSpec(**values["wavelet"])
+    values["wavelet"] = WaveletSpec.from_dict(values["wavelet"])
     values["multipliers"] = tuple(values["multipliers"])
     return NetworkConfig(**values)
 

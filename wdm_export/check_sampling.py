@@ -75,7 +75,7 @@ def wettest_tiles(
         raise InputError(f"Got {count} tiles; expected at least 1. Raise --tiles.")
     # Noise is addressed in coefficients: tiles start at whole ones.
     unit = manifest.wavelet.stride // math.gcd(manifest.wavelet.stride, manifest.factor)
-    edge = max(2, manifest.tile_px // manifest.factor // unit * unit)
+    edge = max(2, manifest.tile_cells // unit * unit)
     found = []
     for frame in frames(_coarse(one, manifest) for one in fields):
         for rows in _windows(frame.grid.shape[0], edge, unit):

@@ -15,7 +15,7 @@ from wdm_export.cli_parts import Files, Threads, comparison_table, given, progre
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import exit_on_sigterm
-from wdm_runtime.wavelets import WaveletSpec
+from wdm_runtime.wavelets import HAAR
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(cli_check.check)
@@ -23,6 +23,7 @@ app.command()(cli_check.check)
 Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
 Levels = Annotated[int, typer.Option(help="2: WDM-2, 1: WDM-1, 0: the pixel model")]
+Wavelet = Annotated[str, typer.Option(help="Any discrete wavelet of PyWavelets, such as db2")]
 Base = Annotated[int | None, typer.Option(help="Channels of the finest depth")]
 Depths = Annotated[str | None, typer.Option(help="Channel multipliers, for example 1,2,2")]
 Blocks = Annotated[int | None, typer.Option(help="Residual blocks a depth")]
@@ -62,9 +63,11 @@ def _options(
 
 
 def _network(
-    levels: int, base: int | None, depths: str | None, blocks: int | None, attention: bool
-) -> Any:
+    wavelet: str, levels: int, base: int | None, depths: str | None, blocks: int | None,
+    attention: bool,
+) -> Any:  # fmt: skip
     from wdm_export.config import NetworkConfig
+    from wdm_export.filter_banks import named_wavelet
 
     multipliers = None
     if depths is not None:
@@ -81,7 +84,7 @@ def _network(
     # A norm group of one channel would subtract the time's contribution to it again.
     groups = min(NetworkConfig.norm_groups, width // 2)
     return NetworkConfig(
-        WaveletSpec(levels=levels),
+        named_wavelet(wavelet, levels),
         attention=attention,
         head_channels=heads,
         norm_groups=groups,
@@ -169,6 +172,7 @@ def train(
     run: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run")],
     minutes: Minutes = None,
     steps: Steps = None,
+    wavelet: Wavelet = HAAR,
     levels: Levels = 2,
     base: Base = None,
     depths: Depths = None,
@@ -206,7 +210,7 @@ def train(
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
             name: value for name, value in settings.items() if name not in ("minutes", "steps")
         }
-        if kept or levels != 2 or not attention:
+        if kept or (wavelet, levels) != (HAAR, 2) or not attention:
             raise InputError(
                 f"--resume got {', '.join(kept) or 'a network'} besides; expected a new total with "
                 "--minutes or --steps at most: the run keeps its settings. Leave them out."
@@ -215,7 +219,7 @@ def train(
         if resume:
             trainer = Trainer.resume(patches, run, minutes, steps, processes)
         else:
-            network = _network(levels, base, depths, blocks, attention)
+            network = _network(wavelet, levels, base, depths, blocks, attention)
             initial = Checkpoint.load(weights) if weights else None
             config = TrainConfig(**settings)
             trainer = Trainer.start(patches, run, network, config, initial, processes)
@@ -277,6 +281,7 @@ def build(
         Path | None, typer.Option(help="Folder for store and run; default: <OUTPUT>-work")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Default: the folder's name")] = None,
+    wavelet: Wavelet = HAAR,
     levels: Levels = 2,
     base: Base = None,
     depths: Depths = None,
@@ -310,7 +315,8 @@ def build(
         minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
         tv_weight=tv_weight, seed=seed, threads=threads,
     )  # fmt: skip
-    network, training = _network(levels, base, depths, blocks, attention), TrainConfig(**settings)
+    network = _network(wavelet, levels, base, depths, blocks, attention)
+    training = TrainConfig(**settings)
     network.check_edge(training.crop_px, "--crop")
     network.check_edge(TILE_PX if tile is None else tile, "--tile")
     folder = work or output.with_name(f"{output.name}-work")

@@ -138,7 +138,7 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`; unknown or missing keys are a TypeError or KeyError."""
         network = dict(values["network"])
-        network["wavelet"] = WaveletSpec(**network["wavelet"])
+        network["wavelet"] = WaveletSpec.from_dict(network["wavelet"])
         scales = {
             name: SubbandScale(tuple(values[name]["mean"]), tuple(values[name]["std"]))
             for name in ("residual_scale", "condition_scale")

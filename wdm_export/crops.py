@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wdm_export.config import NetworkConfig, TrainConfig
 from wdm_export.data import PatchStore
-from wdm_export.haar import WaveletPacket
+from wdm_export.packet import WaveletPacket
 from wdm_export.parallel import ALONE, Processes
 from wdm_runtime.errors import InputError
 from wdm_runtime.transform import PrecipTransform, SubbandScale
@@ -21,9 +21,10 @@ _SCALE_CROPS = 1024
 class CropSampler:
     """Random crops of a store: days drawn evenly, then patch, position, flips and transposition.
 
-    Positions are multiples of the wavelet's stride, as tiles are when sampling, so the network sees
-    each phase between coefficients and coarse cells as it will meet it. ``shard`` of ``shards``
-    keeps to a part of the files.
+    ``crop_px`` counts what the wavelet needs around a crop too. Positions are multiples of the
+    wavelet's stride, as tiles are when sampling, so the network sees each phase between
+    coefficients and coarse cells as it will meet it. ``shard`` of ``shards`` keeps to a part of the
+    files.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class CropSampler:
         self.stride = stride
         if not 0 < crop_px <= store.fine.shape[1] or crop_px % stride:
             raise InputError(
-                f"Training crops are {crop_px} cells wide; expected at most the patch size "
-                f"{store.fine.shape[1]} and a multiple of {stride}. Set --crop."
+                f"Training crops with what their wavelet needs around them are {crop_px} cells "
+                f"wide; expected at most the patch size {store.fine.shape[1]} and a multiple of "
+                f"{stride}. Set --crop."
             )
         if not self.days:
             raise InputError(
@@ -62,17 +64,20 @@ class CropSampler:
 
 
 class Coefficients:
-    """Rain crops to raw wavelet coefficients of the residual and the condition."""
+    """Rain crops to raw wavelet coefficients of the residual and the condition.
+
+    The wavelet's margin is cut off, as in the runtime: no coefficient sees around a crop's border.
+    """
 
     def __init__(self, network: NetworkConfig, transform: PrecipTransform) -> None:
         self.packet = WaveletPacket(network.wavelet)
         self.transform = transform
 
     def __call__(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 1, y, x) [mm h-1] twice -> residual and condition, (b, s, h, w)."""
+        """(b, 1, y, x) [mm h-1] twice, with margin -> residual and condition, (b, s, h, w)."""
         offset, shift = self.transform.offset_mm_h, self.transform.shift
         z = torch.log10(torch.cat((fine, coarse)) + offset) + shift
-        c_fine, c_coarse = self.packet(z).chunk(2)
+        c_fine, c_coarse = self.packet(z)[self.packet.spec.inner].chunk(2)
         return c_fine - c_coarse, c_coarse
 
 
@@ -108,7 +113,7 @@ def crop_samplers(
 ) -> list[CropSampler]:
     """One for each data shard of this process."""
     stride, shards = network.wavelet.stride, config.shards
+    crop_px = config.crop_px + 2 * network.wavelet.margin * stride
     return [
-        CropSampler(store, config.crop_px, stride, shard, shards)
-        for shard in processes.shards(config)
+        CropSampler(store, crop_px, stride, shard, shards) for shard in processes.shards(config)
     ]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -21,13 +22,15 @@ from onnxscript.optimizer import optimize_ir
 from wdm_export.compiler_form import CpuForm, GpuForm
 from wdm_export.unet import UNet
 from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
-from wdm_runtime.wavelets import HAAR_KERNELS, WaveletSpec
+from wdm_runtime.wavelets import Taps, WaveletSpec
 
 OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
 ROLE_PROPERTY = "wdm_role"
+_LAST = 2**31 - 1  # of a slice: to the end, in 32 bits as TensorRT counts
 _WEIGHT_OPS = {"Cast", "MatMul"}
 _LEAST_VALUES = 16  # of a weight: for fewer a cast costs more than it saves
+Array = npt.NDArray[np.float32]
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
 
 
@@ -90,33 +93,82 @@ def _may_fold(node: ir.Node) -> bool | None:
 
 def dwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
     """field (1, 1, height, width) -> coeffs (1, subbands, rows, columns): one conv a level."""
-    return _wavelet_model("dwt", spec, "Conv", range(spec.levels), ("field", "coeffs"))
+    bank, steps = spec.bank, _Steps("field")
+    # A convolution of ONNX does not turn its kernel around.
+    kernels = _kernels(bank.dec_lo[::-1], bank.dec_hi[::-1])
+    for level in range(spec.levels):
+        steps.wrap(level, len(bank) // 2 - 1)
+        steps.convolve("Conv", level, kernels)
+    return _transform_model("dwt", spec, steps, ("field", "coeffs"))
 
 
 def idwt_graph(spec: WaveletSpec) -> onnx.ModelProto:
-    """coeffs (1, subbands, rows, columns) -> field (1, 1, height, width), one deconv a level."""
-    levels = reversed(range(spec.levels))
-    return _wavelet_model("idwt", spec, "ConvTranspose", levels, ("coeffs", "field"))
+    """coeffs (1, subbands, rows, columns) -> field (1, 1, height, width), one deconv a level.
+
+    Rows and columns are at least `WaveletSpec.least_coeffs`, in `dwt_graph` too.
+    """
+    bank, steps = spec.bank, _Steps("coeffs")
+    more = len(bank) // 4
+    for level in reversed(range(spec.levels)):
+        steps.wrap(level, more)
+        # What the coefficients wrapped around the borders give beyond them is cut off.
+        cut = 2 * more + len(bank) // 2 - 1
+        steps.convolve("ConvTranspose", level, _kernels(bank.rec_lo, bank.rec_hi), cut)
+    return _transform_model("idwt", spec, steps, ("coeffs", "field"))
 
 
-def _wavelet_model(
-    name: str, spec: WaveletSpec, op: str, levels: Iterable[int], ends: tuple[str, str]
+def _kernels(low: Taps, high: Taps) -> Array:
+    """(4, 1, taps, taps): subbands in the runtime's order, from filters along y and x."""
+    pairs = ((low, low), (high, low), (low, high), (high, high))
+    return np.stack([np.outer(y, x) for y, x in pairs])[:, None].astype(np.float32)
+
+
+class _Steps:
+    """The nodes of a transform, each taking what the one before it gave."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def wrap(self, level: int, cells: int) -> None:
+        """Continue the value periodically by some cells at both ends of both axes."""
+        for axis, name in ((2, "y"), (3, "x")) if cells else ():
+            middle, parts = self.value, []
+            for end, first, stop in (("before", -cells, _LAST), ("after", 0, cells)):
+                bounds = [self._constant(f"{n}", [n]) for n in (first, stop, axis)]
+                parts.append(f"{end}_{name}{level}")
+                self._add("Slice", [middle, *bounds], parts[-1])
+            self._add("Concat", [parts[0], middle, parts[1]], f"wrapped_{name}{level}", axis=axis)
+
+    def convolve(self, op: str, level: int, kernels: Array, cut: int = 0) -> None:
+        """Split or join the 4^level channels of a level."""
+        kernel = np.tile(kernels, (4**level, 1, 1, 1))
+        self.constants[f"kernel{level}"] = numpy_helper.from_array(kernel, f"kernel{level}")
+        options = {"pads": [cut] * 4} if cut else {}
+        inputs = [self.value, f"kernel{level}"]
+        self._add(op, inputs, f"level{level}", strides=[2, 2], group=4**level, **options)
+
+    def _constant(self, name: str, values: list[int]) -> str:
+        self.constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
+        return name
+
+    def _add(self, op: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        self.value = output
+
+
+def _transform_model(
+    name: str, spec: WaveletSpec, steps: _Steps, ends: tuple[str, str]
 ) -> onnx.ModelProto:
-    """A chain of grouped fixed-kernel convolutions: level l splits or joins 4^l channels."""
-    nodes, weights, value = [], [], ends[0]
-    for level in levels:
-        kernel = np.tile(HAAR_KERNELS[:, None], (4**level, 1, 1, 1))
-        weights.append(numpy_helper.from_array(kernel, f"kernel{level}"))
-        inputs, out = [value, f"kernel{level}"], f"level{level}"
-        nodes.append(helper.make_node(op, inputs, [out], strides=[2, 2], group=4**level))
-        value = out
-    nodes = nodes or [helper.make_node("Identity", [value], [ends[1]])]
+    nodes = steps.nodes or [helper.make_node("Identity", [ends[0]], [ends[1]])]
     nodes[-1].output[0] = ends[1]
     shapes = {
         "field": [1, 1, "height", "width"],
         "coeffs": [1, spec.subbands, "rows", "columns"],
     }
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shapes[n]) for n in ends]
+    weights = [*steps.constants.values()]
     graph = helper.make_graph(nodes, name, values[:1], values[1:], initializer=weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
 

@@ -98,27 +98,28 @@ def measure(bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = TILE_P
         No field has a tile with rain, or the tiles do not fit the wavelet.
     """
     manifest = bundle.manifest
-    if tile_px < 1 or tile_px % manifest.wavelet.stride:
+    spec = manifest.wavelet
+    if tile_px % spec.stride or tile_px <= 2 * spec.margin * spec.stride:
         raise InputError(
-            f"--tile got {tile_px} cells; expected a multiple of {manifest.wavelet.stride}. "
-            "Correct it."
+            f"--tile got {tile_px} cells; expected a multiple of {spec.stride} above "
+            f"{2 * spec.margin * spec.stride}. Correct it."
         )
     dwt, idwt = (
         open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
         for role in ("dwt", "idwt")
     )
-    coefficients = Coefficients(NetworkConfig(manifest.wavelet), manifest.transform)
-    total, squares = (np.zeros((2, manifest.wavelet.subbands)) for _ in range(2))
+    coefficients = Coefficients(NetworkConfig(spec), manifest.transform)
+    total, squares = (np.zeros((2, spec.subbands)) for _ in range(2))
     count, tiles, worst = 0, 0, 0.0
     for fine, smooth in _tiles(fields, manifest, tile_px):
         condition = dwt.run({"field": manifest.transform.forward(smooth)[None, None]})[0]
         # Interpolated and real field as the fine one, both over the interpolated one.
         pair, below = (torch.from_numpy(np.stack(two))[:, None] for two in _pairs(fine, smooth))
         residual, own = coefficients(pair, below)
-        left = (residual + own).double().numpy() - condition
+        left = (residual + own).double().numpy() - condition[spec.inner]
         total += left.sum(axis=(2, 3))
         squares += (left**2).sum(axis=(2, 3))
-        count, tiles = count + condition[0].size, tiles + 1
+        count, tiles = count + left[0, 0].size, tiles + 1
         back = manifest.transform.inverse(idwt.run({"coeffs": condition[None]})[0, 0])
         wet = smooth >= 2 * manifest.transform.dry_threshold_mm_h  # clear of the threshold
         off = np.abs(back - smooth)[wet] / smooth[wet]
@@ -131,7 +132,7 @@ def measure(bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = TILE_P
     mean = total[1] / count
     scale = np.array(manifest.residual_scale.std)
     return Identity(
-        manifest.wavelet.subband_names,
+        spec.subband_names,
         np.sqrt(squares[0] / count) / scale,
         mean,
         np.sqrt(squares[1] / count - mean**2),

@@ -35,7 +35,6 @@ from wdm_runtime.errors import BundleError, OutputError, ParityError
 from wdm_runtime.io.atomic import Workspace, publish, whole_file
 from wdm_runtime.signing import SIGNATURE_NAME, sign
 from wdm_runtime.skill import TILE_PX
-from wdm_runtime.wavelets import WaveletSpec
 
 LICENCE = "Apache-2.0"
 CARD_NAME = "MODEL_CARD.md"
@@ -51,7 +50,7 @@ def latency_network(config: NetworkConfig, attention: bool = False) -> UNet:
     minus one value, which compresses to a tenth in a wheel. Engines give every layer its own copy
     of its weights when they load a graph, and the time of a network does not depend on them.
     """
-    pixel = replace(config, wavelet=WaveletSpec(config.wavelet.name, 0), attention=attention)
+    pixel = replace(config, wavelet=replace(config.wavelet, levels=0), attention=attention)
     network = UNet(pixel)
     generator = torch.Generator().manual_seed(0)
     drawn: dict[torch.Size, Tensor] = {}

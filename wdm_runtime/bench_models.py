@@ -142,7 +142,7 @@ def one_tile(
 
 def tile_field(manifest: Manifest) -> PrecipField:
     """A coarse field that is one tile, all of it seeded rain; no time depends on the rates."""
-    cells = manifest.tile_px // manifest.factor
+    cells = manifest.tile_cells
     rates = np.random.default_rng(0).gamma(0.5, 4.0, (1, cells, cells)).astype(np.float32)
     rates += np.float32(0.1)
     axis = 0.1 * np.arange(cells, dtype=np.float64)

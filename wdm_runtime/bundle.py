@@ -105,7 +105,8 @@ class Manifest:
     ``tile_px`` is the fine size of the tiles the score graph takes; ``domain`` is what the model
     was trained on; ``residual_scale`` standardises the coefficients that are diffused,
     ``condition_scale`` those of the interpolated coarse field; ``presets`` are ways to draw members
-    that were fitted to this model. ``precision_check`` and ``presets`` may be missing.
+    that were fitted to this model. ``precision_check``, ``presets`` and, of Haar, the wavelet's
+    ``filters`` may be missing.
     """
 
     schema_version: int
@@ -127,12 +128,19 @@ class Manifest:
     precision_check: PrecisionCheck | None = field(default=None, metadata=_OPTIONAL)
     presets: dict[str, Preset] = field(default_factory=dict, metadata=_OPTIONAL)
 
+    @property
+    def tile_cells(self) -> int:
+        """Coarse cells along an axis of the largest domain that one tile covers."""
+        return (self.tile_px - 2 * self.wavelet.margin * self.wavelet.stride) // self.factor
+
     def to_json(self) -> str:
         """The text of manifest.json."""
         values = asdict(self)
         for optional in ("precision_check", "presets"):
             if not values[optional]:
                 del values[optional]
+        if self.wavelet.filters is None:
+            del values["wavelet"]["filters"]
         return json.dumps(values, indent=1) + "\n"
 
     def check(self) -> None:
@@ -146,6 +154,8 @@ class Manifest:
             raise ValueError(f"factor {self.factor} or tile {self.tile_px} is too large")
         if self.tile_px % self.wavelet.stride:
             raise ValueError(f"tile {self.tile_px} is no multiple of {self.wavelet.stride}")
+        if self.tile_px // self.wavelet.stride < self.wavelet.least_coeffs:
+            raise ValueError(f"tile {self.tile_px} is too small for the filters' length")
         for scale in (self.residual_scale, self.condition_scale):
             if len(scale.mean) != subbands:
                 raise ValueError(f"{len(scale.mean)} subband scales, expected {subbands}")

@@ -4,6 +4,11 @@ Arrays are north first. A block of ``factor`` x ``factor`` fine cells whose wett
 the dry threshold has a mean of threshold / factor^2: a coarse cell below that is dry. Bicubic
 interpolation carries a coarse cell's rain two coarse cells far. Beyond that distance from rain the
 result is 0 by definition, and no tile is needed.
+
+A cell of wavelets longer than Haar's also depends on coefficients beyond its own, up to the
+wavelet's margin away. The coefficient grid therefore reaches a margin beyond the domain on every
+side, where the interpolated field goes on as at its border. The transform of it is made of a field
+that reaches as far again, so that what wraps around its borders is cut off.
 """
 
 from __future__ import annotations
@@ -36,7 +41,8 @@ class Frame:
     near_rain
         (y, x) coarse cells in which there may be fine rain.
     tiling
-        Tiles over the coefficient grid; none if the frame is dry or missing.
+        Tiles over the coefficient grid, which begins a margin before the domain; none if the frame
+        is dry or missing.
     complete
         Whether the tiles cover all of ``near_rain``, not only what was wanted.
     """
@@ -67,22 +73,36 @@ def look_at(coarse_mm_h: Array, manifest: Manifest, wanted: Mask | None = None) 
         # Whole coarse cells: their means are only right over all of their fine cells.
         asked = near & _any_in_blocks(wanted, manifest.factor, near.shape)
     fine = spread(asked, manifest.factor)
-    rows, columns = (max(size, -(-n // stride)) for n in fine.shape)
+    shape, margin = grid_shape(fine.shape, manifest), manifest.wavelet.margin
     # Small tiles (tests) keep some of their own: a quarter is overlap enough.
     overlap = min(OVERLAP_PX // stride, size // 4)
-    tiling = Tiling((rows, columns), size, overlap, _any_in_blocks(fine, stride, (rows, columns)))
+    active = _any_in_blocks(np.pad(fine, ((margin * stride, 0),) * 2), stride, shape)
+    tiling = Tiling(shape, size, overlap, _widened(active, margin))
     return Frame(coarse_mm_h, near, tiling, complete=wanted is None)
+
+
+def grid_shape(fine_shape: tuple[int, ...], manifest: Manifest) -> tuple[int, int]:
+    """(height, width) of the coefficient grid of a domain (y, x): never less than a tile."""
+    spec = manifest.wavelet
+    rows, columns = (
+        max(manifest.tile_px // spec.stride, -(-n // spec.stride) + 2 * spec.margin)
+        for n in fine_shape
+    )
+    return rows, columns
+
+
+def covered_cells(frame: Frame, manifest: Manifest) -> Mask:
+    """Fine cells (y * factor, x * factor) all of whose coefficients lie in tiles."""
+    margin, stride = manifest.wavelet.margin, manifest.wavelet.stride
+    covered = ~_widened(~frame.tiling.covered, margin)[margin:, margin:]
+    height, width = (n * manifest.factor for n in frame.near_rain.shape)
+    return spread(covered, stride)[:height, :width]
 
 
 def near_rain(coarse_mm_h: Array, wet_from_mm_h: float) -> Mask:
     """Coarse cells within `REACH_CELLS` of one that is wet; missing cells count as dry."""
     # Half the threshold: the mean of a block with one wet cell may be rounded down.
-    near = np.asarray(np.nan_to_num(coarse_mm_h, nan=0.0) >= 0.5 * wet_from_mm_h)
-    for axis in (0, 1):
-        wet = np.pad(near, [(REACH_CELLS, REACH_CELLS) if a == axis else (0, 0) for a in (0, 1)])
-        windows = np.lib.stride_tricks.sliding_window_view(wet, 2 * REACH_CELLS + 1, axis=axis)
-        near = np.asarray(windows.any(axis=-1))
-    return near
+    return _widened(np.nan_to_num(coarse_mm_h, nan=0.0) >= 0.5 * wet_from_mm_h, REACH_CELLS)
 
 
 def valid_cells(coarse_mm_h: Array, factor: int) -> Mask:
@@ -102,10 +122,11 @@ def interpolated(coarse_mm_h: Array, factor: int) -> Array:
 def condition(frame: Frame, manifest: Manifest, dwt: Engine) -> Condition:
     """Interpolate, transform and standardise."""
     fine = interpolated(frame.coarse_mm_h, manifest.factor)
-    sizes = zip(frame.tiling.shape, fine.shape, strict=True)
-    padding = [(0, n * manifest.wavelet.stride - m) for n, m in sizes]
+    spec, sizes = manifest.wavelet, zip(frame.tiling.shape, fine.shape, strict=True)
+    before = 2 * spec.margin * spec.stride  # the grid's own margin, and the one that is cut off
+    padding = [(before, n * spec.stride - m) for n, m in sizes]
     z = manifest.transform.forward(np.pad(fine, padding, mode="edge"))
-    coeffs = dwt.run({"field": z[None, None]})[0]
+    coeffs = dwt.run({"field": z[None, None]})[0][spec.inner]
     return Condition(coeffs, manifest.condition_scale.standardise(coeffs))
 
 
@@ -118,8 +139,9 @@ def finish(
     """
     coeffs = manifest.residual_scale.restore(residual)
     coeffs += condition.coeffs
-    height, width = (n * manifest.factor for n in frame.near_rain.shape)
-    rate = manifest.transform.inverse(idwt.run({"coeffs": coeffs[None]})[0, 0, :height, :width])
+    first = manifest.wavelet.margin * manifest.wavelet.stride
+    rows, columns = (slice(first, first + n * manifest.factor) for n in frame.near_rain.shape)
+    rate = manifest.transform.inverse(idwt.run({"coeffs": coeffs[None]})[0, 0, rows, columns])
     rate[~spread(frame.near_rain, manifest.factor)] = 0.0
     return rate
 
@@ -127,6 +149,15 @@ def finish(
 def spread(mask: Mask, factor: int) -> Mask:
     """Each cell as a block of ``factor`` x ``factor`` fine ones."""
     return mask.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _widened(mask: Mask, cells: int) -> Mask:
+    """A mask with all within some cells of it along both axes."""
+    for axis in (0, 1):
+        padded = np.pad(mask, [(cells, cells) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * cells + 1, axis=axis)
+        mask = np.asarray(windows.any(axis=-1))
+    return mask
 
 
 def _any_in_blocks(mask: Mask, size: int, shape: tuple[int, ...]) -> Mask:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.conditioning import Frame, condition, look_at
+from wdm_runtime.conditioning import Frame, condition, grid_shape, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
@@ -311,11 +311,9 @@ class Downscaler:
         )
 
     def _padded_cells(self, field: PrecipField) -> int:
-        tile, stride = self.manifest.tile_px, self.manifest.wavelet.stride
-        rows, columns = (
-            max(tile, -(-n * self.factor // stride) * stride) for n in field.grid.shape
-        )
-        return rows * columns
+        fine = tuple(n * self.factor for n in field.grid.shape)
+        rows, columns = grid_shape(fine, self.manifest)
+        return rows * columns * self.manifest.wavelet.stride**2
 
     def _samples_at_most(self, field: PrecipField, max_bytes: int | None) -> int:
         """How many samples fit into memory at once."""
@@ -332,8 +330,8 @@ class Downscaler:
         return min(self.batch, 1 + (max_bytes - one) // (two - one))
 
     def _noise_origin(self, field: PrecipField) -> tuple[int, int]:
-        """The field's north-west corner in coefficients of the whole input."""
-        stride = self.manifest.wavelet.stride
+        """The coefficient grid's north-west corner in coefficients of the whole input."""
+        stride, margin = self.manifest.wavelet.stride, self.manifest.wavelet.margin
         fine = [cells * self.factor for cells in field.origin]
         if any(cells % stride for cells in fine):
             raise InputError(
@@ -341,7 +339,7 @@ class Downscaler:
                 f"expected multiples of {stride // math.gcd(stride, self.factor)}, so that noise "
                 "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
             )
-        return fine[0] // stride, fine[1] // stride
+        return fine[0] // stride - margin, fine[1] // stride - margin
 
 
 def _flip(field: PrecipField) -> slice:

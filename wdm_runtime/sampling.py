@@ -15,6 +15,7 @@ from wdm_runtime.bundle import Manifest
 from wdm_runtime.conditioning import (
     Condition,
     Frame,
+    covered_cells,
     finish,
     interpolated,
     spread,
@@ -81,7 +82,8 @@ class Sampling:
     steps
         What a sampler gave for the time grid.
     noise_origin
-        (row, column) of the domain's north-west corner in coefficients of the whole input.
+        (row, column) of the coefficient grid's north-west corner in coefficients of the whole
+        input.
     consistency
         A mode of `wdm_runtime.consistency`.
     on_step
@@ -190,8 +192,7 @@ class Sampling:
         if np.isnan(coarse).any():
             rate[~valid_cells(coarse, factor)] = np.nan
         if not frame.complete:
-            covered = spread(frame.tiling.covered, self.manifest.wavelet.stride)
-            covered = covered[: rate.shape[0], : rate.shape[1]]
+            covered = covered_cells(frame, self.manifest)
             rate[spread(frame.near_rain, factor) & ~covered] = np.nan
         dry_mm_h = self.manifest.transform.dry_threshold_mm_h
         missing = unknown_cells(rate) - unknown

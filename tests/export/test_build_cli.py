@@ -149,7 +149,7 @@ def test_build_again_refuses_settings_that_the_run_does_not_have(built, tmp_path
 def test_a_network_that_build_made_hears_the_time(built):
     """One channel a norm group would subtract the time embedding again, silently."""
     settings = Bundle.open(built[0]).manifest.training["network"]
-    settings["wavelet"] = WaveletSpec(**settings["wavelet"])
+    settings["wavelet"] = WaveletSpec.from_dict(settings["wavelet"])
     network = random_network(NetworkConfig(**settings))
     x, condition = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -19,14 +19,16 @@ class WaveletPacket(nn.Module):
     """Forward and inverse packet transform with the runtime's subband order.
 
     Fields are (b, 1, y, x) with sizes in multiples of the stride, coefficients
-    (b, subbands, y / stride, x / stride).
+    (b, subbands, y / stride, x / stride). A level of fewer cells than its filters have taps would
+    wrap around more than once, which pytorch_wavelets does not.
     """
 
     def __init__(self, spec: WaveletSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.analysis = DWTForward(J=1, wave=spec.name, mode="zero")
-        self.synthesis = DWTInverse(wave=spec.name, mode="zero")
+        bank, mode = spec.bank, "periodization"
+        self.analysis = DWTForward(J=1, wave=(bank.dec_lo, bank.dec_hi), mode=mode)
+        self.synthesis = DWTInverse(wave=(bank.rec_lo, bank.rec_hi), mode=mode)
 
     def forward(self, field: Tensor) -> Tensor:
         """(b, 1, y, x) -> coefficients."""
