@@ -6,15 +6,24 @@ import socket
 import stat
 import tracemalloc
 from contextlib import suppress
+from dataclasses import asdict
 
 import pytest
 from conftest import edit_manifest, rewrite_graph
+from filter_banks import BANKS, DB2, spec_of, spread_haar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wdm_runtime.bundle import MANIFEST_NAME, SCHEMA_VERSION, Bundle, Domain, default_bundle
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import BundleError, EngineError
+
+
+def wavelet(name, **filters):
+    """A manifest's entry with filters, some of them changed, or left out if None."""
+    bank = {**asdict(BANKS.get(name, DB2)), **filters}
+    bank = {key: taps for key, taps in bank.items() if taps is not None}
+    return {"name": name, "levels": 2, "filters": bank}
 
 
 def test_the_tiny_bundle_is_whole_and_small(tiny):
@@ -27,6 +36,21 @@ def test_the_tiny_bundle_is_whole_and_small(tiny):
 def test_manifest_survives_a_round_trip(tiny):
     bundle = Bundle.open(tiny)
     assert json.loads(bundle.manifest.to_json()) == json.loads((tiny / MANIFEST_NAME).read_text())
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_filters_survive_a_round_trip_and_haar_is_without(tiny_copy, name):
+    haar = json.loads((tiny_copy / MANIFEST_NAME).read_text())["wavelet"]
+    assert haar == {"name": "haar", "levels": 2}
+    edit_manifest(tiny_copy, wavelet=wavelet(name))
+    manifest = Bundle.open(tiny_copy).manifest
+    assert manifest.wavelet == spec_of(name)
+    assert json.loads(manifest.to_json()) == json.loads((tiny_copy / MANIFEST_NAME).read_text())
+
+
+def test_tiles_hold_what_the_graphs_of_long_filters_need(tiny_copy):
+    edit_manifest(tiny_copy, wavelet=wavelet("long", **asdict(spread_haar(64))))
+    assert Bundle.open(tiny_copy).manifest.wavelet.least_coeffs == 16
 
 
 def test_the_shipped_bundle_is_found_and_whole():
@@ -55,6 +79,16 @@ def test_the_shipped_bundle_is_found_and_whole():
         ({"domain": {"spacing_km": 1.0, "latitudes": [20.0, 95.0]}}, "-90 and 90"),
         ({"wavelet": {"name": "haar"}}, "wavelet: missing keys .'levels'"),
         ({"wavelet": {"name": "db9", "levels": 2}}, "db9"),
+        ({"wavelet": {"name": "haar", "levels": 2, "filters": None}}, "filters is NoneType"),
+        ({"wavelet": wavelet("db2", rec_hi=None)}, "filters: missing keys .'rec_hi'"),
+        ({"wavelet": wavelet("db2", dec_lo=["1"] * 4)}, "dec_lo.0. is '1', expected float"),
+        ({"wavelet": wavelet("db2", dec_lo=[[0.5]] * 4)}, "dec_lo.0. is .0.5., expected float"),
+        ({"wavelet": wavelet("db2", dec_lo=[0.5] * 3)}, "of .3, 4. taps"),
+        ({"wavelet": wavelet("db2", dec_lo=[float("nan")] * 4)}, "finite number"),
+        ({"wavelet": wavelet("db2", dec_lo=[0.5] * 4)}, "perfect reconstruction"),
+        ({"wavelet": wavelet("haar")}, "'haar' comes with filters of its own"),
+        ({"wavelet": wavelet("d\nb2")}, "plain name"),
+        ({"wavelet": wavelet("long", **asdict(spread_haar(72)))}, "tile 64 is too small for the"),
         ({"graphs": {}}, "graphs missing"),
         ({"transform": []}, "transform is list"),
         ({"schema_version": SCHEMA_VERSION + 1}, "Upgrade"),
