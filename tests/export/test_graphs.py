@@ -10,17 +10,20 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
+from conftest import MODELS  # noqa: E402
 from onnx import TensorProto, numpy_helper  # noqa: E402
 from small_training import TILE, random_network, score_graph_once, small  # noqa: E402
 
 from wdm_export import graphs, parity  # noqa: E402
 from wdm_export.compiler_form import GpuForm  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
+from wdm_export.filter_banks import named_wavelet  # noqa: E402
 from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.bundle import TensorSpec  # noqa: E402
 from wdm_runtime.engines import open_engine  # noqa: E402
 from wdm_runtime.engines.options import EngineOptions  # noqa: E402
 from wdm_runtime.errors import ParityError  # noqa: E402
+from wdm_runtime.onnx_gate import check_graph  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 
 PRECISIONS = pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
@@ -31,6 +34,7 @@ INPUTS = (
     TensorSpec("condition", "float32", TILE_SPEC),
     TensorSpec("t", "float32", (1,)),
 )
+WAVELETS = ("haar", "db2", "db4", "bior2.2", "sym4")
 SECRETS = (b"/home", b"/usr", b"/work", b"/tmp", b"site-packages", b".py", b"wdm_export")
 
 
@@ -295,12 +299,15 @@ def test_a_graph_of_another_form_is_refused(models, damage):
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2, 3, 4])
-def test_transform_graphs_pass_the_gate(levels):
-    spec = WaveletSpec(levels=levels)
+@pytest.mark.parametrize("name", WAVELETS)
+def test_transform_graphs_pass_the_gate(name, levels):
+    spec = named_wavelet(name, levels)
     forward, inverse = graphs.dwt_graph(spec), graphs.idwt_graph(spec)
     for role, model in (("dwt", forward), ("idwt", inverse)):
         parity.check_form(role, labelled(model, role), graphs.tensor_specs(model.graph.input))
-        assert len(model.SerializeToString()) < 5000 * max(1, 4 ** (levels - 2))
+        check_graph(model.SerializeToString(), role)
+        taps = len(spec.bank) ** 2
+        assert len(model.SerializeToString()) < 5000 * max(1, 4 ** (levels - 2)) * taps / 4
         assert not any(secret in model.SerializeToString() for secret in SECRETS)
     results = parity.compare_wavelets(spec, engine(forward), engine(inverse))
     assert len(results) == 6
@@ -309,8 +316,9 @@ def test_transform_graphs_pass_the_gate(levels):
 
 @pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("size", [(4, 4), (4, 36), (120, 76)])
-def test_transform_graphs_take_any_size(levels, size):
-    spec = WaveletSpec(levels=levels)
+@pytest.mark.parametrize("name", ["haar", "db2", "bior2.2"])
+def test_transform_graphs_take_any_size(name, levels, size):
+    spec = named_wavelet(name, levels)
     field = np.random.default_rng(0).standard_normal((1, 1, *size), dtype=np.float32)
     (coeffs,) = session(graphs.dwt_graph(spec)).run(None, {"field": field})
     assert coeffs.shape == (1, spec.subbands, size[0] // spec.stride, size[1] // spec.stride)
@@ -319,10 +327,29 @@ def test_transform_graphs_take_any_size(levels, size):
     np.testing.assert_allclose(back, field, atol=2e-6)
 
 
-def test_transform_graphs_with_wrong_kernels_fail():
-    spec = WaveletSpec(levels=2)
+@pytest.mark.parametrize("name", WAVELETS)
+def test_transform_graphs_take_the_fewest_coefficients_a_tile_may_have(name):
+    spec = named_wavelet(name, 2)
+    edge = spec.least_coeffs * spec.stride
+    field = np.random.default_rng(0).standard_normal((1, 1, edge, edge + 4), dtype=np.float32)
+    (coeffs,) = session(graphs.dwt_graph(spec)).run(None, {"field": field})
+    np.testing.assert_allclose(coeffs[0], wavelets.dwt(field[0], spec), atol=3e-6)
+    (back,) = session(graphs.idwt_graph(spec)).run(None, {"coeffs": coeffs})
+    np.testing.assert_allclose(back, field, atol=3e-6)
+
+
+def test_haars_graphs_are_those_of_the_bundles_written_before_there_were_others():
+    for role, make in (("dwt", graphs.dwt_graph), ("idwt", graphs.idwt_graph)):
+        data = labelled(make(WaveletSpec(levels=2)), role).SerializeToString()
+        for bundle in ("tiny", "wdm2-mrms"):
+            assert data == (MODELS / bundle / f"{role}.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["haar", "db2"])
+def test_transform_graphs_with_wrong_kernels_fail(name):
+    spec = named_wavelet(name, 2)
     forward, inverse = graphs.dwt_graph(spec), graphs.idwt_graph(spec)
-    (kernel, *_) = forward.graph.initializer
+    kernel = next(t for t in forward.graph.initializer if t.name == "kernel0")
     values = numpy_helper.to_array(kernel).copy()
     for changed in (values[[0, 2, 1, 3]], values * [[[[1]]], [[[-1]]], [[[1]]], [[[1]]]]):
         kernel.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), kernel.name))
@@ -330,7 +357,7 @@ def test_transform_graphs_with_wrong_kernels_fail():
         with pytest.raises(ParityError, match="DWT graph against NumPy"):
             parity.require_all(results)
     shorter = graphs.idwt_graph(spec)
-    kernel = shorter.graph.initializer[0]
+    kernel = next(t for t in shorter.graph.initializer if t.name == "kernel1")
     values = numpy_helper.to_array(kernel) * np.float32(1.001)
     kernel.CopyFrom(numpy_helper.from_array(values, kernel.name))
     results = parity.compare_wavelets(spec, engine(graphs.dwt_graph(spec)), engine(shorter))
