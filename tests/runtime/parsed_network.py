@@ -94,8 +94,13 @@ def compute(trt, layer, kind, inputs):
         case "REDUCE":
             total = {"AVG": np.mean, "SUM": np.sum}[layer.op.name]
             return total(x.astype("f4"), bits(layer.axes), keepdims=layer.keep_dims)
+        case "GATHER":
+            assert layer.mode.name == "DEFAULT" and layer.num_elementwise_dims == 0
+            return np.take(x, inputs[1], layer.axis)
         case "CONVOLUTION":
             return convolve(layer, inputs)
+        case "DECONVOLUTION":
+            return deconvolve(layer, x)
     raise NotImplementedError(kind)
 
 
@@ -147,11 +152,12 @@ def normalize(layer, x, scale, bias):
 
 
 def convolve(layer, inputs):
-    """Strided convolution by a product of matrices."""
+    """Strided convolution by a product of matrices, group after group."""
     x, kernel, bias = (*inputs, None, None)[:3]
-    assert layer.num_groups == 1 and tuple(layer.dilation_nd) == (1, 1)
+    groups = layer.num_groups
+    assert tuple(layer.dilation_nd) == (1, 1)
     if kernel is None:
-        size = (layer.num_output_maps, x.shape[1], *layer.kernel_size_nd)
+        size = (layer.num_output_maps, x.shape[1] // groups, *layer.kernel_size_nd)
         kernel = np.array(layer.kernel).reshape(size)
     if bias is None:
         bias = np.array(layer.bias)
@@ -161,5 +167,27 @@ def convolve(layer, inputs):
     padded = np.pad(x, ((0, 0), (0, 0), *edges)).astype("f4")
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], (2, 3))
     windows = windows[:, :, :: layer.stride_nd[0], :: layer.stride_nd[1]]
-    result = np.tensordot(windows, kernel.astype("f4"), axes=((1, 4, 5), (1, 2, 3)))
+    parts = zip(np.split(windows, groups, axis=1), np.split(kernel, groups), strict=True)
+    result = np.concatenate(
+        [np.tensordot(part, own.astype("f4"), axes=((1, 4, 5), (1, 2, 3))) for part, own in parts],
+        axis=3,
+    )
     return (result + bias.astype("f4") if bias.size else result).transpose(0, 3, 1, 2)
+
+
+def deconvolve(layer, x):
+    """Each value spreads its group's kernel over the result; the layer's padding is cut off."""
+    groups, stride, size = layer.num_groups, tuple(layer.stride_nd), tuple(layer.kernel_size_nd)
+    assert tuple(layer.dilation_nd) == (1, 1) and not np.array(layer.bias).size
+    height, width = (s * (n - 1) + k for s, n, k in zip(stride, x.shape[2:], size, strict=True))
+    kernel = np.array(layer.kernel).reshape(x.shape[1], layer.num_output_maps // groups, *size)
+    parts = zip(np.split(x, groups, axis=1), np.split(kernel, groups), strict=True)
+    out = np.zeros((len(x), layer.num_output_maps, height, width), "f4")
+    targets = np.split(out, groups, axis=1)
+    for target, (part, own) in zip(targets, parts, strict=True):
+        for row, column in np.ndindex(size):
+            rows = slice(row, row + stride[0] * x.shape[2], stride[0])
+            columns = slice(column, column + stride[1] * x.shape[3], stride[1])
+            target[:, :, rows, columns] += np.einsum("bcyx,co->boyx", part, own[:, :, row, column])
+    (top, left), (bottom, right) = layer.pre_padding, layer.post_padding
+    return out[:, :, top : height - bottom, left : width - right]

@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import MODELS
+from filter_banks import BANKS, spec_of
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (export)")
 
@@ -35,3 +36,14 @@ def test_graphs_parse_with_the_oldest_tensorrt(path):
     if path.stem.endswith("fp16"):
         weights = [t for t in model.graph.initializer if len(t.dims) == 4]
         assert weights and all(t.data_type == onnx.TensorProto.FLOAT16 for t in weights)
+
+
+@pytest.mark.parametrize("name", ["haar", *BANKS])
+def test_transforms_of_any_filter_bank_parse_with_the_oldest_tensorrt(name):
+    pytest.importorskip("torch", reason="torch is not installed (export)")
+    from wdm_export import graphs
+
+    for make in (graphs.dwt_graph, graphs.idwt_graph):
+        model = make(spec_of(name))
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+        assert {node.op_type for node in model.graph.node} <= ALLOWED - REFUSED

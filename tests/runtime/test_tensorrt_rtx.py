@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_tensorrt import API
+from filter_banks import spec_of
 from parsed_network import evaluate
 
 from wdm_runtime.bundle import Bundle
@@ -18,6 +19,7 @@ from wdm_runtime.engines import open_engine, tensorrt_plan
 from wdm_runtime.engines.tensorrt_module import load_module, logger
 from wdm_runtime.engines.tensorrt_plan import build_plan
 from wdm_runtime.errors import EngineError
+from wdm_runtime.wavelets import idwt
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed (verify-trt)")
 
@@ -68,6 +70,25 @@ def shipped_fp16():
     graphs.label(model, "score_fp16")
     data = model.SerializeToString()
     return data, graphs.graph_entry(model, "score_fp16.onnx", data)
+
+
+def transform_graph(name, role):
+    """The bytes of a wavelet's graph over two levels, and the wavelet."""
+    pytest.importorskip("torch", reason="torch is not installed (export)")
+    from wdm_export import graphs
+
+    spec = spec_of(name)
+    model = {"dwt": graphs.dwt_graph, "idwt": graphs.idwt_graph}[role](spec)
+    graphs.label(model, role)
+    return model.SerializeToString(), spec
+
+
+def parse_dynamic(graph):
+    """The builder and the network, whose sizes are still free."""
+    builder = trt.Builder(logger(trt))
+    network = builder.create_network(1 << int(STRONGLY_TYPED))
+    assert trt.OnnxParser(network, logger(trt)).parse(graph), logger(trt).take()
+    return builder, network
 
 
 def kernels(graph, entry, batch):
@@ -225,6 +246,39 @@ def test_the_parser_understands_the_shipped_graph_as_exported_now(shipped_fp16):
     network = tensorrt_plan._parse(trt, builder, *shipped_fp16, 1)
     found = evaluate(trt, network, given)[shipped_fp16[1].outputs[0].name]
     assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("role", ["dwt", "idwt"])
+@pytest.mark.parametrize("name", ["haar", "db2", "bior2.2"])
+def test_the_parser_understands_the_transforms_of_any_filter_bank(name, role):
+    """Of fields of any size; how the periodic borders are cut out is shapes' arithmetic."""
+    graph, spec = transform_graph(name, role)
+    for rows, columns in ((16, 24), (31, 7)):
+        builder, network = parse_dynamic(graph)
+        given = network.get_input(0)
+        coeffs = np.random.default_rng(0).standard_normal((16, rows, columns), dtype=np.float32)
+        field = idwt(coeffs, spec)
+        x, expected = (field, coeffs) if role == "dwt" else (coeffs, field)
+        assert tuple(given.shape) == (1, len(x), -1, -1)
+        given.shape = (1, *x.shape)
+        (found,) = evaluate(trt, network, {given.name: x[None]}).values()
+        np.testing.assert_allclose(found[0], expected, atol=5e-6)
+        del builder  # which has to live as long as its network
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("role", ["dwt", "idwt"])
+def test_the_transforms_of_a_long_filter_bank_build_for_every_target(role, capability):
+    graph, _ = transform_graph("db2", role)
+    builder, network = parse_dynamic(graph)
+    given = network.get_input(0)
+    config = builder.create_builder_config()
+    tensorrt_plan._set_target(trt, config, capability)
+    profile = builder.create_optimization_profile()
+    shapes = [(1, given.shape[1], edge, edge) for edge in (16, 72, 512)]
+    profile.set_shape(given.name, *shapes)
+    assert config.add_optimization_profile(profile) == 0
+    assert builder.build_serialized_network(network, config) is not None, logger(trt).take()
 
 
 def test_signatures_of_the_table_are_those_of_the_installed_version():
