@@ -177,6 +177,7 @@ def test_build_without_files_says_what_it_needs(tmp_path):
         (["--tile", "100"], ["--tile", "100"]),  # 25 coefficients cannot be halved twice
         (["--crop", "50"], ["--crop", "50"]),
         (["--minutes", "-1"], ["minutes"]),
+        (["--wavelet", "db200"], ["--wavelet", "db200", "sym2 to sym20"]),
     ],
 )
 def test_build_refuses_bad_sizes_before_it_computes(tmp_path, options, words):
