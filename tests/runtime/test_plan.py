@@ -18,7 +18,7 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.plan import parse_bytes
-from wdm_runtime.samplers import SAMPLERS
+from wdm_runtime.samplers import DETERMINISTIC, SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consi
             pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert 0.5 * planned < peak <= planned
+    # The plan is that of samplers with noise, an array more.
+    share = 0.4 if sampler in DETERMINISTIC else 0.5
+    assert share * planned < peak <= planned
 
 
 def test_the_plan_counts_what_the_run_does(tiny, wet_field):
