@@ -97,6 +97,14 @@ PROMISES = (
         "tests/runtime/test_reader_process.py::test_a_crash_is_an_error_and_the_next_read_works",
     ),
     Promise(
+        "what a reading process says is believed in nothing",
+        "wdm_runtime/io/reader.py",
+        "if (rate < 0).any() or np.isinf(rate).any():",
+        "if False:",
+        "tests/runtime/test_wire.py::"
+        "test_a_reading_process_that_lies_is_ended_and_nothing_of_it_used",
+    ),
+    Promise(
         "what is declared beyond memory is not allocated",
         "wdm_runtime/io/dataset.py",
         "if needed_bytes > memory_bytes():",
