@@ -17,6 +17,7 @@ from wdm_runtime.engines import select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import BundleError, EngineError, InputError, MissingDependencyError
+from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
 
 ONE = ("--engines", "ort-cpu/fp32", "--calls", 2)
@@ -133,7 +134,7 @@ def test_one_tile_is_what_a_downscaler_gives(tiny, sampler):
     choice = select("ort-cpu", "fp32")
     model = models_of(bundle, [])[0]
     score, transforms = model.open_score(choice, options), model.open_transforms(choice, options)
-    got = one_tile(model.manifest, score, transforms, SAMPLERS[sampler], 3)
+    got = one_tile(model.manifest, score, transforms, Preset(sampler, 3))
     with Downscaler.open(bundle, "ort-cpu", "fp32", options) as downscaler:
         (sample,) = downscaler.downscale(tile_field(bundle.manifest), sampler=sampler, steps=3)
     np.testing.assert_array_equal(got, sample.rate_mm_h)
@@ -148,7 +149,7 @@ def test_the_pixel_member_is_a_whole_one(tiny):
     run = score.run
     score.run = lambda feeds: (shapes.append(feeds["x"].shape), run(feeds))[1]
     transforms = pixel.open_transforms(choice, options)
-    rate = one_tile(pixel.manifest, score, transforms, SAMPLERS["second-order"], 5)
+    rate = one_tile(pixel.manifest, score, transforms, Preset("second-order", 5))
     assert shapes == [(1, 1, 64, 64)] * 5
     coarse = tile_field(pixel.manifest).frame(0)
     assert rate.shape == (60, 60) and np.isfinite(rate).all()
