@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +18,7 @@ from wdm_runtime import cli
 from wdm_runtime.bundle import MANIFEST_NAME, Bundle, sha256
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+from wdm_runtime.io import child
 
 with suppress(ImportError):  # before any test imports ecCodes: see `load_eccodes`
     import pyproj  # noqa: F401
@@ -23,6 +26,26 @@ with suppress(ImportError):  # before any test imports ecCodes: see `load_eccode
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SAMPLE = MODELS / "sample" / "mrms_10km.nc"
 TRUTH = MODELS / "sample" / "mrms_1km_truth.nc"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measured_children():
+    """Under coverage, processes that read may end by themselves: killed ones write nothing down."""
+    if "COVERAGE_PROCESS_CONFIG" not in os.environ:
+        yield
+        return
+    kill = child._end
+
+    def end(process, owner):
+        if os.getpid() == owner:
+            process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):  # it hangs, or was stopped
+                process.wait(1)
+        kill(process, owner)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "_end", end)
+        yield
 
 
 @pytest.fixture

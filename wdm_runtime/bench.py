@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -60,6 +61,8 @@ class Bench:
         How engines are opened; the batch is varied.
     say
         Told what is being done.
+    key
+        The public key that fresh processes, which read the bundle again, ask for.
 
     Raises
     ------
@@ -75,11 +78,13 @@ class Bench:
         calls: int,
         options: EngineOptions,
         say: Say,
+        key: Path | None = None,
     ) -> None:
         if calls < 1:
             raise InputError(f"--calls got {calls}; expected at least 1. Correct it.")
         self._bundle, self._options, self._say, self._calls = bundle, options, say, calls
         self._models = models_of(bundle, against)
+        self._key = key
         self._choices, self._problems = choices_of(names)
         if not self._choices:
             reasons = " ".join(problem.reason for problem in self._problems)
@@ -142,7 +147,9 @@ class Bench:
             name = f"{choice.kind} in {choice.precision}"
             self._say(f"{name}: fresh processes")
             try:
-                opening = measure_opening(self._bundle.path, choice, self._options.threads)
+                opening = measure_opening(
+                    self._bundle.path, choice, self._options.threads, self._key
+                )
             except EngineError as error:
                 self._problems.append(Problem(name, str(error)))
                 self._choices.remove(choice)  # it would not open here either

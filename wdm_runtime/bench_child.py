@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from wdm_runtime.bench_meters import gpu_process_mib
 from wdm_runtime.bench_models import tile_field
@@ -38,11 +39,11 @@ class Start:
     device_mib: float | None
 
 
-def start(bundle: str, engine: str, precision: str, threads: int | None) -> Start:
+def start(bundle: str, engine: str, precision: str, threads: int | None, key: str | None) -> Start:
     """Open a bundle on an engine, take one step, then downscale one tile."""
     options = EngineOptions(threads, note=lambda text: None)
     began = time.perf_counter()
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, None if key is None else Path(key))
     with Downscaler.open(opened, engine, precision, options) as downscaler:
         open_s = time.perf_counter() - began
         loaded = resident_bytes()

@@ -21,8 +21,12 @@ from wdm_runtime.errors import EngineError
 _STARTS = 3  # with a cache, after the one that fills it and warms the disk
 
 
-def measure_opening(bundle: Path, choice: Choice, threads: int | None) -> Opening:
+def measure_opening(
+    bundle: Path, choice: Choice, threads: int | None, key: Path | None = None
+) -> Opening:
     """A process with an empty cache folder, then several with what it left there.
+
+    Each asks for a signature as this process did, since a folder may change in between.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def measure_opening(bundle: Path, choice: Choice, threads: int | None) -> Openin
         A process could not open the bundle, or died.
     """
     with tempfile.TemporaryDirectory() as cache:
-        first, *later = (_start(bundle, choice, threads, cache) for _ in range(1 + _STARTS))
+        first, *later = (_start(bundle, choice, threads, key, cache) for _ in range(1 + _STARTS))
     return Opening(
         choice.kind,
         choice.precision,
@@ -44,12 +48,15 @@ def measure_opening(bundle: Path, choice: Choice, threads: int | None) -> Openin
     )
 
 
-def _start(bundle: Path, choice: Choice, threads: int | None, cache: str) -> Start:
+def _start(
+    bundle: Path, choice: Choice, threads: int | None, key: Path | None, cache: str
+) -> Start:
     request = {
         "bundle": str(bundle.absolute()),
         "engine": choice.kind,
         "precision": choice.precision,
         "threads": threads,
+        "key": None if key is None else str(key),
     }
     done = subprocess.run(
         [sys.executable, "-m", "wdm_runtime.bench_child", json.dumps(request)],

@@ -13,7 +13,13 @@ from wdm_runtime.bench_chart import check_chart, draw_chart
 from wdm_runtime.bench_tables import bench_tables
 from wdm_runtime.bench_turns import ALL
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.cli_options import BundleOption, QuietOption, ThreadsOption, engine_options
+from wdm_runtime.cli_options import (
+    BundleOption,
+    KeyOption,
+    QuietOption,
+    ThreadsOption,
+    engine_options,
+)
 from wdm_runtime.engines import ENGINES
 from wdm_runtime.io.atomic import check_destination, write_text
 
@@ -22,6 +28,7 @@ _INTERRUPTED = 130  # as shells count SIGINT
 
 def bench(
     bundle: BundleOption = None,
+    require_signature: KeyOption = None,
     engines: Annotated[
         str,
         typer.Option(help=f"{ALL}, or some of {', '.join(ENGINES)}, each with /precision or not"),
@@ -41,10 +48,11 @@ def bench(
         check_destination(path, None, overwrite=True)
     if chart:
         check_chart(chart)
-    others = [Bundle.open(path) for path in against or []]
+    own = Bundle.open(bundle, require_signature)
+    others = [Bundle.open(path, require_signature) for path in against or []]
     options = engine_options(threads=threads, quiet=quiet)
     with console.err.status("") as status:
-        run = Bench(Bundle.open(bundle), others, engines, calls, options, status.update)
+        run = Bench(own, others, engines, calls, options, status.update, require_signature)
         interrupted = False
         try:
             run.measure()

@@ -8,7 +8,7 @@ from typing import Any
 import netCDF4
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from netcdf_files import FEW_FILES, LAT, LON, RAIN, RATE, coordinates
@@ -67,6 +67,7 @@ def test_packing(tmp_path: Path, dtype: str, data: Any, scale: float, kind: Any)
     )
     expected = np.where(mask, np.nan, packed * float(kind(scale)) + 0.25)
     codes = np.isin(expected, [9999.0, 9999.9]) | (expected >= 9999)
+    assume(not (codes | mask).all())  # nothing but missing values is refused: see test_bad_files
     np.testing.assert_allclose(
         read_field(path).load(), np.where(codes, np.nan, expected), rtol=1e-6
     )

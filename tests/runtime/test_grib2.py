@@ -365,6 +365,16 @@ def test_what_inflates_without_end_is_refused_while_it_does(tmp_path):
     assert content_of(whole, most_bytes=len(message())) == message()
 
 
+def test_a_dry_field_shrinks_as_much_as_a_bomb_and_is_read(tmp_path):
+    rate = np.zeros((400, 500))
+    rate[3, 4] = 7
+    whole = packed("grid_simple", rate)
+    small = gzip.compress(whole)
+    assert len(whole) > 500 * len(small)
+    found = read_grib2(write(tmp_path / "dry.grib2.gz", small)).load()
+    np.testing.assert_allclose(np.sort(found[0], axis=None)[[-1, -2, 0]], [7, 0, 0], atol=1e-5)
+
+
 def test_other_grids_and_editions_are_refused(tmp_path):
     handle = eccodes.codes_grib_new_from_samples("polar_stereographic_sfc_grib2")
     for key, value in (("discipline", 209), ("parameterCategory", 6), ("parameterNumber", 1)):

@@ -6,8 +6,10 @@ import subprocess
 import pytest
 from conftest import SAMPLE, edit_manifest
 
+from wdm_runtime.bench_processes import measure_opening
+from wdm_runtime.bench_turns import choices_of
 from wdm_runtime.bundle import MANIFEST_NAME, Bundle
-from wdm_runtime.errors import BundleError, InputError, MissingDependencyError
+from wdm_runtime.errors import BundleError, EngineError, InputError, MissingDependencyError
 from wdm_runtime.signing import REQUIRE_VARIABLE, SIGNATURE_NAME, check_signature, sign
 
 pytest.importorskip("cryptography", reason="needs the extra 'sign'")
@@ -119,6 +121,7 @@ def test_keys_of_another_kind_are_refused(tiny_copy, keys, tmp_path):
         ["selftest", "--engine", "ort-cpu"],
         ["info", "{bundle}"],
         ["build-engine"],
+        ["bench", "--engines", "ort-cpu/fp32", "--calls", "1"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -138,6 +141,17 @@ def test_commands_refuse_what_is_not_signed(
     signed(tiny_copy, private)
     code, _, errors = run(*arguments)
     assert code == (4 if arguments[0] == "build-engine" else 0), errors  # no GPU here
+
+
+def test_bench_asks_for_the_signature_of_all_that_it_opens(run, tiny, tiny_copy, keys):
+    private, public = keys["ours"]
+    signed(tiny_copy, private)
+    options = "--bundle", tiny_copy, "--require-signature", public
+    code, _, errors = run("bench", *options, "--against", tiny)
+    assert code == 3 and f"{tiny / SIGNATURE_NAME}: is no signature" in errors
+    (choice,), _ = choices_of("ort-cpu/fp32")
+    with pytest.raises(EngineError, match=r"manifest\.sig: is no signature"):
+        measure_opening(tiny, choice, None, public)  # as if it had changed since
 
 
 def test_verify_says_what_was_checked(run, tiny_copy, keys):

@@ -39,7 +39,9 @@ def read_field(
     isolate
         Read in another process, one for all calls, so that a file that makes a library crash, hang
         or fill the memory ends that process and not this one. Use a `ReaderProcess` to set its
-        limits. Without it the file has to be trusted.
+        limits. Without it the file has to be trusted, and a damaged one may stay open in HDF5,
+        which then refuses a good one that is written over it in place; move it there instead
+        (`os.replace`), as `wdm-run` does with what it writes.
 
     Returns
     -------

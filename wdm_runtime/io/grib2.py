@@ -153,6 +153,9 @@ class GribFrames:
 def content_of(path: Path, most_bytes: int | None = None) -> bytes:
     """All bytes of a file, unpacked if it is gzipped.
 
+    There is a limit on what comes out and none on its ratio to what went in: an honest field of
+    hardly any rain, packed plainly, shrinks as much as a bomb does.
+
     Parameters
     ----------
     path
