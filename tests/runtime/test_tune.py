@@ -12,6 +12,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
+from wdm_runtime.io.compare import read_attributes
 from wdm_runtime.presets import BEST, FAST, Preset
 from wdm_runtime.signing import SIGNATURE_NAME
 from wdm_runtime.tune import Trial, Tuning, keep_presets, tune, ways
@@ -135,3 +136,43 @@ def test_kept_presets_are_the_bundles_defaults_and_end_its_signature(tiny, tmp_p
 def test_json_says_what_is_suggested():
     text = Tuning("bundle", "engine", 3, 8, (trial(8, 0.06, scale=1.1),)).to_json()
     assert json.loads(text)["suggested"][FAST]["noise_scale"] == 1.1
+
+
+def test_the_command_tables_draws_and_keeps(run, tiny_copy, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (plot)")
+    code, out, err = run(
+        "tune", SAMPLE, TRUTH, "--bundle", tiny_copy, "--engine", "ort-cpu", "--precision", "fp32",
+        "--samplers", "second-order,heun", "--steps", "2,3", "--noise-scales", "1,1.2",
+        "--members", 2, "--tiles", 2, "--json", "tune.json", "--chart", "tune.png", "--keep",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads((tmp_path / "tune.json").read_text())
+    assert len(found["trials"]) == 6 and found["tiles"] == 2
+    assert "fast: " in out.replace("fast, best: ", "fast: ") and "heun" in out
+    assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
+    kept = Bundle.open(tiny_copy)
+    assert kept.manifest.presets[FAST] == Preset(**found["suggested"][FAST])
+    assert kept.sha256 in out
+
+
+def test_what_cannot_be_tuned_is_refused_before_anything_is_drawn(run, tmp_path):
+    def refused(*options):
+        code, _, err = run("tune", SAMPLE, TRUTH, *options)
+        return code == 2 and err
+
+    assert "ddim" in refused("--samplers", "ddim")
+    assert "--steps got 'many'" in refused("--steps", "many")
+    assert "expected 2 to" in refused("--steps", "1")
+    assert "--chart" in refused("--chart", tmp_path / "chart.txt")
+
+
+def test_infer_takes_a_preset_and_says_what_it_was(infer, run, tiny, tmp_path):
+    code, _, err = infer("--preset", "best", "--steps", 3, "--noise-scale", 1.2, "-o", "a.nc")
+    assert code == 0, err
+    attributes = read_attributes(tmp_path / "a.nc")
+    assert attributes["wdm_preset"] == "best" and attributes["wdm_noise_scale"] == 1.2
+    assert run("replay", "a.nc", "--bundle", tiny)[0] == 0
+    code, _, err = infer("--preset", "slow", "-o", "b.nc")
+    assert code == 2 and "fast, best" in err
+    code, _, err = infer("--sampler", "heun", "--noise-scale", 1.2, "-o", "b.nc")
+    assert code == 2 and "adds no noise" in err and not (tmp_path / "b.nc").exists()
