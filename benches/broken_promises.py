@@ -53,7 +53,7 @@ PROMISES = (
     ),
     Promise(
         "no name leaves a bundle's folder",
-        "wdm_runtime/bundle.py",
+        "wdm_runtime/manifest.py",
         "if not _FILE_NAME.fullmatch(name) or _DEVICES.fullmatch(name):",
         "if _DEVICES.fullmatch(name):",
         "tests/runtime/test_bundle.py::test_no_file_outside_the_folder",

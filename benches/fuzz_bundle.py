@@ -25,8 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wdm_runtime.bundle import GOLDEN_NAME, MANIFEST_NAME, Bundle, FileEntry, sha256
+from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.errors import BundleError
+from wdm_runtime.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry
 from wdm_runtime.onnx_gate import check_graph
 from wdm_runtime.selftest import read_golden
 

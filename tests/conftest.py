@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from wdm_runtime import cli
-from wdm_runtime.bundle import MANIFEST_NAME, Bundle, sha256
+from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import child
+from wdm_runtime.manifest import MANIFEST_NAME
 
 with suppress(ImportError):  # before any test imports ecCodes: see `load_eccodes`
     import pyproj  # noqa: F401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wdm_runtime.bundle import Manifest
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
 
 

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from wdm_runtime.bundle import Bundle, GraphEntry, TensorSpec
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import EngineError
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 from wdm_runtime.precision import Peak
 
 Array = npt.NDArray[np.float32]

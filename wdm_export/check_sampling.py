@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from wdm_export.coarsen import coarsen
 from wdm_export.evaluate import frames
-from wdm_runtime.bundle import Manifest
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import same_spacing
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionRun
 from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.select import check_spacing

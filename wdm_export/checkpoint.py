@@ -20,9 +20,9 @@ from torch import Tensor
 
 from wdm_export.config import ModelConfig, TrainConfig
 from wdm_export.unet import UNet
-from wdm_runtime.bundle import Domain
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import whole_file
+from wdm_runtime.manifest import Domain
 
 FORMAT_VERSION = 2  # 2: `domain`
 _HEADER = "wdm"

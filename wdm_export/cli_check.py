@@ -37,8 +37,9 @@ def check(
     """
     from wdm_export import package, parity
     from wdm_export.checkpoint import Checkpoint
-    from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+    from wdm_runtime.bundle import Bundle
     from wdm_runtime.io.atomic import check_destination
+    from wdm_runtime.manifest import MANIFEST_NAME
 
     opened = Bundle.own(bundle)
     if files and keep:

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Domain
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import (
@@ -34,6 +33,7 @@ from wdm_runtime.grid import (
 )
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import write_text
+from wdm_runtime.manifest import Domain
 from wdm_runtime.select import latitude_range
 from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H
 

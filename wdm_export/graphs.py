@@ -21,7 +21,8 @@ from onnxscript.optimizer import optimize_ir
 
 from wdm_export.compiler_form import CpuForm, GpuForm
 from wdm_export.unet import UNet
-from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
+from wdm_runtime.bundle import sha256
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 from wdm_runtime.wavelets import Taps, WaveletSpec
 
 OPSET = 20

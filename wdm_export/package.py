@@ -18,21 +18,20 @@ from wdm_export.config import NetworkConfig
 from wdm_export.golden import golden_file
 from wdm_export.step_graph import compare_step, step_tail
 from wdm_export.unet import UNet, parameter_count
-from wdm_runtime.bundle import (
+from wdm_runtime.bundle import Bundle, sha256
+from wdm_runtime.engines import open_engine
+from wdm_runtime.errors import BundleError, OutputError, ParityError
+from wdm_runtime.io.atomic import Workspace, publish, whole_file
+from wdm_runtime.manifest import (
     GOLDEN_NAME,
     MANIFEST_NAME,
     SCHEMA_VERSION,
     STEP_ROLE,
-    Bundle,
     FileEntry,
     GraphEntry,
     Manifest,
     TensorSpec,
-    sha256,
 )
-from wdm_runtime.engines import open_engine
-from wdm_runtime.errors import BundleError, OutputError, ParityError
-from wdm_runtime.io.atomic import Workspace, publish, whole_file
 from wdm_runtime.signing import SIGNATURE_NAME, sign
 from wdm_runtime.skill import TILE_PX
 

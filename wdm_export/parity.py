@@ -16,10 +16,11 @@ from wdm_export.graphs import OPSET, ROLE_PROPERTY, tensor_specs
 from wdm_export.packet import WaveletPacket
 from wdm_export.unet import UNet
 from wdm_runtime import wavelets
-from wdm_runtime.bundle import Bundle, GraphEntry, TensorSpec
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.errors import ParityError
 from wdm_runtime.golden import read_golden
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 from wdm_runtime.wavelets import WaveletSpec
 
 FP32_LIMIT = 1e-4  # largest absolute difference, v has unit variance

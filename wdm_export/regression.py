@@ -18,11 +18,11 @@ from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import REGRESSION
 from wdm_export.methods import Array, Places, cut, wanted_cells
 from wdm_export.unet import UNet
-from wdm_runtime.bundle import SCHEMA_VERSION, Manifest
 from wdm_runtime.conditioning import condition, finish, interpolated, look_at, valid_cells
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, make_consistent
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.manifest import SCHEMA_VERSION, Manifest
 from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
 
 

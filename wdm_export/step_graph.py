@@ -15,11 +15,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from wdm_export.parity import FP32_LIMIT, Comparison
-from wdm_runtime.bundle import Bundle, GraphEntry, TensorSpec, sha256
+from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.engines import open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.step import step_graph
 from wdm_runtime.errors import ParityError
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import Step, integrate
 

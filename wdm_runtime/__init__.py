@@ -4,7 +4,7 @@
 this package needs NumPy alone: engines and file formats are imported when they are first used.
 """
 
-from wdm_runtime.bundle import Bundle, Manifest
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import (
@@ -18,6 +18,7 @@ from wdm_runtime.errors import (
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.sampling import Balance
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.version import version

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Bundle, Manifest
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import condition, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.engines import Choice, Engine, open_engine, open_transforms
@@ -22,6 +22,7 @@ from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import BundleError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.noise import NoiseSource
 from wdm_runtime.presets import Preset
 from wdm_runtime.sampling import Draw, Sampling

@@ -10,7 +10,7 @@ import typer
 
 from wdm_runtime import console
 from wdm_runtime.bench_chart import check_chart
-from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BundleOption,
     KeyOption,
@@ -23,6 +23,7 @@ from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.select import check_spacing, select_box, select_times

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Manifest
 from wdm_runtime.engines import Engine
 from wdm_runtime.grid import cubic_stencil, interpolate
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.tiling import Tiling
 
 Array = npt.NDArray[np.float32]

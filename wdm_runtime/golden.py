@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GOLDEN_NAME, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Engine
 from wdm_runtime.errors import BundleError, EngineError
+from wdm_runtime.manifest import GOLDEN_NAME
 
 Array = npt.NDArray[np.float32]
 # Largest difference over the golden output's largest value. The shipped network gave 5e-6, 7e-4 and

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from wdm_runtime.batching import batch_key, fastest_batch
-from wdm_runtime.bundle import STEP_ROLE, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import (
     AUTO,
     Choice,
@@ -22,6 +22,7 @@ from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, WdmError
 from wdm_runtime.fused import FusedStep
 from wdm_runtime.golden import check_engine
+from wdm_runtime.manifest import STEP_ROLE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Manifest
 from wdm_runtime.conditioning import (
     Condition,
     Frame,
@@ -24,6 +23,7 @@ from wdm_runtime.conditioning import (
 from wdm_runtime.consistency import block_residual, make_consistent, wet_fraction
 from wdm_runtime.engines import Engine
 from wdm_runtime.fused import FusedStep
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.noise import INITIAL_STEP, Noise
 from wdm_runtime.samplers import Step, integrate
 from wdm_runtime.stepping import StepTime, TileNetwork

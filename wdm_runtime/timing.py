@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import TensorSpec
 from wdm_runtime.engines import Engine
+from wdm_runtime.manifest import TensorSpec
 
 Array = npt.NDArray[np.float32]
 

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.io.atomic import write_text
+from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.presets import BEST, FAST, Preset
 from wdm_runtime.samplers import DETERMINISTIC
 from wdm_runtime.signing import SIGNATURE_NAME

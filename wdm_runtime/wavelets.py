@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
+from wdm_runtime.records import OPTIONAL
 
 Array = npt.NDArray[np.floating]
 Taps = tuple[float, ...]
@@ -35,7 +36,6 @@ _MAX_TAP = 8.0  # of PyWavelets' filters none exceeds 1.1; a steeper bank overfl
 _LEVEL_NAMES = ("A", "H", "V", "D")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _HALF = math.sqrt(0.5)  # Haar's tap
-_OPTIONAL = {"optional": True}  # as in `bundle`: a manifest may be without the key
 
 
 # Both pass over one axis with taps of root 2 times their size, which Haar's are 1 and exact with;
@@ -148,7 +148,7 @@ class WaveletSpec:
 
     name: str = HAAR
     levels: int = 2
-    filters: FilterBank | None = field(default=None, metadata=_OPTIONAL)
+    filters: FilterBank | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not _LABEL.fullmatch(self.name) or not 0 <= self.levels <= 4:

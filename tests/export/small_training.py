@@ -15,8 +15,8 @@ from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.data import PatchStore, prepare
 from wdm_export.unet import UNet
-from wdm_runtime.bundle import Domain
 from wdm_runtime.diffusion import VPSchedule
+from wdm_runtime.manifest import Domain
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 

@@ -21,10 +21,11 @@ from wdm_export.check import LARGEST, check_precision, comparisons  # noqa: E402
 from wdm_export.check_sampling import Draws, compare, wettest_tiles  # noqa: E402
 from wdm_export.graphs import graph_entry  # noqa: E402
 from wdm_runtime import Downscaler, console, engines, read_field  # noqa: E402
-from wdm_runtime.bundle import MANIFEST_NAME, Bundle  # noqa: E402
+from wdm_runtime.bundle import Bundle  # noqa: E402
 from wdm_runtime.engines import open_engine  # noqa: E402
 from wdm_runtime.engines.options import EngineOptions  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, MissingDependencyError, ParityError  # noqa: E402
+from wdm_runtime.manifest import MANIFEST_NAME  # noqa: E402
 from wdm_runtime.presets import Preset  # noqa: E402
 
 QUIET = EngineOptions(note=lambda _: None)

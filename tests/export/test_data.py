@@ -12,9 +12,9 @@ xr = pytest.importorskip("xarray")
 
 from wdm_export.crops import CropSampler  # noqa: E402
 from wdm_export.data import PatchStore, cut_patches, prepare  # noqa: E402
-from wdm_runtime.bundle import Domain  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.grid import block_mean, interpolate  # noqa: E402
+from wdm_runtime.manifest import Domain  # noqa: E402
 
 SIZE, FACTOR = 40, 10  # a stride of half a patch keeps to whole coarse cells
 

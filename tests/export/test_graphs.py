@@ -19,10 +19,10 @@ from wdm_export.compiler_form import GpuForm  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_export.filter_banks import named_wavelet  # noqa: E402
 from wdm_runtime import wavelets  # noqa: E402
-from wdm_runtime.bundle import TensorSpec  # noqa: E402
 from wdm_runtime.engines import open_engine  # noqa: E402
 from wdm_runtime.engines.options import EngineOptions  # noqa: E402
 from wdm_runtime.errors import ParityError  # noqa: E402
+from wdm_runtime.manifest import TensorSpec  # noqa: E402
 from wdm_runtime.onnx_gate import check_graph  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 

@@ -10,9 +10,9 @@ pytest.importorskip("torch")
 eccodes = pytest.importorskip("eccodes")
 
 from wdm_export.data import prepare  # noqa: E402
-from wdm_runtime.bundle import Domain  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.io import read_field  # noqa: E402
+from wdm_runtime.manifest import Domain  # noqa: E402
 
 MRMS = Path(__file__).resolve().parents[3] / "shared" / "data" / "mrms"
 MRMS_2004 = MRMS / "train" / "MRMS_PrecipRate_00.00_20040101-120000.grib2"

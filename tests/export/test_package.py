@@ -22,8 +22,8 @@ from small_training import (  # noqa: E402
 from wdm_export import graphs, package, parity  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime import Bundle, Downscaler  # noqa: E402
-from wdm_runtime.bundle import GRAPH_ROLES  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, OutputError, ParityError  # noqa: E402
+from wdm_runtime.manifest import GRAPH_ROLES  # noqa: E402
 from wdm_runtime.signing import SIGNATURE_NAME  # noqa: E402
 
 

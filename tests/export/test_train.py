@@ -25,8 +25,8 @@ from wdm_export.train import (  # noqa: E402
     Trainer,
 )
 from wdm_runtime import wavelets  # noqa: E402
-from wdm_runtime.bundle import Domain  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
+from wdm_runtime.manifest import Domain  # noqa: E402
 from wdm_runtime.transform import PrecipTransform  # noqa: E402
 
 CROP = 32

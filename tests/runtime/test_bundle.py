@@ -14,9 +14,10 @@ from filter_banks import BANKS, DB2, spec_of, spread_haar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wdm_runtime.bundle import MANIFEST_NAME, SCHEMA_VERSION, Bundle, Domain, default_bundle
+from wdm_runtime.bundle import Bundle, default_bundle
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import BundleError, EngineError
+from wdm_runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Domain
 
 
 def wavelet(name, **filters):

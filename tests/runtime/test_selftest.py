@@ -12,11 +12,12 @@ import pytest
 from gpu_box import Box
 
 from wdm_runtime import selftest
-from wdm_runtime.bundle import GOLDEN_NAME, MANIFEST_NAME, Bundle, FileEntry, sha256
+from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import BundleError, EngineError, ParityError
 from wdm_runtime.golden import read_golden
+from wdm_runtime.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry
 
 
 def rewrite_golden(folder, data):

@@ -8,8 +8,9 @@ from conftest import SAMPLE, edit_manifest
 
 from wdm_runtime.bench_processes import measure_opening
 from wdm_runtime.bench_turns import choices_of
-from wdm_runtime.bundle import MANIFEST_NAME, Bundle
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.errors import BundleError, EngineError, InputError, MissingDependencyError
+from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.signing import REQUIRE_VARIABLE, SIGNATURE_NAME, check_signature, sign
 
 pytest.importorskip("cryptography", reason="needs the extra 'sign'")

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Bundle, GraphEntry, TensorSpec
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import cache_folder
 from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.engines.openvino import OpenVinoEngine
@@ -27,6 +27,7 @@ from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
 from wdm_runtime.engines.tensorrt_step import TensorRtStep
 from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError, install_line
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 from wdm_runtime.onnx_gate import check_graph
 
 AUTO = "auto"

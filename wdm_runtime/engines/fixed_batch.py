@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import TensorSpec
 from wdm_runtime.errors import EngineError
+from wdm_runtime.manifest import TensorSpec
 
 Array = npt.NDArray[np.float32]
 Specs = tuple[TensorSpec, ...]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.errors import EngineError
+from wdm_runtime.manifest import GraphEntry
 from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
 
 

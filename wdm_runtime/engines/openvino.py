@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry, TensorSpec
 from wdm_runtime.cache import private_folder
 from wdm_runtime.errors import EngineError, require
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 
 _DEVICE = "CPU"
 _TELEMETRY = "openvino_telemetry"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.errors import EngineError, install_line, require
+from wdm_runtime.manifest import GraphEntry
 
 _PROVIDER = "CPUExecutionProvider"
 # Two builds of the same files, of which one may be installed.

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.engines.fixed_batch import (
     check_answers,
     count_tiles,
@@ -34,6 +33,7 @@ from wdm_runtime.engines.ort import (
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
 from wdm_runtime.engines.probe import Gpu, probe_gpu
 from wdm_runtime.errors import EngineError, install_line
+from wdm_runtime.manifest import GraphEntry
 
 Array = npt.NDArray[np.float32]
 _KIND = "ort-cuda"

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import STEP_ROLE, Bundle, GraphEntry, sha256
+from wdm_runtime.bundle import Bundle, sha256
+from wdm_runtime.manifest import STEP_ROLE, GraphEntry
 
 Array = npt.NDArray[np.float32]
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import GraphEntry
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
 from wdm_runtime.engines.fixed_batch import (
     check_answers,
@@ -36,6 +35,7 @@ from wdm_runtime.engines.tensorrt_plan import (
     timing_key,
 )
 from wdm_runtime.errors import EngineError
+from wdm_runtime.manifest import GraphEntry
 
 Array = npt.NDArray[np.float32]
 _REPORT = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."

@@ -11,13 +11,14 @@ import platform
 import sys
 from typing import Any
 
-from wdm_runtime.bundle import GraphEntry, TensorSpec, sha256
+from wdm_runtime.bundle import sha256
 from wdm_runtime.engines.fixed_batch import fixed_shape
 from wdm_runtime.engines.options import Progress
 from wdm_runtime.engines.plan_cache import Key, PlanCache
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.engines.tensorrt_module import dtype_name, logger, version_of
 from wdm_runtime.errors import EngineError
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 
 _KEY_VERSION = 1  # goes up with every change of what this module asks of the builder
 _FLAGS = "strongly typed, no TF32"
