@@ -12,14 +12,27 @@ import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.doctor import Diagnosis, diagnose
-from wdm_runtime.engines import AUTO, Engine, open_engine, select, survey
+from wdm_runtime.engines import (
+    AUTO,
+    Engine,
+    has_step,
+    open_engine,
+    open_step,
+    select,
+    survey,
+)
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import WdmError
+from wdm_runtime.fused import integrate_on_engine
 from wdm_runtime.golden import TOLERANCES, Golden, read_golden
+from wdm_runtime.manifest import STEP_ROLE
+from wdm_runtime.presets import Preset
+from wdm_runtime.samplers import integrate
 
 Array = npt.NDArray[np.float32]
 _CALLS = 10
 _BATCH = 3
+_FUSED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -27,8 +40,10 @@ class Check:
     """One engine in one precision.
 
     ``difference``: largest over all golden outputs, relative to the largest value;
-    ``batch_difference``: the same between tiles in a batch and alone. Times are of one call with
-    one tile, after warm-up. ``plain_ms``: median without a CUDA graph, for engines that have them.
+    ``batch_difference``: the same between tiles in a batch and alone; ``fused_difference``: the
+    same between a few fused steps and the loop in NumPy around the same engine, None where there
+    is no fused step. Times are of one call with one tile, after warm-up. ``plain_ms``: median
+    without a CUDA graph, for engines that have them.
     ``problem`` says why it failed.
     """
 
@@ -39,6 +54,7 @@ class Check:
     open_s: float | None
     difference: float | None
     batch_difference: float | None
+    fused_difference: float | None
     tolerance: float
     p50_ms: float | None
     p95_ms: float | None
@@ -103,8 +119,8 @@ def _check(
     notes: list[str] = []
     options = replace(options, note=notes.append)
     check = Check(
-        kind, precision, None, None, None, None, None, TOLERANCES[precision], None, None, None,
-        None, (), None,
+        kind, precision, None, None, None, None, None, None, TOLERANCES[precision], None, None,
+        None, None, (), None,
     )  # fmt: skip
     try:
         check = _measured(bundle, golden, check, options)
@@ -126,6 +142,7 @@ def _measured(bundle: Bundle, golden: Golden, check: Check, options: EngineOptio
             cuda_graph=replays,
             difference=_difference(engine, golden),
             batch_difference=_batch_difference(engine, golden),
+            fused_difference=_fused_difference(bundle, engine, golden, check, options),
         )
         p50, p95 = _latency(engine, golden)
     finally:
@@ -147,10 +164,13 @@ def _open(bundle: Bundle, check: Check, options: EngineOptions) -> Engine:
 
 
 def _problem(check: Check) -> str | None:
-    for what, got in (
+    found = [
         ("the golden outputs", check.difference),
         ("itself in a batch", check.batch_difference),
-    ):
+    ]
+    if check.fused_difference is not None:
+        found.append(("itself in fused steps", check.fused_difference))
+    for what, got in found:
         if got is None or not got <= check.tolerance:  # NaN fails too
             return f"differs from {what} by {got:.1e}; expected at most {check.tolerance:.0e}"
     return None
@@ -168,6 +188,30 @@ def _batch_difference(engine: Engine, golden: Golden) -> float:
     together = engine.run(golden.feeds(x, t))
     alone = np.concatenate([engine.run(golden.feeds(tile[None], t)) for tile in x])
     return float(np.abs(together - alone).max() / np.abs(alone).max())
+
+
+def _fused_difference(
+    bundle: Bundle, engine: Engine, golden: Golden, check: Check, options: EngineOptions
+) -> float | None:
+    """A few steps of a run: the state after each depends on all of the update before it."""
+    if STEP_ROLE not in bundle.manifest.graphs or not has_step(check.engine):
+        return None
+    steps = Preset(steps=_FUSED_STEPS).plan(bundle.manifest.schedule)
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((len(steps), *golden.x.shape), dtype=np.float32)
+
+    def network(x: Array, t: float) -> Array:
+        return engine.run(golden.feeds(x, t))
+
+    looped = integrate(network, golden.x, steps, noise.__getitem__, lambda step: None)
+    fused = open_step(bundle, select(check.engine, check.precision), options)
+    try:
+        found = integrate_on_engine(
+            fused, golden.x, golden.condition, steps, noise.__getitem__, None
+        )
+    finally:
+        fused.close()
+    return float(np.abs(found - looped).max() / np.abs(looped).max())
 
 
 def _latency(engine: Engine, golden: Golden) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from wdm_runtime import selftest
 from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
+from wdm_runtime.engines.step import HostStep
 from wdm_runtime.errors import BundleError, EngineError, ParityError
 from wdm_runtime.golden import read_golden
 from wdm_runtime.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry
@@ -46,7 +47,15 @@ def test_the_cpu_passes_and_the_report_says_so(run, tiny, tmp_path):
     for check in report["checks"]:
         assert check["engine"] == "ort-cpu" and 0 <= check["difference"] <= check["tolerance"]
         assert 0 < check["p50_ms"] <= check["p95_ms"]
+        assert 0 <= check["fused_difference"] <= 1e-6
         assert f"passed ort-cpu in {check['precision']}" in out
+
+
+def test_a_fused_step_that_does_other_than_the_loop_fails(run, tiny, monkeypatch):
+    right = HostStep.step
+    monkeypatch.setattr(HostStep, "step", lambda s, t, scalars, noise: right(s, t, scalars, None))
+    code, out, _ = run("selftest", "--bundle", tiny, "--engine", "ort-cpu", "-o", "r.json")
+    assert code == ParityError.exit_code and "itself in fused steps" in out
 
 
 def test_a_network_with_other_weights_fails(run, tiny_copy, tmp_path):

@@ -339,6 +339,11 @@ def step_pays(kind: str) -> bool:
     return _FAMILIES[kind].step_pays
 
 
+def has_step(kind: str) -> bool:
+    """Whether `open_step` knows how to open an engine's fused step."""
+    return _FAMILIES[kind].open_step is not None
+
+
 def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEngine:
     """The fused step of a bundle, on the engine of a choice.
 
