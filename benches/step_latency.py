@@ -115,11 +115,10 @@ def gflop(config: NetworkConfig) -> float:
 def networks(base: int, skip_attention: bool) -> dict[str, NetworkConfig]:
     """The candidates by name; WDM as shipped, the pixel model with and without attention."""
     heads = min(NetworkConfig.head_channels, base * MULTIPLIERS[-1])
-    groups = min(NetworkConfig.norm_groups, base)
 
     def config(levels: int, attention: bool) -> NetworkConfig:
         return NetworkConfig(
-            WaveletSpec(levels=levels), base, MULTIPLIERS, BLOCKS, attention, heads, groups
+            WaveletSpec(levels=levels), base, MULTIPLIERS, BLOCKS, attention, heads
         )
 
     found = {

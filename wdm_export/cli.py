@@ -81,13 +81,10 @@ def _network(
     coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
     # Narrow test networks have one head; wide ones keep the default size.
     heads = min(NetworkConfig.head_channels, coarsest)
-    # A norm group of one channel would subtract the time's contribution to it again.
-    groups = min(NetworkConfig.norm_groups, width // 2)
     return NetworkConfig(
         named_wavelet(wavelet, levels),
         attention=attention,
         head_channels=heads,
-        norm_groups=groups,
         **values,
     )
 

@@ -1,6 +1,7 @@
 """The conditional score network: a U-Net over wavelet coefficients (or pixels).
 
-Residual blocks after Ho et al. 2020 (arXiv 2006.11239), self-attention at the coarsest depth.
+Residual blocks after Ho et al. 2020 (arXiv 2006.11239), self-attention after the coarsest encoder
+blocks.
 Widths are multiples of 64 in the shipped model, decoder concatenations included, because GPU
 compilers fuse group norm and SiLU only then. Parts touch nothing but (x, condition, t): no noise,
 schedule or normalisation lives here.
@@ -42,18 +43,26 @@ class TimeEmbedding(nn.Module):
         return self.layers(self.sinusoids(t))
 
 
+def _group_norm(channels: int, group: int) -> nn.GroupNorm:
+    """Groups of ``group`` channels or the next fewer that divide them evenly, but at least two.
+
+    Of one group of all channels TensorRT 10.16 is known to compute something else.
+    """
+    return nn.GroupNorm(channels // math.gcd(channels // 2, group), channels)
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, plus the time's term (n or 1, outputs, 1, 1), norm, SiLU, conv, plus input.
 
     The term is the block's own ``time`` of the embedding: `UNet.time_terms` makes those of all.
     """
 
-    def __init__(self, inputs: int, outputs: int, time_channels: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, time_channels: int, group: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs)
+        self.norm1 = _group_norm(inputs, group)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(time_channels, outputs)
-        self.norm2 = nn.GroupNorm(groups, outputs)
+        self.norm2 = _group_norm(outputs, group)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
@@ -68,10 +77,10 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over all positions."""
 
-    def __init__(self, channels: int, head_channels: int, groups: int) -> None:
+    def __init__(self, channels: int, head_channels: int, group: int) -> None:
         super().__init__()
         self.heads = channels // head_channels
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = _group_norm(channels, group)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
@@ -105,8 +114,9 @@ class UNet(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        subbands, groups = config.wavelet.subbands, config.norm_groups
+        subbands = config.wavelet.subbands
         widths = [config.base_channels * m for m in config.multipliers]
+        group = config.norm_channels
         emb = 4 * config.base_channels
         self.time = TimeEmbedding(config.base_channels, emb)
         self.stem = nn.Conv2d(2 * subbands, widths[0], 3, padding=1)
@@ -115,7 +125,7 @@ class UNet(nn.Module):
             coarsest = depth == len(widths) - 1
             if not (config.attention and coarsest):
                 return nn.Identity()
-            return SelfAttention(widths[depth], config.head_channels, groups)
+            return SelfAttention(widths[depth], config.head_channels, group)
 
         skips = [widths[0]]
         width = widths[0]
@@ -124,25 +134,24 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for depth, target in enumerate(widths):
             for _ in range(config.blocks):
-                self.encoder.append(ResidualBlock(width, target, emb, groups))
+                self.encoder.append(ResidualBlock(width, target, emb, group))
                 self.encoder_attention.append(attention(depth))
                 width = target
                 skips.append(width)
             if depth < len(widths) - 1:
                 self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
-        self.middle1 = ResidualBlock(width, width, emb, groups)
-        self.middle_attention = attention(len(widths) - 1)
-        self.middle2 = ResidualBlock(width, width, emb, groups)
+        self.middle1 = ResidualBlock(width, width, emb, group)
+        self.middle2 = ResidualBlock(width, width, emb, group)
         self.decoder = nn.ModuleList()
         self.up = nn.ModuleList()
         for depth in reversed(range(len(widths))):
             for _ in range(config.blocks + 1):
-                self.decoder.append(ResidualBlock(width + skips.pop(), widths[depth], emb, groups))
+                self.decoder.append(ResidualBlock(width + skips.pop(), widths[depth], emb, group))
                 width = widths[depth]
             if depth:
                 self.up.append(Upsample(width))
-        self.norm = nn.GroupNorm(groups, width)
+        self.norm = _group_norm(width, group)
         self.head = nn.Conv2d(width, subbands, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -169,8 +178,7 @@ class UNet(nn.Module):
             if (i + 1) % blocks == 0 and i // blocks < len(self.down):
                 h = self.down[i // blocks](h)
                 skips.append(h)
-        h = self.middle_attention(self.middle1(h, next(term)))
-        h = self.middle2(h, next(term))
+        h = self.middle2(self.middle1(h, next(term)), next(term))
         for i, block in enumerate(self.decoder):
             h = block(torch.cat((h, skips.pop()), dim=1), next(term))
             if (i + 1) % (blocks + 1) == 0 and i // (blocks + 1) < len(self.up):

@@ -23,7 +23,7 @@ from wdm_runtime.wavelets import WaveletSpec
 torch.set_num_threads(1)  # networks this small only lose by more
 TILE = 64
 FACTOR = 10
-SMALL = NetworkConfig(base_channels=4, multipliers=(1, 1), blocks=1, head_channels=4, norm_groups=2)
+SMALL = NetworkConfig(base_channels=4, multipliers=(1, 1), blocks=1, head_channels=4)
 SOURCES = (
     {"file": "a.nc", "sha256": "0", "valid_time": "2019-06-10T00:00:00", "first": 0, "count": 2},
     {"file": "b.nc", "sha256": "1", "valid_time": "2019-06-10T00:02:00", "first": 2, "count": 1},
