@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
@@ -12,7 +13,6 @@ def model_card(manifest: Manifest) -> str:
     """The card's text, from the manifest alone."""
     training = manifest.training
     days = sorted({source["valid_time"][:10] for source in training["sources"]})
-    settings = training["settings"]
     south, north = manifest.domain.latitudes
     lines = [
         f"# {manifest.name}",
@@ -23,10 +23,9 @@ def model_card(manifest: Manifest) -> str:
         f"Written by `wdm-export export`; licence {manifest.licence}.",
         "",
         "## Training",
-        f"- {training['parameters'] / 1e6:.2f} M parameters; {training['steps']} steps of "
-        f"{settings['batch']} crops of {settings['crop_px']} x {settings['crop_px']} cells in "
-        f"{training['seconds'] / 60:.0f} minutes; total-variation weight {settings['tv_weight']:g}"
-        f"; seed {settings['seed']}",
+        f"- {training['parameters'] / 1e6:.2f} M parameters; {training['steps']} steps in "
+        f"{training['seconds'] / 60:.0f} minutes",
+        *(_run_line(run) for run in training["runs"]),
         f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
         f"- Cells of {manifest.domain.spacing_km:g} km between latitudes {south:g} and {north:g}",
         "",
@@ -63,6 +62,20 @@ def model_card(manifest: Manifest) -> str:
             ]
             lines.append("| " + " | ".join((label, *cells)) + " |")
     return "\n".join([*lines, ""])
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    settings = run["training"]
+    line = (
+        f"- {run['step']} steps of {settings['batch']} crops of {settings['crop_px']} x "
+        f"{settings['crop_px']} cells in {run['seconds'] / 60:.0f} minutes; learning rate "
+        f"{settings['learning_rate']:g}, total-variation weight {settings['tv_weight']:g}, seed "
+        f"{settings['seed']}"
+    )
+    if not run["curve"]:
+        return f"{line}; no loss curve is kept"
+    points = ", ".join(f"{loss:.3f} ({step})" for step, loss in run["curve"])
+    return f"{line}. Mean loss up to a step: {points}"
 
 
 def _precision_lines(check: PrecisionCheck | None) -> list[str]:

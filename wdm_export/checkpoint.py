@@ -3,7 +3,7 @@
 A training checkpoint holds ``model.*``, ``ema.*``, ``adam.exp_avg.*`` and ``adam.exp_avg_sq.*`` in
 fp32. Released weights hold ``ema.*`` alone, in fp16: the model is then defined by those rounded
 values. The header's entry ``wdm`` is JSON: format version, model and training configuration, step,
-seconds computed, and the sources trained on with their domain.
+seconds computed, loss curve, the runs before it, and the sources trained on with their domain.
 """
 
 from __future__ import annotations
@@ -24,13 +24,40 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import whole_file
 from wdm_runtime.manifest import Domain
 
-FORMAT_VERSION = 2  # 2: `domain`
+FORMAT_VERSION = 3  # 3: `norm_channels`, `curve` and `earlier`
 _HEADER = "wdm"
+
+
+Curve = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: how, how far, and its loss.
+
+    ``curve`` has steps and the mean score-matching loss since the point before.
+    """
+
+    training: TrainConfig
+    step: int
+    seconds: float
+    curve: Curve
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """The inverse of `dataclasses.asdict`."""
+        curve = tuple((int(step), float(loss)) for step, loss in values["curve"])
+        training = TrainConfig(**values["training"])
+        return cls(training, values["step"], values["seconds"], curve)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's configuration, the progress of its training and its tensors."""
+    """A model's configuration, the progress of its training and its tensors.
+
+    ``earlier`` are the finished runs whose weights this one began with. ``curve`` is there when a
+    run is done; until then its log has it.
+    """
 
     model: ModelConfig
     training: TrainConfig
@@ -39,6 +66,13 @@ class Checkpoint:
     sources: tuple[dict[str, Any], ...]
     domain: Domain
     tensors: dict[str, Tensor]
+    curve: Curve = ()
+    earlier: tuple[Run, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All training that led to these tensors, in order."""
+        return (*self.earlier, Run(self.training, self.step, self.seconds, self.curve))
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Tensors below ``prefix.``, with the prefix taken off."""
@@ -75,6 +109,8 @@ class Checkpoint:
             "training": asdict(self.training),
             "step": self.step,
             "seconds": self.seconds,
+            "curve": self.curve,
+            "earlier": [asdict(run) for run in self.earlier],
             "sources": list(self.sources),
             "domain": asdict(self.domain),
         }
@@ -112,12 +148,18 @@ class Checkpoint:
                 tuple(header["sources"]),
                 Domain(**header["domain"]),
                 tensors,
+                *_progress(header),
             )
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"{path}: is no checkpoint of this project ({error!r}); expected safetensors "
                 "written by 'wdm-export train'. Check the path."
             ) from error
+
+
+def _progress(header: dict[str, Any]) -> tuple[Curve, tuple[Run, ...]]:
+    own, *earlier = (Run.from_dict(run) for run in (header, *header["earlier"]))
+    return own.curve, tuple(earlier)
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:

@@ -171,9 +171,9 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
         training={
             "network": asdict(model.network),
             "parameters": parameter_count(network),
-            "settings": asdict(released.training),
-            "steps": released.step,
-            "seconds": round(released.seconds, 1),
+            "steps": sum(run.step for run in released.runs),
+            "seconds": round(sum(run.seconds for run in released.runs), 1),
+            "runs": [asdict(run) for run in released.runs],
             "sources": list(released.sources),
         },
     )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wdm_export.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from wdm_export.checkpoint import Checkpoint, Curve, optimizer_tensors, restore_optimizer
 from wdm_export.config import REGRESSION, ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.crops import Coefficients, crop_samplers, measure_scales
 from wdm_export.data import PatchStore
@@ -35,6 +35,7 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 WEIGHTS_NAME = "weights.safetensors"
 LOG_NAME = "log.csv"
 _LOG_EVERY = 10
+_CURVE_POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.folder, self.store, self.config, self.model = folder, store, config, state.model
         self.step, self.seconds, self.processes = state.step, state.seconds, processes
+        self.earlier = state.earlier
         self.samplers = crop_samplers(store, config, state.model.network, processes)
         self.coefficients = Coefficients(state.model.network, state.model.transform)
         torch.manual_seed(config.seed)  # initial weights
@@ -159,7 +161,13 @@ class Trainer:
                     "that spacing, or train without --weights."
                 )
             state = replace(
-                weights.released(), training=config, step=0, seconds=0.0, domain=store.domain
+                weights.released(),
+                training=config,
+                step=0,
+                seconds=0.0,
+                domain=store.domain,
+                curve=(),
+                earlier=weights.runs,
             )
         return cls(store, folder, state, processes)
 
@@ -216,6 +224,8 @@ class Trainer:
                     speed = self.config.batch / took
                     on_step(Progress(self.step, loss, speed, self.seconds, self.share()))
         final = self.checkpoint()
+        if self.processes.leads:
+            final = replace(final, curve=self._curve())
         self._save(final, CHECKPOINT_NAME)
         self._save(final.released(), WEIGHTS_NAME)
         return final
@@ -232,7 +242,14 @@ class Trainer:
         tensors |= optimizer_tensors(self.optimizer, self.names)
         sources = tuple(asdict(source) for source in self.store.sources)
         return Checkpoint(
-            self.model, self.config, self.step, self.seconds, sources, self.store.domain, tensors
+            self.model,
+            self.config,
+            self.step,
+            self.seconds,
+            sources,
+            self.store.domain,
+            tensors,
+            earlier=self.earlier,
         )
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -294,6 +311,14 @@ class Trainer:
         steps = [row.partition(b",")[0] for row in rows]
         kept = [r for r, s in zip(rows, steps, strict=True) if s.isdigit() and int(s) <= self.step]
         path.write_bytes(b"".join([header, *kept]))
+
+    def _curve(self) -> Curve:
+        """The log's matching loss, averaged over as many parts of the run as a card has lines."""
+        with open(self._log_path(), newline="") as log:
+            rows = [(int(row["step"]), float(row["matching"])) for row in csv.DictReader(log)]
+        parts = np.array_split(np.arange(len(rows)), min(_CURVE_POINTS, len(rows)) or 1)
+        means = ((rows[part[-1]][0], [rows[i][1] for i in part]) for part in parts if len(part))
+        return tuple((step, float(f"{np.mean(losses):.4g}")) for step, losses in means)
 
     def _log_path(self) -> Path:
         return self.folder / LOG_NAME if self.processes.leads else Path(os.devnull)

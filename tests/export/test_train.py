@@ -291,6 +291,9 @@ def test_released_weights_are_fp16_and_know_their_model(run, store):
     assert [s["sha256"] for s in released.sources] == [s.sha256 for s in store.sources]
     assert released.sources[0]["valid_time"].startswith("2022-08-09")
     assert released.domain == final.domain == store.domain
+    (row,) = log_rows(folder)
+    assert released.curve == ((10, pytest.approx(float(row["matching"]), rel=1e-3)),)
+    assert released.earlier == () and released.runs[0].step == 12
 
 
 def test_files_are_tensors_and_json_to_the_last_byte(run):
@@ -360,7 +363,12 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
     for name, value in released.group("ema").items():
         assert torch.equal(begin.group("model")[name], value.float())
         assert torch.equal(begin.group("ema")[name], value.float())
-    trainer.run()
+    final = trainer.run()
+    assert [run.training.seed for run in final.runs] == [0, 3] and final.curve
+    assert final.runs[0] == released.runs[0]
+    # and so in the files, over an interruption
+    assert Checkpoint.load(tmp_path / "a" / WEIGHTS_NAME).runs == final.runs
+    assert Trainer.resume(store, tmp_path / "a").checkpoint().earlier == released.runs
     for other in (small(1), small(blocks=2), small(multipliers=(1, 2)), small(attention=False)):
         with pytest.raises(InputError, match="initial weights"):
             Trainer.start(store, tmp_path / "b", SMALL, settings(), random_checkpoint(other))

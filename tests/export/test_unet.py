@@ -104,6 +104,17 @@ def test_output_depends_on_state_condition_and_time():
         assert (other - reference).abs().max() > 1e-3
 
 
+def test_norms_have_groups_of_as_many_channels_at_every_width(shipped):
+    def sizes(network):
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert all(m.num_groups > 1 for m in norms)
+        return {m.num_channels // m.num_groups for m in norms}
+
+    assert sizes(shipped) == {8}
+    assert sizes(UNet(NetworkConfig(norm_channels=16))) == {16}
+    assert sizes(UNet(small(multipliers=(1, 3)))) == {2, 4, 8}  # 4, 12, 8 and 16 to 24 channels
+
+
 @torch.no_grad()
 def test_samples_of_a_batch_do_not_see_each_other():
     config = small()
