@@ -82,6 +82,7 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
     _strip(model)
     if not fp16:
         _store_weights_in_fp16(model)
+    _store_equal_weights_once(model)
     return model
 
 
@@ -213,6 +214,21 @@ def _store_weights_in_fp16(model: onnx.ModelProto) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _store_equal_weights_once(model: onnx.ModelProto) -> None:
+    """The exporter does that for small ones; equal large ones are those of a latency network."""
+    first: dict[tuple[Any, ...], str] = {}
+    names, kept = {}, []
+    for weight in model.graph.initializer:
+        key = (weight.data_type, tuple(weight.dims), numpy_helper.to_array(weight).tobytes())
+        names[weight.name] = first.setdefault(key, weight.name)
+        if names[weight.name] == weight.name:
+            kept.append(weight)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def tensor_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

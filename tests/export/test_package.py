@@ -19,7 +19,7 @@ from small_training import (  # noqa: E402
     small,
 )
 
-from wdm_export import graphs, package, parity  # noqa: E402
+from wdm_export import graphs, package, parity, unet  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime import Bundle, Downscaler  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, OutputError, ParityError  # noqa: E402
@@ -117,6 +117,14 @@ def test_the_latency_graphs_are_the_same_network_on_pixels():
     tiny = package.latency_network(small())
     v = tiny(torch.randn(1, 1, 16, 16), torch.randn(1, 1, 16, 16), torch.tensor([0.5]))
     assert v.shape == (1, 1, 16, 16) and torch.isfinite(v).all()
+
+
+@pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
+def test_large_latency_graphs_take_little_room(fp16):
+    config = small(base_channels=32, head_channels=32)
+    pixel = graphs.score_graph(package.latency_network(config), TILE, fp16)
+    weights = 2 * unet.parameter_count(package.latency_network(config))
+    assert sum(len(w.raw_data) for w in pixel.graph.initializer) < weights / 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
