@@ -194,7 +194,7 @@ def _fused_difference(
     bundle: Bundle, engine: Engine, golden: Golden, check: Check, options: EngineOptions
 ) -> float | None:
     """A few steps of a run: the state after each depends on all of the update before it."""
-    if STEP_ROLE not in bundle.manifest.graphs or not has_step(check.engine):
+    if STEP_ROLE not in bundle.manifest.graphs or not has_step(check.engine, check.precision):
         return None
     steps = Preset(steps=_FUSED_STEPS).plan(bundle.manifest.schedule)
     random = np.random.default_rng(0)

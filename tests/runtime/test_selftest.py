@@ -51,6 +51,17 @@ def test_the_cpu_passes_and_the_report_says_so(run, tiny, tmp_path):
         assert f"passed ort-cpu in {check['precision']}" in out
 
 
+def test_precisions_without_a_fused_step_pass_without(run, tiny, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed (openvino)")
+    code, out, error = run("selftest", "--bundle", tiny, "--engine", "openvino", "-o", "r.json")
+    assert code == 0, error + out
+    fused = {
+        check["precision"]: check["fused_difference"]
+        for check in json.loads((tmp_path / "r.json").read_text())["checks"]
+    }
+    assert fused.pop("fp32") <= 1e-4 and set(fused.values()) <= {None}
+
+
 def test_a_fused_step_that_does_other_than_the_loop_fails(run, tiny, monkeypatch):
     right = HostStep.step
     monkeypatch.setattr(HostStep, "step", lambda s, t, scalars, noise: right(s, t, scalars, None))

@@ -85,7 +85,8 @@ class _Family:
     and how to get it; ``open`` takes a graph, its entry, a precision and options; ``graphs`` says
     of which precision the graph has to be for each precision it computes in; ``any_size`` whether
     it takes graphs with more free sizes than the batch; ``open_step`` takes a fused step's graph
-    where there is one, and ``step_pays`` says whether that is faster than the loop in NumPy.
+    where there is one, in the precisions ``step_precisions``, and ``step_pays`` says whether that
+    is faster than the loop in NumPy.
     """
 
     probe: Callable[[], tuple[str, ...]]
@@ -94,6 +95,7 @@ class _Family:
     open_step: Callable[[bytes, GraphEntry, str, EngineOptions], StepEngine] | None = None
     any_size: bool = True
     step_pays: bool = False
+    step_precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,14 @@ def _open_on_cpu(
     )
 
 
+# Its precision is of a whole graph: in another the state would be rounded too.
+_OPENVINO_STEPS = ("fp32",)
+
+
 def _open_openvino_step(
     graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
 ) -> StepEngine:
-    if precision != "fp32":  # its precision is of a whole graph: the state would be rounded too
+    if precision not in _OPENVINO_STEPS:
         raise EngineError(
             f"Engine 'openvino' would do the sampler's update in {precision}; expected fp32. "
             "Choose --precision fp32, or leave out --fused-step."
@@ -162,6 +168,7 @@ _FAMILIES = {
         _open_on_cpu(OpenVinoEngine),
         {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32"},  # it converts the weights itself
         _open_openvino_step,
+        step_precisions=_OPENVINO_STEPS,
     ),
     "ort-cuda": _Family(
         ort_cuda_precisions, OrtCudaEngine, {"fp16": "fp16", "fp32": "fp32"}, any_size=False
@@ -339,9 +346,10 @@ def step_pays(kind: str) -> bool:
     return _FAMILIES[kind].step_pays
 
 
-def has_step(kind: str) -> bool:
-    """Whether `open_step` knows how to open an engine's fused step."""
-    return _FAMILIES[kind].open_step is not None
+def has_step(kind: str, precision: str) -> bool:
+    """Whether `open_step` knows how to open an engine's fused step in a precision."""
+    family = _FAMILIES[kind]
+    return family.open_step is not None and precision in family.step_precisions
 
 
 def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEngine:
