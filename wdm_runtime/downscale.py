@@ -208,7 +208,7 @@ class Downscaler:
             computes in less, ``"fail"`` raises.
         preset
             Sampler, steps and noise scale by name, see `wdm_runtime.presets`: ``"fast"`` is the
-            default, ``"best"`` takes more network calls.
+            default, ``"best"`` may take more network calls.
         noise_scale
             Factor of the sampler's noise, which sets the ensemble's spread. None takes the
             preset's, or 1 where its steps or sampler are not what is asked for.
