@@ -110,6 +110,7 @@ def check_precision(
         seed=draws.seed,
         steps=draws.way.steps,
         sampler=draws.way.sampler,
+        noise_scale=draws.way.noise_scale,
         consistency=draws.consistency,
         ranges=_ranges(watched),
         runs=tuple(runs),

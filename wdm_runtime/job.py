@@ -50,7 +50,7 @@ class Outcome:
     """What a run did; the counts as in `wdm_runtime.latency.Report`."""
 
     plan: Plan
-    sampler: str
+    way: Preset
     steps: tuple[StepTime, ...]
     fp32_reruns: int
     suspects: Suspects
@@ -105,7 +105,7 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
         raise InputError(
             f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
         )
-    way = chosen(presets, settings.preset, settings.sampler, settings.steps, settings.noise_scale)
+    way = _way(settings, presets)
     return replace(
         settings,
         steps=way.steps,
@@ -114,6 +114,10 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
         consistency=settings.consistency or DEFAULT_CONSISTENCY,
         on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
+
+
+def _way(settings: Settings, presets: Mapping[str, Preset]) -> Preset:
+    return chosen(presets, settings.preset, settings.sampler, settings.steps, settings.noise_scale)
 
 
 def run(
@@ -214,7 +218,7 @@ def run(
         reruns = downscaler.engine.fp32_reruns - reruns_before
         outcome = Outcome(
             plan,
-            str(settings.sampler),
+            _way(settings, downscaler.manifest.presets),
             tuple(watch.steps),
             reruns,
             watch.suspects,

@@ -15,6 +15,7 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import Choice, Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions, available_threads
 from wdm_runtime.job import Outcome
+from wdm_runtime.presets import Preset
 from wdm_runtime.process import machine, peak_rss_mib, seconds_since_process_start
 from wdm_runtime.remembered import Remembered
 from wdm_runtime.stepping import StepTime
@@ -63,6 +64,7 @@ class Report:
     precision: str
     sampler: str
     steps: int
+    noise_scale: float
     members: int
     frames: int
     tiles_total: int
@@ -84,6 +86,11 @@ class Report:
     bundle_sha256: str
     versions: dict[str, str]
 
+    @property
+    def way(self) -> Preset:
+        """How the members were drawn."""
+        return Preset(self.sampler, self.steps, self.noise_scale)
+
     def to_json(self) -> str:
         """The report as JSON."""
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -97,8 +104,7 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         engine=downscaler.engine.kind,
         device=downscaler.engine.device,
         precision=downscaler.choice.precision,
-        sampler=outcome.sampler,
-        steps=plan.steps,
+        **asdict(outcome.way),
         members=plan.members,
         frames=frames,
         tiles_total=sum(step.tiles for step in steps),

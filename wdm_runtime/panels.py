@@ -143,9 +143,8 @@ def latency_panel(report: Report, target: Path) -> Panel:
     rows.add_row("engine", f"{report.engine}, {report.precision}, {report.device}")
     rows.add_row(
         "work",
-        f"{_count(report.frames, 'frame')} x {_count(report.members, 'member')} x {report.steps} "
-        f"steps ({report.sampler}), {report.tiles_total} tile evaluations, "
-        f"{report.dry_share:.0%} dry",
+        f"{_count(report.frames, 'frame')} x {_count(report.members, 'member')}, {report.way}; "
+        f"{report.tiles_total} tile evaluations, {report.dry_share:.0%} dry",
     )
     step = report.step_latency_ms
     if step:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from wdm_runtime.records import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class PrecisionCheck:
     """A check that passed, with all it takes to make it again.
 
     ``tiles`` were the wettest of ``files``; ``not_measured`` gives the reason for each precision
-    that could not be had.
+    that could not be had. ``noise_scale`` is None in older records, which lack it.
     """
 
     command: str
@@ -87,3 +89,4 @@ class PrecisionCheck:
     ranges: Ranges
     runs: tuple[PrecisionRun, ...]
     not_measured: dict[str, str]
+    noise_scale: float | None = field(default=None, metadata=OPTIONAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
 from wdm_runtime.io.child import search_path
 from wdm_runtime.io.reader import ReaderProcess
+
+DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 @pytest.fixture
@@ -215,6 +218,15 @@ def test_a_hang_is_an_error_after_the_time_limit(tmp_path):
         assert 0.9 < time.monotonic() - began < 10
         assert gone(first)
         np.testing.assert_array_equal(found.load(), RAIN)
+
+
+def test_a_structure_that_has_no_end_is_an_error_within_seconds(reader, tmp_path):
+    """A file that benches/fuzz_inputs.py damaged: HDF5 2.2 walks its structure in circles."""
+    shutil.copy(DATA / "hdf5_loop.nc", tmp_path / "in.nc")
+    with pytest.raises(InputError, match=r"in\.nc: .*without coming to an end"):
+        reader.read_field(tmp_path / "in.nc")
+    rain = reader.read_field(rain_file(tmp_path / "in.nc")).load()
+    np.testing.assert_array_equal(rain, RAIN)
 
 
 def test_a_long_read_that_goes_on_is_no_hang(tmp_path):

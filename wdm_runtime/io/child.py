@@ -141,6 +141,8 @@ class Child:
             return "closed its end of the line"
         if code >= 0:
             return f"ended its process with exit code {code}"
+        if code == -signal.SIGPROF:  # see `limits.reads_structure`
+            return "computed without coming to an end"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"ended its process ({name})"
 

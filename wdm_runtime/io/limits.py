@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What the libraries of the formats hold besides arrays: 113 MiB with all of them imported (netCDF4
@@ -17,6 +18,9 @@ _LIBRARIES_BYTES = 1 << 28
 
 # Of the limit, at a failure: libraries that unpack ask for twice as much each time.
 _NEAR = 0.25
+
+# Libraries read a file's structure within milliseconds; damaged ones have HDF5 walk in circles.
+_STRUCTURE_S = 5.0
 
 _most_bytes: int | None = None
 _on_beat: Callable[[], None] | None = None
@@ -102,6 +106,22 @@ def on_beat(listener: Callable[[], None]) -> None:
     """Have a function called each time that reading has come a step further."""
     global _on_beat
     _on_beat = listener
+
+
+@contextmanager
+def reads_structure() -> Iterator[None]:
+    """End this process if what is within, which reads no data, computes for seconds.
+
+    Waiting for a slow disk does not count. Without effect unless `on_beat` was called.
+    """
+    if _on_beat is None:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, _STRUCTURE_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def beat() -> None:

@@ -17,6 +17,7 @@ from wdm_runtime.io.classic import check_classic_length
 from wdm_runtime.io.dataset import LIBRARY_LOCK as LIBRARY_LOCK
 from wdm_runtime.io.dataset import Dataset, Index, Variable, check_unchanged, identity
 from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
+from wdm_runtime.io.limits import reads_structure
 from wdm_runtime.io.precipitation import read_precipitation
 
 
@@ -56,10 +57,17 @@ def read_netcdf(
         return read_precipitation(dataset, str(path), variable, accumulation_h)
 
 
+def open_dataset(path: Path) -> netCDF4.Dataset:
+    """Open a file for reading, within `limits.reads_structure`."""
+    with reads_structure():
+        # An absolute path is never mistaken for the address of a server.
+        return netCDF4.Dataset(str(path.absolute()))
+
+
 def is_odim(path: Path) -> bool:
     """Whether an HDF5 file follows ODIM_H5, the convention of European weather radars."""
     try:
-        with LIBRARY_LOCK, netCDF4.Dataset(str(path.absolute())) as opened:
+        with LIBRARY_LOCK, open_dataset(path) as opened:
             conventions = str(getattr(opened, "Conventions", ""))
             return conventions.startswith("ODIM_H5") or {"what", "where"} <= set(opened.groups)
     except (OSError, RuntimeError, UnicodeError, AttributeError):
@@ -88,8 +96,7 @@ class NetcdfFile:
                 yield self._opened
                 return
             check_unchanged(self.path, self._identity)
-            # An absolute path is never mistaken for the address of a server.
-            with netCDF4.Dataset(str(self.path.absolute())) as opened:
+            with open_dataset(self.path) as opened:
                 opened.set_auto_maskandscale(False)
                 self._opened = opened
                 try:

@@ -20,6 +20,7 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import LIBRARY_LOCK, Variable, check_fits
 from wdm_runtime.io.foreign import epoch_axis, to_rates
 from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
+from wdm_runtime.io.netcdf import open_dataset
 from wdm_runtime.io.odim_header import (
     UNITS,
     Layer,
@@ -67,9 +68,7 @@ def read_odim(path: Path, quantity: str | None = None) -> PrecipField:
     MissingDependencyError
         Without the extra ``odim``.
     """
-    import netCDF4
-
-    with LIBRARY_LOCK, _library_errors(path), netCDF4.Dataset(str(path.absolute())) as dataset:
+    with LIBRARY_LOCK, _library_errors(path), open_dataset(path) as dataset:
         dataset.set_auto_maskandscale(False)
         _require_composite(path, dataset)
         layers = chosen(path, layers_of(path, dataset), quantity)
