@@ -13,7 +13,8 @@ RUNTIME_FLOORS = [
     | {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
     | {"precision", "bench_meters", "bench_report"}
-    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters", "io.units"},
+    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
+    | {"io.netcdf_library", "io.units"},
     {"samplers", "skill"},
     {"presets"},
     {"manifest"},

@@ -68,7 +68,7 @@ class _Scorer:
 
 
 class _Scoreboard:
-    """Scores of all forecasts, fed tile by tile. A random method has two: a member and the mean."""
+    """Scores of all forecasts, fed tile by tile. A random method has a member, median and mean."""
 
     def __init__(self, methods: Sequence[Method], members: int, seed: int) -> None:
         self.seed = seed
@@ -77,7 +77,8 @@ class _Scoreboard:
             names = [method.name]
             if method.random:
                 before = f"{method.name}, " if method.name else ""
-                names = [f"{before}one member", f"{before}mean of {members} members"]
+                names = [f"{before}one member"]
+                names += [f"{before}{kind} of {members} members" for kind in ("median", "mean")]
             self.scorers.append([_Scorer(name) for name in (names if members > 1 else names[:1])])
         self.places: list[TilePlace] = []
         self.truth: list[Array] = []
@@ -94,10 +95,11 @@ class _Scoreboard:
         scorers = self.scorers[method]
         scorers[0].add(members[0], truth)
         if len(scorers) > 1:
-            scorers[1].add(mean_of(members), truth)
+            scorers[1].add(np.median(members, axis=0), truth)
+            scorers[2].add(mean_of(members), truth)
             # Addressed by the tile's number, so that ties in ranks fall alike in every run.
             rng = np.random.default_rng([abs(self.seed), tile])
-            scorers[1].ensemble.append(scores.score_ensemble_tile(members, truth, rng))
+            scorers[2].ensemble.append(scores.score_ensemble_tile(members, truth, rng))
 
     def result(self, settings: dict[str, Any], draws: int) -> Evaluation:
         percentiles = metrics.percentiles(np.concatenate(self.truth))
@@ -149,7 +151,7 @@ def evaluate(
     fields
         1 km truth; each is read when its turn comes, and each of its valid times is run alone.
     members, seed
-        Ensemble size and seed. With one member there is no row for the ensemble.
+        Ensemble size and seed. With one member there are no rows for the ensemble.
     way, consistency
         How members are drawn.
     tile_px

@@ -53,20 +53,22 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def styles(rows: Sequence[ForecastRow]) -> dict[str, dict[str, Any]]:
-    """Line styles by forecast: a colour for each method, dashed for the mean of its members."""
+    """Line styles by forecast: a colour for each method, broken for its median and mean."""
     others = iter(_OTHERS * len(rows))
     colours = {REFERENCE: _REFERENCE, "one member": _MEMBER}
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         method, _, kind = row.name.rpartition(", ")
-        mean = row.name.startswith("mean of ")
-        if not mean and (method or row.name) not in colours:
+        middle = kind.partition(" of ")[0]
+        summary = not method and middle in ("mean", "median")
+        if not summary and (method or row.name) not in colours:
             colours[method or row.name] = next(others)
-        own = mean or row.name in (REFERENCE, "one member")
+        own = summary or row.name in (REFERENCE, "one member")
+        broken = {"median": ":"} | ({"mean": "--"} if method else {})
         found[row.name] = {
-            "color": _MEAN if mean else colours[method or row.name],
+            "color": _MEAN if summary else colours[method or row.name],
             "linewidth": 2.2 if own else 1.3,
-            "linestyle": "--" if method and kind.startswith("mean of ") else "-",
+            "linestyle": broken.get(middle, "-"),
             "label": row.name,
         }
     return found

@@ -146,7 +146,7 @@ def _labels(pattern: str, values: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of the baselines, one member and the members' mean, on the same tiles.
+    """Scores of the baselines, one member and the members' median and mean, on the same tiles.
 
     ``truth_spectrum`` is the mean radial spectrum of the truth's z / 3.176.
     """

@@ -138,7 +138,8 @@ def test_an_oracle_is_perfect_on_every_tile_of_every_time() -> None:
         TilePlace(time, *first) for time in ("2022-08-09T00", "2022-08-09T02") for first in firsts
     )
     assert result.cells == 8 * TILE**2
-    assert [row.name for row in result.rows] == ["bicubic", "one member", "mean of 3 members"]
+    names = ["bicubic", "one member", "median of 3 members", "mean of 3 members"]
+    assert [row.name for row in result.rows] == names
     for row in result.rows[1:]:
         assert row.metrics.mae_mm_h == 0 and row.metrics.csi["5"] == 1
         assert row.metrics.percentile_error_mm_h == {"95": 0, "99": 0, "99.9": 0}
@@ -151,7 +152,8 @@ def test_an_oracle_is_perfect_on_every_tile_of_every_time() -> None:
 def test_the_ensemble_row_has_the_ensemble_metrics() -> None:
     field = field_of(showers(0))
     result = evaluate(Oracle(truths_of(field), spread=1.0), [field], 3, seed=1, tile_px=TILE)
-    base, one, mean = result.rows
+    base, one, median, mean = result.rows
+    assert median.metrics.mae_mm_h == pytest.approx(1, rel=1e-5) and median.ensemble is None
     assert one.metrics.mae_mm_h == 0 and one.ensemble is None and base.ensemble is None
     assert mean.metrics.mae_mm_h == pytest.approx(1, rel=1e-5)
     assert mean.ensemble is not None and mean.ensemble_tiles is not None

@@ -38,8 +38,9 @@ def test_borders_do_not_show_on_the_sample_and_would_without_windows(tiny, monke
 @pytest.mark.skipif(not FRAME.exists(), reason="needs the MRMS files, which are not here")
 def test_borders_do_not_show_with_the_shipped_bundle_on_a_real_frame():
     field = coarsen(read_field(FRAME), 10).crop(slice(60, 180), slice(330, 520))
-    tiles, found = indices(None, field, 1)
-    assert tiles > 15 and found[0] <= 1.05
+    # One member's index is uncertain by 0.05: each border is crossed by the weather of one day.
+    tiles, found = indices(None, field, 4)
+    assert tiles > 15 and 0.9 < np.mean(found) <= 1.05
 
 
 def test_a_step_at_a_border_is_seen_and_missing_cells_are_not():

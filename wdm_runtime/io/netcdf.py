@@ -17,7 +17,7 @@ from wdm_runtime.io.classic import check_classic_length
 from wdm_runtime.io.dataset import LIBRARY_LOCK as LIBRARY_LOCK
 from wdm_runtime.io.dataset import Dataset, Index, Variable, check_unchanged, identity
 from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
-from wdm_runtime.io.limits import reads_structure
+from wdm_runtime.io.netcdf_library import open_dataset
 from wdm_runtime.io.precipitation import read_precipitation
 
 
@@ -55,13 +55,6 @@ def read_netcdf(
     with file.opened() as opened:
         dataset = Dataset(str(path), dict(file.variables(opened)))
         return read_precipitation(dataset, str(path), variable, accumulation_h)
-
-
-def open_dataset(path: Path) -> netCDF4.Dataset:
-    """Open a file for reading, within `limits.reads_structure`."""
-    with reads_structure():
-        # An absolute path is never mistaken for the address of a server.
-        return netCDF4.Dataset(str(path.absolute()))
 
 
 def is_odim(path: Path) -> bool:

@@ -20,7 +20,7 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import LIBRARY_LOCK, Variable, check_fits
 from wdm_runtime.io.foreign import epoch_axis, to_rates
 from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
-from wdm_runtime.io.netcdf import open_dataset
+from wdm_runtime.io.netcdf_library import open_dataset
 from wdm_runtime.io.odim_header import (
     UNITS,
     Layer,
