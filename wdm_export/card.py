@@ -69,7 +69,8 @@ def _run_line(run: dict[str, Any]) -> str:
     line = (
         f"- {run['step']} steps of {settings['batch']} crops of {settings['crop_px']} x "
         f"{settings['crop_px']} cells in {run['seconds'] / 60:.0f} minutes; learning rate "
-        f"{settings['learning_rate']:g}, total-variation weight {settings['tv_weight']:g}, seed "
+        f"{settings['learning_rate']:g}, total-variation weight {settings['tv_weight']:g}, "
+        f"rain weight {settings.get('rain_weight', 0):g}, seed "
         f"{settings['seed']}"
     )
     if not run["curve"]:

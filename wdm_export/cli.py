@@ -31,6 +31,9 @@ Attention = Annotated[bool, typer.Option(help="Self-attention at the coarsest de
 Batch = Annotated[int | None, typer.Option(help="Crops a step")]
 Crop = Annotated[int | None, typer.Option(help="Edge of training crops in cells")]
 TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variation term")]
+RainWeight = Annotated[
+    float | None, typer.Option(help="0: errors in light and heavy rain count alike; 1: as in mm/h")
+]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
 Shards = Annotated[
@@ -179,6 +182,7 @@ def train(
     crop: Crop = None,
     learning_rate: Rate = None,
     tv_weight: TvWeight = None,
+    rain_weight: RainWeight = None,
     seed: Seed = None,
     threads: Threads = None,
     shards: Shards = None,
@@ -201,7 +205,8 @@ def train(
     patches = PatchStore.open(store)
     settings = given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
-        tv_weight=tv_weight, seed=seed, threads=threads, shards=shards, objective=objective,
+        tv_weight=tv_weight, rain_weight=rain_weight, seed=seed, threads=threads, shards=shards,
+        objective=objective,
     )  # fmt: skip
     if resume:
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
@@ -288,6 +293,7 @@ def build(
     crop: Crop = None,
     learning_rate: Rate = None,
     tv_weight: TvWeight = None,
+    rain_weight: RainWeight = None,
     seed: Seed = None,
     threads: Threads = None,
     patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
@@ -310,7 +316,7 @@ def build(
     check_target(output, overwrite)
     settings = given(
         minutes=minutes, batch=batch, crop_px=crop, learning_rate=learning_rate,
-        tv_weight=tv_weight, seed=seed, threads=threads,
+        tv_weight=tv_weight, rain_weight=rain_weight, seed=seed, threads=threads,
     )  # fmt: skip
     network = _network(wavelet, levels, base, depths, blocks, attention)
     training = TrainConfig(**settings)

@@ -65,7 +65,7 @@ def evaluate(
     from wdm_export.gallery import Gallery
     from wdm_export.package import rewrite_manifest
     from wdm_export.report import make_folder, write_report
-    from wdm_export.score_table import render
+    from wdm_export.score_table import ScoreTable
     from wdm_export.tiles import Region
     from wdm_runtime.downscale import Downscaler
     from wdm_runtime.io import read_field
@@ -110,7 +110,7 @@ def evaluate(
         if report and gallery:
             write_report(report, result, gallery, command)
         opened = downscaler.bundle
-    console.out.print(render(result))
+    console.out.print(ScoreTable(result))
     if output:
         write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:

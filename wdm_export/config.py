@@ -72,6 +72,9 @@ class TrainConfig:
     each shard gives an equal part of the batch: however many processes share them, a run draws the
     same crops.
 
+    ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
+    rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do.
+
     ``objective`` ``"regression"`` trains a deterministic baseline: the same network is shown no
     noise, x = 0 at t = 1, and learns the mean of the standardised coefficients.
     """
@@ -86,6 +89,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
     tv_weight: float = 1e-5
+    rain_weight: float = 0.0
     seed: int = 0
     threads: int = 2
     shards: int = 1
@@ -105,7 +109,7 @@ class TrainConfig:
             )
         positive = ("minutes", "steps", "batch", "threads", "shards", "learning_rate")
         positive += ("warmup_steps",)
-        for name in (*positive, "tv_weight", "seed"):
+        for name in (*positive, "tv_weight", "rain_weight", "seed"):
             value = getattr(self, name)
             if value is not None and not (value > 0 if name in positive else value >= 0):
                 raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from wdm_export.config import NetworkConfig, TrainConfig
 from wdm_export.data import PatchStore
@@ -79,6 +80,12 @@ class Coefficients:
         z = torch.log10(torch.cat((fine, coarse)) + offset) + shift
         c_fine, c_coarse = self.packet(z)[self.packet.spec.inner].chunk(2)
         return c_fine - c_coarse, c_coarse
+
+    def weights(self, coarse: Tensor, power: float) -> Tensor:
+        """Weights of the errors, (b, 1, h, w): see ``TrainConfig.rain_weight``."""
+        offset, spec = self.transform.offset_mm_h, self.packet.spec
+        rain = avg_pool2d(coarse, spec.stride)[spec.inner]
+        return ((rain + offset) / (1 + offset)).pow(power)
 
 
 def measure_scales(

@@ -24,9 +24,15 @@ def total_variation(coeffs: Tensor) -> Tensor:
 
 
 def training_loss(
-    v_hat: Tensor, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor, tv_weight: float
+    v_hat: Tensor,
+    x: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    tv_weight: float,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean (v - v_hat)^2 + tv_weight * TV(detail subbands of the Tweedie estimate).
+    """Mean w (v - v_hat)^2 + tv_weight * TV(detail subbands of the Tweedie estimate).
 
     Parameters
     ----------
@@ -39,13 +45,19 @@ def training_loss(
     tv_weight
         lambda of Yi et al. (arXiv 2507.01354); 0 leaves the term out.
 
+    weights
+        w of each place, (b, 1, h, w); 1 by default. Where they depend on the condition alone the
+        best answer stays the same at each place, and only what is learnt first changes.
+
     Returns
     -------
-    The loss and its score-matching part.
+    The loss and its score-matching part, the latter with weights of 1.
     """
     alpha, sigma = amplitudes(t)
-    matching = (v_hat - (alpha * eps - sigma * x0)).square().mean()
+    errors = (v_hat - (alpha * eps - sigma * x0)).square()
+    matching = errors.mean()
+    loss = matching if weights is None else (weights * errors).mean()
     if tv_weight == 0 or x.shape[1] == 1:  # the pixel model has no detail subbands
-        return matching, matching
+        return loss, matching
     denoised = alpha * x - sigma * v_hat
-    return matching + tv_weight * total_variation(denoised[:, 1:]), matching
+    return loss + tv_weight * total_variation(denoised[:, 1:]), matching

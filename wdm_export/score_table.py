@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,9 @@ from wdm_export.scores import EnsembleMetrics, EnsembleTileScores, Metrics, Tile
 from wdm_export.texture import HEAVY_MM_H, PHASE_PX
 from wdm_export.tiles import TilePlace
 from wdm_runtime.skill import BANDS_KM, Z_RANGE
+
+# Characters of a column on a screen: of two numbers of six, and of most labels; lines and spaces.
+_FORECAST_WIDTH, _LABEL_WIDTH, _BORDERS = 16, 30, 3
 
 Intervals = dict[str, dict[str, tuple[float, float]]]  # forecast, score: low and high
 
@@ -244,22 +248,38 @@ def bootstrap_line(evaluation: Evaluation) -> str:
     )
 
 
-def render(evaluation: Evaluation) -> Group:
-    """A table with a line for each score and a column for each forecast, and the definitions."""
-    table = Table(title=f"{len(evaluation.places)} tiles, {evaluation.cells} cells")
-    table.add_column("score")
-    for row in evaluation.rows:
-        table.add_column(row.name, justify="right")
-    columns = [row.labelled() for row in evaluation.rows]
-    limits = [evaluation.intervals.get(row.name, {}) for row in evaluation.rows]
-    for label in filter(shown, columns[0]):
-        cells = []
-        for values, low_high in zip(columns, limits, strict=True):
-            value = values[label]
-            text = Text("-" if value is None or math.isnan(value) else f"{value:.3f}")
-            if label in low_high:
-                text.append("\n{:.3f} {:.3f}".format(*low_high[label]), style="dim")
-            cells.append(text)
-        table.add_row(Text(label), *cells)
-    notes = (*DEFINITIONS, bootstrap_line(evaluation))
-    return Group(table, *(Text(line, style="dim") for line in notes))
+@dataclass(frozen=True)
+class ScoreTable:
+    """For rich: a line for each score, a column for each forecast, and the definitions.
+
+    Forecasts that the screen is too narrow for follow in further tables: no number is cut.
+    """
+
+    evaluation: Evaluation
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = self.evaluation.rows
+        abreast = max(1, (options.max_width - _LABEL_WIDTH) // _FORECAST_WIDTH)
+        title = f"{len(self.evaluation.places)} tiles, {self.evaluation.cells} cells"
+        for first in range(0, len(rows), abreast):
+            yield self._table(title, rows[first : first + abreast])
+        for line in (*DEFINITIONS, bootstrap_line(self.evaluation)):
+            yield Text(line, style="dim")
+
+    def _table(self, title: str, rows: Sequence[ForecastRow]) -> Table:
+        table = Table(title=title)
+        table.add_column("score", max_width=_LABEL_WIDTH - _BORDERS)
+        for row in rows:
+            table.add_column(row.name, justify="right", min_width=_FORECAST_WIDTH - _BORDERS)
+        columns = [row.labelled() for row in rows]
+        limits = [self.evaluation.intervals.get(row.name, {}) for row in rows]
+        for label in filter(shown, columns[0]):
+            cells = []
+            for values, low_high in zip(columns, limits, strict=True):
+                value = values[label]
+                text = Text("-" if value is None or math.isnan(value) else f"{value:.3f}")
+                if label in low_high:
+                    text.append("\n{:.3f} {:.3f}".format(*low_high[label]), style="dim")
+                cells.append(text)
+            table.add_row(Text(label), *cells)
+        return table

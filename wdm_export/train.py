@@ -252,8 +252,8 @@ class Trainer:
             earlier=self.earlier,
         )
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0, condition, t and eps of this step's crops, shard after shard."""
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x0, condition, t, eps and weights of this step's crops, shard after shard."""
         (mean, std), (condition_mean, condition_std) = self._scales
         parts = []
         for sampler in self.samplers:
@@ -267,12 +267,13 @@ class Trainer:
             else:
                 t = _stratified_times(generator, len(x0))
                 eps = torch.randn(x0.shape, generator=generator)
-            parts.append((x0, condition, t, eps))
-        x0, condition, t, eps = (torch.cat(values) for values in zip(*parts, strict=True))
-        return x0, condition, t, eps
+            weights = self.coefficients.weights(crops[1], self.config.rain_weight)
+            parts.append((x0, condition, t, eps, weights))
+        x0, condition, t, eps, weights = (torch.cat(values) for values in zip(*parts, strict=True))
+        return x0, condition, t, eps, weights
 
     def _train_step(self) -> tuple[float, float]:
-        x0, condition, t, eps = self._batch()
+        x0, condition, t, eps, weights = self._batch()
         alpha, sigma = amplitudes(t)
         x = alpha * x0 + sigma * eps
         if self.config.objective == REGRESSION:
@@ -285,7 +286,7 @@ class Trainer:
                 condition.contiguous(memory_format=torch.channels_last),
                 t,
             )
-        loss, matching = training_loss(v_hat.float(), x, x0, eps, t, self.config.tv_weight)
+        loss, matching = training_loss(v_hat.float(), x, x0, eps, t, self.config.tv_weight, weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)

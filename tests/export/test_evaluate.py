@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate
-from wdm_export.score_table import render
+from wdm_export.score_table import ScoreTable
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
@@ -228,10 +228,12 @@ def test_the_result_is_strict_json_with_flat_rows_and_the_table_has_every_foreca
     assert len({tuple(row) for row in content["rows"]}) == 1
     assert not any(isinstance(v, (dict, list)) for row in content["rows"] for v in row.values())
     assert json.loads(text)["metrics"]["mean of 2 members"]["rank_histogram"]
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render(result))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ScoreTable(result))
     shown = console.export_text()
+    assert "…" not in shown
     for row in result.rows:
-        assert row.name in shown
+        assert row.name in shown.replace("\n", " ") or row.name.split(" of ")[0] in shown
+        assert shown.count(f"{row.metrics.mae_mm_h:.3f}") > 0
     for word in ("PSNR", "CSI 20 mm/h", "RAPSD 8-16 km", "spread/skill:", "consistency:"):
         assert word in shown

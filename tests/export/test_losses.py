@@ -5,8 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from wdm_export.config import NetworkConfig  # noqa: E402
+from wdm_export.crops import Coefficients  # noqa: E402
+from wdm_export.filter_banks import named_wavelet  # noqa: E402
 from wdm_export.losses import amplitudes, total_variation, training_loss  # noqa: E402
 from wdm_runtime.diffusion import VPSchedule, denoised_from_v  # noqa: E402
+from wdm_runtime.transform import PrecipTransform  # noqa: E402
 
 WEIGHT = 1e-2
 
@@ -86,6 +90,33 @@ def test_a_wrong_v_costs_its_mean_square():
     loss, matching = training_loss(v + error, x, x0, eps, t, 0.0)
     assert float(matching) == pytest.approx(float((error**2).mean()), rel=1e-9)
     assert float(loss) == float(matching)
+
+
+def test_weights_count_errors_where_they_are_and_the_matching_part_has_none():
+    x0 = clean()
+    x, eps, t, v = process(x0)
+    error = clean(seed=9)
+    weights = torch.zeros(5, 1, *x0.shape[2:], dtype=torch.float64)
+    weights[..., 2, 3] = 7.0
+    loss, matching = training_loss(v + error, x, x0, eps, t, 0.0, weights)
+    there = 7 * float((error[..., 2, 3] ** 2).sum()) / error.numel()
+    assert float(loss) == pytest.approx(there, rel=1e-9)
+    assert float(matching) == pytest.approx(float((error**2).mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "levels"), [("haar", 2), ("db2", 2), ("haar", 0)])
+def test_weights_follow_the_coarse_rain_and_fit_the_coefficients(name, levels):
+    wavelet = named_wavelet(name, levels)
+    coefficients = Coefficients(NetworkConfig(wavelet, attention=False), PrecipTransform())
+    edge = 48 + 2 * wavelet.margin * wavelet.stride
+    rain = torch.full((2, 1, edge, edge), 1.0)
+    rain[1] = 2 * 1.1 - 0.1  # twice as much with the offset of 0.1 mm/h
+    residual, _ = coefficients(rain, rain)
+    weights = coefficients.weights(rain, 0.5)
+    assert weights.shape == (2, 1, *residual.shape[2:])
+    assert weights[0].unique().tolist() == pytest.approx([1.0])
+    assert float(weights[1].mean()) == pytest.approx(2**0.5, rel=1e-5)
+    assert bool((coefficients.weights(rain, 0.0) == 1).all())
 
 
 def test_the_variation_is_of_the_estimate_not_of_the_truth():
