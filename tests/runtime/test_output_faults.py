@@ -157,7 +157,13 @@ def test_a_run_that_is_stopped_ends_soon_and_leaves_nothing(
     out.mkdir()
     arguments = command(tiny, out / "out.nc", "--members", "500", "--stats", "also")
     process = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+        arguments,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells have background jobs ignore SIGINT, perhaps these tests, and it is inherited.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     with process:
         wait_for(lambda: list(out.iterdir()), process)
