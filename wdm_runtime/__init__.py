@@ -4,6 +4,7 @@
 this package needs NumPy alone: engines and file formats are imported when they are first used.
 """
 
+from wdm_runtime import began as began  # first: what follows takes a while
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.engines.options import EngineOptions

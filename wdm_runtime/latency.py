@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from wdm_runtime.began import seconds_since_began
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import cache_folder
 from wdm_runtime.downscale import Downscaler
@@ -16,7 +17,7 @@ from wdm_runtime.engines import Choice, Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions, available_threads
 from wdm_runtime.job import Outcome
 from wdm_runtime.presets import Preset
-from wdm_runtime.process import machine, peak_rss_mib, seconds_since_process_start
+from wdm_runtime.process import machine, peak_rss_mib
 from wdm_runtime.remembered import Remembered
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.timing import feeds_of, timed_call
@@ -54,9 +55,9 @@ class Report:
     batches that half precision could not hold and fp32 computed again. ``fused_steps``: sampler
     steps whose update the engine did too, with the state kept there. ``suspect_members``: members
     that cannot be true as they were written, ``fp32_redrawn_members`` those that fp32 drew again
-    because of it, see `wdm_runtime.suspect`. ``wall_s``: process
-    start to renamed output, ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the
-    pixel model without attention on one tile; ``speedup_vs_pixel`` its ratio to the step's median.
+    because of it, see `wdm_runtime.suspect`. ``wall_s``: import of the package to renamed output,
+    ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the pixel model without
+    attention on one tile; ``speedup_vs_pixel`` its ratio to the step's median.
     """
 
     engine: str
@@ -99,7 +100,7 @@ class Report:
 def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
     """The report of a run that just ended, without the pixel model."""
     plan, steps = outcome.plan, list(outcome.steps)
-    wall_s, frames = seconds_since_process_start(), len(plan.tiles)
+    wall_s, frames = seconds_since_began(), len(plan.tiles)
     return Report(
         engine=downscaler.engine.kind,
         device=downscaler.engine.device,

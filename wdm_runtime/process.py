@@ -27,7 +27,10 @@ def peak_rss_mib() -> float | None:
 
 
 def seconds_since_process_start() -> float:
-    """Wall time since the operating system started this process."""
+    """Wall time since the operating system started this process, a shell's before it included.
+
+    For a process that its parent started as this program and nothing else.
+    """
     try:
         start_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])

@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
 
 import netCDF4
 import numpy as np
@@ -62,6 +64,21 @@ def test_report_and_probe(infer, tmp_path):
     expected = report["pixel_step_latency_ms"] / step["p50"]
     assert report["speedup_vs_pixel"] == pytest.approx(expected, abs=0.01)
     assert "x faster" in out or "pixel model" in out
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a shell that becomes the command: POSIX")
+def test_time_that_a_shell_spent_before_it_became_wdm_run_does_not_count(tmp_path, tiny):
+    """As in `sh -c "pip install ... && wdm-run infer ..."`: the process is older than the run."""
+    waited_s = 3
+    program = "import sys; from wdm_runtime.cli import main; main()"
+    run = [sys.executable, "-c", program, "infer", str(SAMPLE), "--bundle", str(tiny)]
+    words = [*run, "-o", "out.nc", "--report", "r.json", "--no-pixel-probe", "--quiet"]
+    began = time.perf_counter()
+    shell = ["sh", "-c", f'sleep {waited_s}; exec "$@"', "sh", *words]
+    subprocess.run(shell, cwd=tmp_path, check=True)
+    took_s = time.perf_counter() - began
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert 0 < report["wall_s"] <= took_s - waited_s
 
 
 def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_path):
