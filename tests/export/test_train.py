@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,18 @@ def test_a_time_limit_ends_the_run_and_is_not_started_anew(store, tmp_path):
 
 
 # --- learning ------------------------------------------------------------------------------------
+
+
+def test_bf16_only_where_the_processor_multiplies_in_it(store, tmp_path):
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    native = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})  # the last one: Arm
+    trainer = Trainer.start(store, tmp_path, SMALL, settings(steps=1))
+    kinds = []
+    for module in trainer.network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _module, _x, y: kinds.append(y.dtype))
+    trainer.run()
+    assert set(kinds) == {torch.bfloat16 if native else torch.float32}
 
 
 def test_training_reduces_the_loss(store, tmp_path):
