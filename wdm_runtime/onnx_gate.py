@@ -28,10 +28,10 @@ _SHAPES = (
     *("Reshape", "Shape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
 )
 ALLOWED_OPS = frozenset((*_ARITHMETIC, *_LAYERS, *_SHAPES))
-# Ours have 750 nodes and 250 tensors; a check of the largest allowed takes seconds, not minutes.
+# Ours have 750 nodes and 250 tensors in 50 kB; a check of the largest allowed takes seconds.
 MAX_NODES = 20_000
 MAX_TENSORS = 20_000
-_MAX_STRUCTURE_BYTES = 4 << 20
+_MAX_STRUCTURE_BYTES = 1 << 20
 _MAX_PER_NODE = 64  # inputs, outputs or attributes
 _MAX_NUMBERS = 64  # of one attribute: pads, axes, strides
 _MAX_NUMBER = 1 << 20  # in an attribute: no kernel is larger

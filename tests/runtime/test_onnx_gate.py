@@ -1,6 +1,5 @@
 """What graphs may consist of: the gate against ONNX's own writer, and against bytes at random."""
 
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -288,18 +287,16 @@ def test_bytes_at_random_are_no_graph(data):
         check_graph(data, "score.onnx")
 
 
-def test_the_largest_that_is_looked_at_takes_seconds():
-    """Many small fields are the way to keep a reader busy: there is an end to them."""
+@pytest.mark.parametrize(("nodes", "said"), [(112, "no nodes, no inputs"), (124, "beside its")])
+def test_many_small_fields_keep_no_reader_busy(nodes, said):
+    """The most that is looked at is half a million of them; more is refused unread."""
     attribute = b"\x0a\x01a" + b"\x40\x01" * 64
     node = b"\x22\x03Add" + b"".join(
         b"\x2a" + length(len(attribute)) + attribute for _ in range(64)
     )
-    graph = b"".join(b"\x0a" + length(len(node)) + node for _ in range(450))
-    assert 3.9e6 < len(graph) < 4.2e6
-    began = time.process_time()
-    with pytest.raises(BundleError, match="no nodes, no inputs"):
+    graph = b"".join(b"\x0a" + length(len(node)) + node for _ in range(nodes))
+    with pytest.raises(BundleError, match=said):
         check_graph(b"\x08\x0a\x42\x04\x0a\x00\x10\x14\x3a" + length(len(graph)) + graph, "x")
-    assert time.process_time() - began < 10
 
 
 def length(size):

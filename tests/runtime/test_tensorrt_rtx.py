@@ -5,7 +5,6 @@ What a GPU makes of the plans is not tested here: `deserialize_cuda_engine` need
 
 import inspect
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -145,10 +144,9 @@ def test_another_batch_is_another_plan_and_the_same_asks_give_the_same(tiny):
 
 
 def test_the_shipped_half_precision_graph_builds_for_three_targets(shipped_fp16):
-    began = time.process_time()
+    """How long that takes in all is what ``--durations=1 -k three_targets`` prints."""
     for capability in TARGETS:
         assert build_plan(trt, *shipped_fp16, 1, capability)
-    assert time.process_time() - began < 10  # of a core; took 5.4 s
 
 
 def test_the_half_precision_graph_builds_for_gpus_without_fp32_matrix_products(shipped_fp16):
