@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from bad_files import grib, netcdf, odim
 from netcdf_files import RAIN, RATE, coordinates, rain_file
+from reading_processes import gone, stop
 
 import wdm_runtime
 from wdm_runtime.errors import InputError
@@ -34,31 +34,6 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 def reader():
     with ReaderProcess(timeout_s=20.0) as one:
         yield one
-
-
-def state(pid):
-    """One letter: R, S, T, Z; "" if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def stop(pid):
-    os.kill(pid, signal.SIGSTOP)
-    while state(pid) != "T":  # it is on its way
-        time.sleep(0.01)
-
-
-def gone(pid, within_s=10.0):
-    until = time.monotonic() + within_s
-    while state(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not state(pid)
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def same(found, expected):
@@ -266,37 +241,6 @@ def test_a_file_that_changed_is_refused_after_a_crash_too(reader, tmp_path):
         found.frame(0)
 
 
-def test_closing_ends_the_process_and_whoever_waits_for_it(tmp_path):
-    reader = ReaderProcess()
-    found = reader.read_field(rain_file(tmp_path / "in.nc"))
-    pid = reader.pid
-    stop(pid)
-    threading.Timer(0.3, reader.close).start()
-    with pytest.raises(InputError, match="reading it ended its process"):
-        found.frame(0)
-    assert gone(pid)
-    with pytest.raises(InputError, match="reader was closed"):
-        found.frame(0)
-
-
-def test_no_descriptor_and_no_process_is_lost(tmp_path):
-    path = rain_file(tmp_path / "in.nc")
-    read_field(path)  # the shared one stays
-    gc.collect()  # what earlier tests left goes before counting
-    before, pids = descriptors(), []
-    for _ in range(5):
-        with ReaderProcess() as reader:
-            reader.read_field(path).frame(0)
-            pids.append(reader.pid)
-    forgotten = ReaderProcess()
-    forgotten.start()
-    pids.append(forgotten.pid)
-    del forgotten
-    gc.collect()
-    assert descriptors() == before
-    assert not any(map(state, pids))
-
-
 def test_fields_nobody_holds_are_forgotten_there(reader, tmp_path):
     found = reader.read_field(rain_file(tmp_path / "in.nc"))
     reader._forgotten.clear()
@@ -305,78 +249,6 @@ def test_fields_nobody_holds_are_forgotten_there(reader, tmp_path):
     assert len(reader._forgotten) == 1
     kept = reader.read_field(rain_file(tmp_path / "other.nc"))
     assert not reader._forgotten and kept.rate_mm_h.shape
-
-
-def script(tmp_path, text):
-    """Starts Python on a text that knows `path`; its first line of output is the reader's pid."""
-    path = rain_file(tmp_path / "in.nc")
-    # Where tests run in the background, a shell has them ignore SIGINT.
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code = f"{heard}path = {str(path)!r}\n" + textwrap.dedent(text)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    return process, int(process.stdout.readline())
-
-
-OPEN = """
-    from wdm_runtime.io.reader import ReaderProcess
-    reader = ReaderProcess()
-    field = reader.read_field(path)
-    print(reader.pid, flush=True)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_process_ends_with_its_parent(number, tmp_path):
-    process, pid = script(tmp_path, OPEN + "    import time; time.sleep(60)\n")
-    assert state(pid)
-    process.send_signal(number)
-    process.communicate(timeout=20)
-    assert gone(pid)
-
-
-def test_the_process_ends_when_its_parent_does_nothing_about_it(tmp_path):
-    process, pid = script(tmp_path, OPEN)
-    process.communicate(timeout=20)
-    assert process.returncode == 0 and gone(pid)
-
-
-def test_a_reader_that_hangs_outlives_nobody_for_long(tmp_path):
-    text = (
-        OPEN.replace("ReaderProcess()", "ReaderProcess(timeout_s=2.0)")
-        + """
-    import os, signal, threading
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    reader._running().send({"do": "open", "token": 9, "path": PIPE, "folder": "",
-                            "variable": None, "accumulation_h": None, "forget": []})
-    threading.Event().wait(60)
-"""
-    )
-    fifo = tmp_path / "zarr" / ".zgroup"
-    fifo.parent.mkdir()
-    os.mkfifo(fifo)  # opening it waits for a writer that never comes
-    process, pid = script(tmp_path, f"PIPE = {str(fifo.parent)!r}\n" + textwrap.dedent(text))
-    process.communicate(timeout=20)
-    assert gone(pid, within_s=60)
-
-
-def test_a_fork_reads_with_a_process_of_its_own(tmp_path):
-    text = (
-        OPEN
-        + """
-    import os
-    child = os.fork()
-    if child == 0:
-        same = field.frame(1)[3, 4] == 39 / 8 and reader.pid
-        os._exit(0 if same and reader.pid != PARENT else 1)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert field.frame(1)[3, 4] == 39 / 8 and reader.pid == PARENT
-    """
-    )
-    text = text.replace("print(", "PARENT = reader.pid\n    print(")
-    process, pid = script(tmp_path, text)
-    process.communicate(timeout=30)
-    assert process.returncode == 0 and gone(pid)
 
 
 def test_ctrl_c_while_reading_is_no_answer_to_the_next_question(reader, tmp_path):
