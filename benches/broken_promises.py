@@ -116,7 +116,7 @@ PROMISES = (
         "wdm_runtime/io/grib2.py",
         "while len(content) <= most_bytes and (chunk := file.read(_CHUNK_BYTES)):",
         "while chunk := file.read(_CHUNK_BYTES):",
-        "tests/runtime/test_grib2.py::test_what_inflates_without_end_is_refused_while_it_does",
+        "tests/runtime/test_grib2_damaged.py::test_what_inflates_without_end_is_refused_while_it_does",
     ),
     Promise(
         "an output has its name when it is whole, or not at all",
