@@ -115,15 +115,17 @@ def graph_gflop(data: bytes) -> float:
 
 def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """Multiply-adds of a product; 0 of any other node."""
-    if node.op_type in ("Einsum", "ConvTranspose", "Attention"):
+    if node.op_type in ("Einsum", "Attention"):
         raise SystemExit(f"{node.output[0]}: {node.op_type} is not counted here; count it first")
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
     left, right, out = (shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
     if not all(left) or not all(right) or not all(out) or not left or not right or not out:
         raise SystemExit(f"{node.output[0]}: its shapes {left}, {right}, {out} are not known")
     if node.op_type == "Conv":
         return int(np.prod(out)) * int(np.prod(right[1:]))  # (out, in / groups, height, width)
+    if node.op_type == "ConvTranspose":
+        return int(np.prod(left)) * int(np.prod(right[1:]))  # (in, out, height, width)
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return int(np.prod(out)) * (left[-2] if transposed else left[-1])
 

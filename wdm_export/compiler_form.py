@@ -1,13 +1,14 @@
 """The score network in the operations that compilers make most of: the same function of (x, c, t).
 
-Two forms. That for CPUs, in fp32, computes each upsampling convolution before the upsampling. That
-for GPUs, in fp16, has as few kernels a step as TensorRT-RTX 1.7 can be brought to: at these sizes
-a kernel takes little longer than its launch.
+Two forms. That for CPUs, in fp32, has nothing that makes an engine leave the order of values in
+memory that its convolutions want. That for GPUs, in fp16, has as few kernels a step as TensorRT-RTX
+1.7 can be brought to: at these sizes a kernel takes little longer than its launch.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,19 @@ from wdm_export.unet import TimeEmbedding, UNet, Upsample
 # another kernel has to clear: what one thread block holds in registers (1024 threads of 16).
 ONE_BLOCK = 16384
 # A doubled position meets the 3 taps of a row as 2: the left copy as (0, 1 + 2), the right as
-# (0 + 1, 2). Which of both it is also says where the row starts.
-_TAPS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+# (0 + 1, 2). Each row here is what a value gives to one of the four positions around it.
+_TAPS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
 class CpuForm(nn.Module):
-    """The network in fp32, with upsampling by phases and one product of matrices for the time."""
+    """The network in fp32, with few multiplications and in any order of values in memory."""
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
+        _replace_norms(self.network, MomentNorm)
         for i, up in enumerate(network.up):
-            self.network.up[i] = PhaseUpsample(up)
+            self.network.up[i] = TransposedUpsample(up)
         self.terms = TimeTerms(network)
 
     def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class GpuForm(nn.Module):
     def __init__(self, network: UNet) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half()
-        _replace_norms(self.network)
+        _replace_norms(self.network, BlockNorm)
         # Not .float(): the frequencies are no fp16 numbers, and 1000 t multiplies their error.
         self.network.time = FlatTimeEmbedding(network.time)
         self.terms = FlatTimeTerms(network)
@@ -129,21 +131,47 @@ class BlockNorm(nn.Module):
         return h * self.norm.weight[:, None, None] + self.norm.bias[:, None, None]
 
 
-def _replace_norms(module: nn.Module) -> None:
+class MomentNorm(nn.Module):
+    """Group norm from each channel's first two moments: no group is ever gathered in memory.
+
+    Engines that keep a position's channels together (OpenVINO, for AVX-512 and AMX) rearrange all
+    values before and after a norm over groups, not before a mean over positions.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, channels = self.norm, x.shape[1]
+        mean, square = self._of_groups(x), self._of_groups(x * x)
+        # Rounding may leave less than nothing of it where all values of a group are alike.
+        variance = F.relu(square - mean * mean)
+        scale = norm.weight.reshape(1, norm.num_groups, -1) / torch.sqrt(variance + norm.eps)
+        shift = norm.bias.reshape(1, norm.num_groups, -1) - mean * scale
+        return x * scale.reshape(-1, channels, 1, 1) + shift.reshape(-1, channels, 1, 1)
+
+    def _of_groups(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> means over groups, (n, groups, 1)."""
+        groups = self.norm.num_groups
+        of_channels = x.mean(dim=(2, 3)).reshape(-1, groups, x.shape[1] // groups)
+        return of_channels.mean(dim=2, keepdim=True)
+
+
+def _replace_norms(module: nn.Module, form: Callable[[nn.GroupNorm], nn.Module]) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, nn.GroupNorm):
-            setattr(module, name, BlockNorm(child))
+            setattr(module, name, form(child))
         else:
-            _replace_norms(child)
+            _replace_norms(child, form)
 
 
-class PhaseUpsample(nn.Module):
-    """`Upsample` with 4/9 of its multiplications, by 2 x 2 convolutions before the doubling.
+class TransposedUpsample(nn.Module):
+    """`Upsample` with 4/9 of its multiplications, as one transposed convolution of 4 x 4.
 
-    Of the 3 x 3 taps around a doubled position some meet the same value: their weights add up.
-    Which ones depends on whether the row and the column are even, so there are four convolutions,
-    whose results alternate. The sums of weights are constants that engines fold when they load a
-    graph; the weights themselves stay what they were.
+    Of the 3 x 3 taps around a doubled position some meet the same value: their weights add up. The
+    sums are constants that engines fold when they load a graph; the weights themselves stay what
+    they were.
     """
 
     def __init__(self, up: Upsample) -> None:
@@ -152,13 +180,5 @@ class PhaseUpsample(nn.Module):
         self.register_buffer("taps", torch.tensor(_TAPS), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels, height, width = x.shape[1:]
-        rows = []
-        for a in (0, 1):
-            phases = []
-            for b in (0, 1):
-                kernel = self.taps[a] @ self.weight @ self.taps[b].T
-                padded = F.pad(x, (1 - b, b, 1 - a, a))
-                phases.append(F.conv2d(padded, kernel, self.bias))
-            rows.append(torch.stack(phases, dim=-1).reshape(-1, channels, height, 1, 2 * width))
-        return torch.cat(rows, dim=3).reshape(-1, channels, 2 * height, 2 * width)
+        kernel = (self.taps @ self.weight @ self.taps.T).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)

@@ -34,7 +34,7 @@ _ENGINE = "ort-cpu"
 ALLOWED_OPS = {
     *("Add", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Gemm", "Identity"),
     *("InstanceNormalization", "MatMul", "Mul", "ReduceMean", "ReduceSum", "Reshape", "Resize"),
-    *("Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub"),
+    *("Relu", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub"),
     *("Transpose", "Unsqueeze"),
 }
 

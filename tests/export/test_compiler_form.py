@@ -13,8 +13,9 @@ from wdm_export.compiler_form import (  # noqa: E402
     FlatTimeEmbedding,
     FlatTimeTerms,
     GpuForm,
-    PhaseUpsample,
+    MomentNorm,
     TimeTerms,
+    TransposedUpsample,
 )
 from wdm_export.unet import TimeEmbedding, Upsample  # noqa: E402
 
@@ -52,11 +53,11 @@ def test_the_form_for_gpus_is_the_network_in_fp16(network, monkeypatch, one_bloc
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (5, 3)])
-def test_upsampling_by_phases_is_doubling_and_convolving(rows, columns):
+def test_upsampling_by_a_transposed_convolution_is_doubling_and_convolving(rows, columns):
     torch.manual_seed(0)
     up = Upsample(6)
     x = torch.randn(2, 6, rows, columns)
-    found = PhaseUpsample(up)(x)
+    found = TransposedUpsample(up)(x)
     assert found.shape == (2, 6, 2 * rows, 2 * columns)
     torch.testing.assert_close(found, up(x), atol=1e-6, rtol=1e-5)
 
@@ -72,6 +73,26 @@ def test_small_norms_keep_their_statistics_in_fp32(mean):
     found = BlockNorm(norm.half())(x)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), norm.float()(x.float()), atol=1e-2, rtol=5e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_the_norm_from_moments_is_the_group_norm(mean):
+    norm = torch.nn.GroupNorm(3, 12)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 12, 5, 7) * 2 + mean
+    torch.testing.assert_close(MomentNorm(norm)(x), norm(x), atol=2e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_rounding_is_no_nan_in_the_norm_from_moments():
+    """The variance of equal values is what rounding leaves: here sometimes less than -eps."""
+    norm = torch.nn.GroupNorm(2, 16)
+    x = torch.linspace(100, 400, 64)[:, None, None, None].expand(64, 16, 5, 5)
+    mean, square = x.mean(dim=(1, 2, 3)), (x * x).mean(dim=(1, 2, 3))
+    assert (square - mean * mean).min() < -norm.eps, "the case is no case"
+    assert MomentNorm(norm)(x).isfinite().all()
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ _BINARY |= {"DIV": np.divide, "FLOOR_DIV": np.floor_divide, "MAX": np.maximum, "
 _BINARY |= {"EQUAL": np.equal, "LESS": np.less, "GREATER": np.greater}
 _UNARY = {"SIN": np.sin, "COS": np.cos, "EXP": np.exp, "NEG": np.negative, "SQRT": np.sqrt}
 _UNARY |= {"RECIP": np.reciprocal, "ABS": np.abs}
+_ACTIVATIONS = {"SIGMOID": lambda x: 1 / (1 + np.exp(-x)), "RELU": lambda x: np.maximum(x, 0)}
 
 
 def dtype_of(tensor):
@@ -62,8 +63,7 @@ def compute(trt, layer, kind, inputs):
         case "UNARY":
             return _UNARY[layer.op.name](x)
         case "ACTIVATION":
-            assert layer.type.name == "SIGMOID"
-            return 1 / (1 + np.exp(-x.astype("f4")))
+            return _ACTIVATIONS[layer.type.name](x.astype("f4"))
         case "CONCATENATION":
             return np.concatenate(inputs, axis=layer.axis)
         case "SQUEEZE":
@@ -100,7 +100,7 @@ def compute(trt, layer, kind, inputs):
         case "CONVOLUTION":
             return convolve(layer, inputs)
         case "DECONVOLUTION":
-            return deconvolve(layer, x)
+            return deconvolve(layer, inputs)
     raise NotImplementedError(kind)
 
 
@@ -175,12 +175,16 @@ def convolve(layer, inputs):
     return (result + bias.astype("f4") if bias.size else result).transpose(0, 3, 1, 2)
 
 
-def deconvolve(layer, x):
+def deconvolve(layer, inputs):
     """Each value spreads its group's kernel over the result; the layer's padding is cut off."""
     groups, stride, size = layer.num_groups, tuple(layer.stride_nd), tuple(layer.kernel_size_nd)
-    assert tuple(layer.dilation_nd) == (1, 1) and not np.array(layer.bias).size
+    assert tuple(layer.dilation_nd) == (1, 1)
+    x, kernel, bias = (*inputs, None, None)[:3]
+    if kernel is None:
+        kernel = np.array(layer.kernel).reshape(x.shape[1], layer.num_output_maps // groups, *size)
+    if bias is None:
+        bias = np.array(layer.bias)
     height, width = (s * (n - 1) + k for s, n, k in zip(stride, x.shape[2:], size, strict=True))
-    kernel = np.array(layer.kernel).reshape(x.shape[1], layer.num_output_maps // groups, *size)
     parts = zip(np.split(x, groups, axis=1), np.split(kernel, groups), strict=True)
     out = np.zeros((len(x), layer.num_output_maps, height, width), "f4")
     targets = np.split(out, groups, axis=1)
@@ -190,4 +194,5 @@ def deconvolve(layer, x):
             columns = slice(column, column + stride[1] * x.shape[3], stride[1])
             target[:, :, rows, columns] += np.einsum("bcyx,co->boyx", part, own[:, :, row, column])
     (top, left), (bottom, right) = layer.pre_padding, layer.post_padding
-    return out[:, :, top : height - bottom, left : width - right]
+    out = out[:, :, top : height - bottom, left : width - right]
+    return out + bias.reshape(-1, 1, 1) if bias.size else out

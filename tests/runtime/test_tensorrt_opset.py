@@ -11,7 +11,7 @@ OPSET = 20  # TensorRT 10.3 parses opsets 9 to 20
 ALLOWED = {
     *("Add", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Gemm", "Identity"),
     *("InstanceNormalization", "MatMul", "Mul", "ReduceMean", "ReduceSum", "Reshape", "Resize"),
-    *("Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub"),
+    *("Relu", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub"),
     *("Transpose", "Unsqueeze"),
 }
 REFUSED = {"GroupNormalization", "Attention", "Swish", "DFT", "RandomNormal", "RandomNormalLike"}

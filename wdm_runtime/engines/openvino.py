@@ -86,11 +86,10 @@ class OpenVinoEngine:
             raise self._not_loaded(error) from error
         _compare(entry.file, entry.inputs, self._model.inputs)
         _compare(entry.file, entry.outputs, self._model.outputs)
-        # A network of fixed shape is faster than one of any shape, and gives the same bits. Most
-        # calls are of one tile; the networks of any shape are compiled when first needed.
+        # A network for one tile is faster than one for any number, and a tile's bits do not depend
+        # then on how many others come with it.
         single = _single(entry.inputs)
         self._single = self._compile(single).create_infer_request() if single else None
-        self._any: Any = None  # a request for tiles in any number
         self._fields = None if single else self._compile(None)  # a network for fields of any size
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -109,25 +108,40 @@ class OpenVinoEngine:
                 "Report this with the output of 'wdm-run info'."
             )
         try:
-            if self._single and shapes == _single(self.inputs):
-                request = self._single
-            elif self._fields:
+            if self._fields:
                 # Of this call alone: a request holds its inputs and outputs, and fields are large.
-                request = self._fields.create_infer_request()
-            else:
-                request = self._any = self._any or self._compile(None).create_infer_request()
-            # Inputs are read in place; the outputs are copies.
-            result = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
-            return tuple(result[i] for i in range(len(self.outputs)))
+                return self._infer(self._fields.create_infer_request(), feeds)
+            tiles = [self._infer(self._single, tile) for tile in self._tiles(feeds)]
+            if len(tiles) == 1:
+                return tiles[0]
+            return tuple(np.concatenate(parts) for parts in zip(*tiles, strict=True))
         except Exception as error:  # RuntimeError of OpenVINO, TypeError of its bindings
             raise EngineError(
                 f"{self.version} failed on inputs {shapes} ({error}). "
                 "Lower --batch, or report this with the output of 'wdm-run info'."
             ) from error
 
+    def _infer(
+        self, request: Any, feeds: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float32], ...]:
+        # Inputs are read in place; the outputs are copies.
+        result = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+        return tuple(result[i] for i in range(len(self.outputs)))
+
+    def _tiles(
+        self, feeds: Mapping[str, npt.NDArray[np.float32]]
+    ) -> list[dict[str, npt.NDArray[np.float32]]]:
+        """A call's inputs tile by tile; what has no batch goes with each."""
+        batched = {spec.name for spec in self.inputs if isinstance(spec.shape[0], str)}
+        (count,) = {len(feeds[name]) for name in batched} or {1}
+        return [
+            {name: value[i : i + 1] if name in batched else value for name, value in feeds.items()}
+            for i in range(count)
+        ]
+
     def close(self) -> None:
         """Free the networks."""
-        self._single = self._any = self._fields = self._model = None
+        self._single = self._fields = self._model = None
 
     def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> Any:
         try:
