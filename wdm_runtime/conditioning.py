@@ -21,6 +21,7 @@ import numpy.typing as npt
 from wdm_runtime.engines import Engine
 from wdm_runtime.grid import cubic_stencil, interpolate
 from wdm_runtime.manifest import Manifest
+from wdm_runtime.orientation import AS_IT_IS, restored, turned
 from wdm_runtime.tiling import Tiling
 
 Array = npt.NDArray[np.float32]
@@ -55,10 +56,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Condition:
-    """The interpolated field's coefficients (c, h, w), as they are and standardised."""
+    """The interpolated field's coefficients (c, h, w), as they are and standardised.
+
+    They are those of the field in ``orientation``, each at its place in the field as it is: tiles,
+    noise and the sampler's states never hear of orientations.
+    """
 
     coeffs: Array
     standardised: Array
+    orientation: int = AS_IT_IS
 
 
 def look_at(coarse_mm_h: Array, manifest: Manifest, wanted: Mask | None = None) -> Frame:
@@ -119,15 +125,19 @@ def interpolated(coarse_mm_h: Array, factor: int) -> Array:
     return interpolate(np.nan_to_num(coarse_mm_h, nan=0.0), factor)
 
 
-def condition(frame: Frame, manifest: Manifest, dwt: Engine) -> Condition:
-    """Interpolate, transform and standardise."""
+def condition(
+    frame: Frame, manifest: Manifest, dwt: Engine, orientation: int = AS_IT_IS
+) -> Condition:
+    """Interpolate, transform in an orientation of `wdm_runtime.orientation` and standardise."""
     fine = interpolated(frame.coarse_mm_h, manifest.factor)
     spec, sizes = manifest.wavelet, zip(frame.tiling.shape, fine.shape, strict=True)
     before = 2 * spec.margin * spec.stride  # the grid's own margin, and the one that is cut off
     padding = [(before, n * spec.stride - m) for n, m in sizes]
     z = manifest.transform.forward(np.pad(fine, padding, mode="edge"))
-    coeffs = dwt.run({"field": z[None, None]})[0][spec.inner]
-    return Condition(coeffs, manifest.condition_scale.standardise(coeffs))
+    field = np.ascontiguousarray(turned(z, orientation))
+    coeffs = restored(dwt.run({"field": field[None, None]})[0][spec.inner], orientation)
+    coeffs = np.ascontiguousarray(coeffs)
+    return Condition(coeffs, manifest.condition_scale.standardise(coeffs), orientation)
 
 
 def finish(
@@ -141,7 +151,9 @@ def finish(
     coeffs += condition.coeffs
     first = manifest.wavelet.margin * manifest.wavelet.stride
     rows, columns = (slice(first, first + n * manifest.factor) for n in frame.near_rain.shape)
-    rate = manifest.transform.inverse(idwt.run({"coeffs": coeffs[None]})[0, 0, rows, columns])
+    coeffs = np.ascontiguousarray(turned(coeffs, condition.orientation))
+    z = restored(idwt.run({"coeffs": coeffs[None]})[0, 0], condition.orientation)
+    rate = manifest.transform.inverse(z[rows, columns])
     rate[~spread(frame.near_rain, manifest.factor)] = 0.0
     return rate
 

@@ -25,6 +25,7 @@ from wdm_runtime.errors import InputError, SuspectError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
 from wdm_runtime.opening import OpenedEngines, open_engines
+from wdm_runtime.orientation import orientation_of
 from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.presets import chosen
 from wdm_runtime.sampling import Balance, Draw, Member, Sampling
@@ -184,7 +185,8 @@ class Downscaler:
             interpolation reads a missing coarse cell. Fine cells more than two coarse cells from
             rain are 0.
         members
-            Ensemble size. More members never change the first ones.
+            Ensemble size. More members never change the first ones. They are drawn in the eight
+        orientations in turn, see `wdm_runtime.orientation`: multiples of 8 are balanced.
         seed
             Any integer. With the frame's valid time, the member, the step and the position it
             fixes all noise.
@@ -251,8 +253,11 @@ class Downscaler:
         def draws() -> Iterator[Draw]:
             for index, valid_time in enumerate(field.valid_times):
                 frame = self._look(field, index, wanted)
-                given = condition(frame, self.manifest, self._dwt) if frame.tiling.tiles else None
                 for member in range(members):
+                    given = None
+                    if frame.tiling.tiles:
+                        orientation = orientation_of(member)
+                        given = condition(frame, self.manifest, self._dwt, orientation)
                     noise = noise_of(seed, valid_time, member, noise_decorrelation_min)
                     yield Draw(frame, given, index, member, noise)
 

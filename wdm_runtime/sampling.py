@@ -25,6 +25,7 @@ from wdm_runtime.engines import Engine
 from wdm_runtime.fused import FusedStep
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.noise import INITIAL_STEP, Noise
+from wdm_runtime.orientation import restored, turned
 from wdm_runtime.samplers import Step, integrate
 from wdm_runtime.stepping import StepTime, TileNetwork
 from wdm_runtime.suspect import MINUTE_RECORD_MM_H, imbalance, suspicion, unknown_cells
@@ -139,26 +140,25 @@ class Sampling:
         tiles = [draw.frame.tiling.tiles[0] for draw, _ in draws]
 
         def noise(step: int) -> Array:
-            return np.stack(
-                [
-                    draw.noise.draw(
-                        step,
-                        subbands,
-                        (top + tile.row, top + tile.row + tile.size),
-                        (left + tile.column, left + tile.column + tile.size),
-                    )
-                    for (draw, _), tile in zip(draws, tiles, strict=True)
-                ]
-            )
+            found = []
+            for (draw, given), tile in zip(draws, tiles, strict=True):
+                rows = top + tile.row, top + tile.row + tile.size
+                columns = left + tile.column, left + tile.column + tile.size
+                values = draw.noise.draw(step, subbands, rows, columns)
+                found.append(turned(values, given.orientation))
+            return np.stack(found)
 
-        cuts = [draw.frame.tiling.cut(given.standardised, 0) for draw, given in draws]
+        cuts = [
+            turned(draw.frame.tiling.cut(given.standardised, 0), given.orientation)
+            for draw, given in draws
+        ]
         start = noise(INITIAL_STEP)
         found = fused.integrate(start, np.stack(cuts), self.steps, noise, self.on_step)
         if found is None:
             return self._integrate(draws)
         out = np.zeros((len(draws), subbands, height, width), dtype=np.float32)
-        for values, tile, whole in zip(found, tiles, out, strict=True):
-            whole[tile.window] = values
+        for values, tile, whole, (_, given) in zip(found, tiles, out, draws, strict=True):
+            whole[tile.window] = restored(values, given.orientation)
         return out
 
     def _integrate(self, draws: Sequence[tuple[Draw, Condition]]) -> Array:
@@ -178,7 +178,7 @@ class Sampling:
                 )
             return out
 
-        tiles = [(draw.frame.tiling, given.standardised) for draw, given in draws]
+        tiles = [(draw.frame.tiling, given) for draw, given in draws]
         network = TileNetwork(self.engine, self.batch, tiles, self.on_step)
         start = noise(INITIAL_STEP)
         network.start()

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.conditioning import Condition
 from wdm_runtime.engines import Engine
+from wdm_runtime.orientation import restored, turned
 from wdm_runtime.tiling import Tiling
 
 Array = npt.NDArray[np.float32]
@@ -38,7 +40,7 @@ class TileNetwork:
     batch
         Tiles an engine call.
     samples
-        Each sample's tiling and standardised condition (c, h, w).
+        Each sample's tiling and condition.
     on_step
         Called after each sampler step.
     """
@@ -47,7 +49,7 @@ class TileNetwork:
         self,
         engine: Engine,
         batch: int,
-        samples: Sequence[tuple[Tiling, Array]],
+        samples: Sequence[tuple[Tiling, Condition]],
         on_step: Callable[[StepTime], None] | None,
     ) -> None:
         self.engine, self.batch, self.samples, self.on_step = engine, batch, samples, on_step
@@ -68,9 +70,9 @@ class TileNetwork:
         for first in range(0, len(self._jobs), self.batch):
             jobs = self._jobs[first : first + self.batch]
             feeds = {
-                "x": np.stack([self.samples[s][0].cut(x[s], tile) for s, tile in jobs]),
+                "x": np.stack([self._cut(x[s], s, tile) for s, tile in jobs]),
                 "condition": np.stack(
-                    [self.samples[s][0].cut(self.samples[s][1], tile) for s, tile in jobs]
+                    [self._cut(self.samples[s][1].standardised, s, tile) for s, tile in jobs]
                 ),
                 "t": when,
             }
@@ -78,8 +80,14 @@ class TileNetwork:
             tiles = self.engine.run(feeds)
             self._in_engine += time.perf_counter() - began
             for values, (s, tile) in zip(tiles, jobs, strict=True):
-                self.samples[s][0].blend(values, tile, v[s])
+                tiling, given = self.samples[s]
+                tiling.blend(restored(values, given.orientation), tile, v[s])
         return v
+
+    def _cut(self, field: Array, sample: int, tile: int) -> Array:
+        """A tile (c, size, size) as the network is to see it."""
+        tiling, given = self.samples[sample]
+        return turned(tiling.cut(field, tile), given.orientation)
 
     def step(self, _: int) -> None:
         """Note the step that just ended and begin the next."""

@@ -16,6 +16,7 @@ from wdm_runtime.conditioning import (
     look_at,
 )
 from wdm_runtime.engines.numpy_transform import NumpyTransform
+from wdm_runtime.orientation import AS_IT_IS, ORIENTATIONS
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import dwt, idwt
 
@@ -63,6 +64,17 @@ def test_no_residual_is_the_interpolated_field_up_to_the_borders(manifest, shape
     expected = manifest.transform.inverse(manifest.transform.forward(smooth))
     assert rate.shape == smooth.shape
     np.testing.assert_allclose(rate, expected, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", range(1, ORIENTATIONS))
+def test_no_residual_is_the_interpolated_field_in_every_orientation(manifest, orientation):
+    frame = look_at(rain((13, 17)) + np.float32(0.5), manifest)
+    forward, inverse = transforms(manifest)
+    rates = []
+    for way in (AS_IT_IS, orientation):
+        given = condition(frame, manifest, forward, way)
+        rates.append(finish(frame, given, np.zeros_like(given.coeffs), manifest, inverse))
+    np.testing.assert_allclose(rates[1], rates[0], rtol=2e-5, atol=1e-5)
 
 
 def test_rain_at_one_border_leaves_the_coefficients_at_the_other_alone(manifest):
