@@ -73,7 +73,9 @@ class Parts:
         flip = slice(None) if field.grid.north_first else slice(None, None, -1)
         frame = look_at(field.frame(0)[flip], downscaler.manifest)
         self.tiling = frame.tiling
-        self.condition = condition(frame, downscaler.manifest, downscaler._dwt).standardised
+        self.condition = condition(
+            frame, downscaler.manifest, downscaler._transforms[0]
+        ).standardised
         self.downscaler, self.steps, self.way = downscaler, steps, Preset(sampler, steps)
         self.source = NoiseSource(0, field.valid_times[0], 0)
         self.x = self._draw(0)

@@ -10,7 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_FLOORS = [
     {"began", "errors", "records", "protobuf_wire", "plain_file", "io.limits", "io.wire"},
     {"onnx_gate", "signing"}
-    | {"wavelets", "diffusion", "transform", "noise", "grid", "tiling", "version", "console"}
+    | {
+        "wavelets",
+        "diffusion",
+        "transform",
+        "noise",
+        "orientation",
+        "grid",
+        "tiling",
+        "version",
+        "console",
+    }
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
     | {"precision", "bench_meters", "bench_report"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
@@ -35,7 +45,8 @@ RUNTIME_FLOORS = [
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines.tensorrt_step"},
     {"engines"},
-    {"conditioning", "golden", "stepping", "timing", "engines.watched", "io.precipitation"},
+    {"conditioning"},
+    {"golden", "stepping", "timing", "engines.watched", "io.precipitation"},
     {"doctor", "batching", "fused", "io.netcdf", "io.xarray_reader"},
     {"sampling", "opening"},
     {"downscale", "selftest", "bench_models", "io.array_output", "io.compare", "io.ensemble"}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.conditioning import condition, look_at
+from wdm_runtime.conditioning import look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.engines import Choice, Engine, open_engine, open_transforms
 from wdm_runtime.engines.numpy_transform import NumpyTransform
@@ -130,13 +130,12 @@ def one_tile(
     way: Preset,
 ) -> Array:
     """One member of a coarse field that is one tile, from rates to rates (y, x) [mm h-1]."""
-    dwt, idwt = transforms
     frame = look_at(tile_field(manifest).frame(0), manifest)
     source = NoiseSource if manifest.wavelet.levels else _PixelNoise
-    given = condition(frame, manifest, dwt)
-    draw = Draw(frame, given, 0, 0, source(0, _VALID_TIME, 0))
+    draw = Draw(frame, 0, 0, source(0, _VALID_TIME, 0))
     factors = way.plan(manifest.schedule)
-    sampling = Sampling(manifest, score, idwt, 1, None, factors, (0, 0), DEFAULT_CONSISTENCY, None)
+    mode = DEFAULT_CONSISTENCY
+    sampling = Sampling(manifest, score, transforms, 1, None, factors, (0, 0), mode, None)
     (member,) = sampling.run([draw])
     return member.rate_mm_h
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.conditioning import Frame, condition, grid_shape, look_at
+from wdm_runtime.conditioning import Frame, grid_shape, look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
@@ -70,7 +70,7 @@ class Downscaler:
         self.choice = opened.choice
         self.batch = opened.batch
         self.fused = opened.fused
-        self._dwt, self._idwt = opened.transforms
+        self._transforms = opened.transforms
 
     @classmethod
     def open(
@@ -112,7 +112,7 @@ class Downscaler:
 
     def close(self) -> None:
         """Free the engines."""
-        for engine in (self.engine, self._dwt, self._idwt):
+        for engine in (self.engine, *self._transforms):
             engine.close()
         if self.fused:
             self.fused.close()
@@ -237,7 +237,7 @@ class Downscaler:
         sampling = Sampling(
             self.manifest,
             self.engine,
-            self._idwt,
+            self._transforms,
             self.batch,
             self.fused,
             way.plan(self.manifest.schedule),
@@ -254,12 +254,8 @@ class Downscaler:
             for index, valid_time in enumerate(field.valid_times):
                 frame = self._look(field, index, wanted)
                 for member in range(members):
-                    given = None
-                    if frame.tiling.tiles:
-                        orientation = orientation_of(member)
-                        given = condition(frame, self.manifest, self._dwt, orientation)
                     noise = noise_of(seed, valid_time, member, noise_decorrelation_min)
-                    yield Draw(frame, given, index, member, noise)
+                    yield Draw(frame, index, member, noise, orientation_of(member))
 
         def draw_all() -> Iterator[Sample]:
             flip, noted = _flip(field), False

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from wdm_runtime.conditioning import (
     Condition,
     Frame,
+    condition,
     covered_cells,
     finish,
     interpolated,
@@ -25,7 +26,7 @@ from wdm_runtime.engines import Engine
 from wdm_runtime.fused import FusedStep
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.noise import INITIAL_STEP, Noise
-from wdm_runtime.orientation import restored, turned
+from wdm_runtime.orientation import AS_IT_IS, restored, turned
 from wdm_runtime.samplers import Step, integrate
 from wdm_runtime.stepping import StepTime, TileNetwork
 from wdm_runtime.suspect import MINUTE_RECORD_MM_H, imbalance, suspicion, unknown_cells
@@ -50,13 +51,13 @@ class Balance:
 
 @dataclass(frozen=True)
 class Draw:
-    """A member of a frame that waits to be sampled; without a condition it is dry."""
+    """A member of a frame that waits to be sampled, in an orientation; without tiles it is dry."""
 
     frame: Frame
-    condition: Condition | None
     time_index: int
     member: int
     noise: Noise
+    orientation: int = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Sampling:
 
     Parameters
     ----------
-    manifest, engine, idwt, batch
-        The bundle's facts, the score graph and the inverse transform on their engines, and tiles
-        an engine call.
+    manifest, engine, transforms, batch
+        The bundle's facts, the score graph and both transforms (forward, inverse) on their
+        engines, and tiles an engine call.
     fused
         The sampler's update on the engine, for draws of one tile; None leaves all to NumPy.
     steps
@@ -95,7 +96,7 @@ class Sampling:
 
     manifest: Manifest
     engine: Engine
-    idwt: Engine
+    transforms: tuple[Engine, Engine]
     batch: int
     fused: FusedStep | None
     steps: Sequence[Step]
@@ -106,14 +107,20 @@ class Sampling:
 
     def run(self, draws: Sequence[Draw]) -> Iterator[Member]:
         """Integrate the draws that have tiles together, and finish all."""
-        wet = [(draw, draw.condition) for draw in draws if draw.condition is not None]
-        residuals = self._residuals(wet)
+        dwt, idwt = self.transforms
+        wet = [
+            (draw, condition(draw.frame, self.manifest, dwt, draw.orientation))
+            for draw in draws
+            if draw.frame.tiling.tiles
+        ]
+        finished = zip(wet, self._residuals(wet), strict=True)
         for draw in draws:
-            if draw.condition is None:
+            if draw.frame.tiling.tiles:
+                (_, given), residual = next(finished)
+                rate = finish(draw.frame, given, residual, self.manifest, idwt)
+            else:
                 size = [n * self.manifest.factor for n in draw.frame.coarse_mm_h.shape]
                 rate = np.zeros(size, dtype=np.float32)
-            else:
-                rate = finish(draw.frame, draw.condition, next(residuals), self.manifest, self.idwt)
             yield self._put_right(draw, rate)
 
     def _residuals(self, draws: Sequence[tuple[Draw, Condition]]) -> Iterator[Array]:

@@ -59,7 +59,8 @@ def test_a_truncated_entry_is_compiled_anew(answer, cache):
     kept.chmod(0o600)
     kept.write_bytes(kept.read_bytes()[: size // 2])
     np.testing.assert_array_equal(answer(), first)
-    assert [path.stat().st_size for path in files(cache)] == [size]
+    # A few bytes are different in every compilation.
+    assert [round(path.stat().st_size / size, 2) for path in files(cache)] == [1]
 
 
 def test_only_the_user_can_write_to_the_cache(answer, cache):

@@ -39,11 +39,10 @@ def drawn(downscaler, coarse, orientation, noise):
     manifest = replace(downscaler.manifest, factor=FACTOR)
     frame = look_at(np.ascontiguousarray(coarse), manifest)
     assert len(frame.tiling.tiles) == 1
-    given = condition(frame, manifest, downscaler._dwt, orientation)
     sampling = Sampling(
         manifest,
         downscaler.engine,
-        downscaler._idwt,
+        downscaler._transforms,
         1,
         downscaler.fused,
         Preset("second-order", 3).plan(manifest.schedule),
@@ -51,7 +50,7 @@ def drawn(downscaler, coarse, orientation, noise):
         "none",
         None,
     )
-    (member,) = sampling.run([Draw(frame, given, 0, 0, noise)])
+    (member,) = sampling.run([Draw(frame, 0, 0, noise, orientation)])
     return member.rate_mm_h
 
 
@@ -97,8 +96,9 @@ def test_the_condition_is_at_its_place_in_every_orientation(tiny, orientation):
     manifest = Bundle.open(tiny).manifest
     with Downscaler.open(tiny, "ort-cpu") as downscaler:
         frame = look_at(rain(11)[:, :9], manifest)
-        given = condition(frame, manifest, downscaler._dwt, orientation)
-        as_it_is = condition(frame, manifest, downscaler._dwt)
+        dwt, _ = downscaler._transforms
+        given = condition(frame, manifest, dwt, orientation)
+        as_it_is = condition(frame, manifest, dwt)
     np.testing.assert_allclose(given.coeffs[0], as_it_is.coeffs[0], atol=1e-5)
     if orientation != AS_IT_IS:
         assert np.abs(given.coeffs[1:] - as_it_is.coeffs[1:]).max() > 0.1
