@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.io import read_field
-from wdm_runtime.presets import FAST, PRESETS
+from wdm_runtime.presets import chosen
 from wdm_runtime.process import machine
 from wdm_runtime.sampling import Balance
 from wdm_runtime.skill import BANDS_KM, TILE_PX
@@ -49,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
+    parser.add_argument("--steps", type=int, help="default: the bundle's own preset")
     parser.add_argument("--tile", type=int, default=TILE_PX, help="tile edge in fine cells")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the table there too")
@@ -103,18 +104,14 @@ class Replay:
         *,
         members: int,
         seed: int,
-        steps: int | None,
-        sampler: str | None,
         consistency: str,
-        wanted: npt.NDArray[np.bool_] | None,
+        **options: Any,
     ) -> Iterator[Sample]:
         """Members of one frame with this replay's mode, whatever ``consistency`` says."""
         frame, coarse = self._frames, field.frame(0)
         self._frames += 1
         if not self.stored.holds(frame, members):
-            self.stored.draw(
-                frame, field, members, seed=seed, steps=steps, sampler=sampler, wanted=wanted
-            )
+            self.stored.draw(frame, field, members, seed=seed, **options)
         smooth = interpolate(coarse, self.factor)
         for member in range(members):
             rate = self.stored.read(frame, member)
@@ -165,7 +162,12 @@ def main() -> None:
         Downscaler.open(options.bundle, options=EngineOptions(options.threads)) as downscaler,
         console.status("Drawing") as status,
     ):
+
+        def say(doing: str, text: str) -> None:
+            status.update(doing + text)
+
         stored = StoredMembers(downscaler, Path(folder), status.update)
+        way = chosen(downscaler.manifest.presets, steps=options.steps)
         for mode in MODES:
             replay = Replay(stored, mode)
             evaluation = evaluate(
@@ -173,9 +175,9 @@ def main() -> None:
                 map(read_field, options.files),
                 options.members,
                 options.seed,
-                options.steps,
+                way,
                 tile_px=options.tile,
-                on_progress=lambda text, mode=mode: status.update(f"Scoring {mode}, {text}"),
+                on_progress=partial(say, f"Scoring {mode}, "),
             )
             columns[mode] = scores(evaluation, replay)
         facts = {
@@ -183,7 +185,7 @@ def main() -> None:
             "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}",
             "bundle": downscaler.manifest.name,
             "files": ", ".join(path.name for path in options.files),
-            "ensemble": f"{options.members} members x {options.steps} steps, seed {options.seed}",
+            "ensemble": f"{options.members} members, {way}, seed {options.seed}",
         }
     console.print("; ".join(f"{key}: {value}" for key, value in facts.items()), highlight=False)
     show(columns, f"{len(evaluation.places)} tiles, {evaluation.cells} cells", console)

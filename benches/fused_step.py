@@ -58,7 +58,7 @@ def sides(
     schedule = bundle.manifest.schedule
     steps = Preset(options.sampler, options.steps).plan(schedule)
     x, condition, *noise = np.random.default_rng(0).standard_normal(
-        (options.steps + 1, 1, *entry.inputs[0].shape[1:]), dtype=np.float32
+        (options.steps + 1, 1, *map(int, entry.inputs[0].shape[1:])), dtype=np.float32
     )
 
     def network(state: Array, t: float) -> Array:

@@ -31,6 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def cut() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return rate.astype(np.float64), data["lat"][ROWS].data, data["lon"][COLUMNS].data
 
 
-def netcdf(form: str, **storage: object) -> Callable[[Path], None]:
+def netcdf(form: Any, **storage: Any) -> Callable[[Path], None]:
     """Writes the part as NetCDF: two times."""
 
     def write(path: Path) -> None:

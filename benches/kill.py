@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import netCDF4
 import numpy as np
@@ -65,7 +66,11 @@ def kills(
         out = Path(folder) / "out"
         out.mkdir()
         env = {**os.environ, "XDG_CACHE_HOME": folder}
-        quiet = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet: dict[str, Any] = {
+            "env": env,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }
         lasts = float("inf")
         for _ in range(3):  # the shortest: others may use this machine
             began = time.monotonic()

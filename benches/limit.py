@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def products(kind: torch.dtype) -> list[Timed]:
     for size in SIZES:
         a, b = torch.randn(2, size, size).to(kind)
         name = f"{size} x {size}"
-        found.append(Timed(name, str(kind), 2e-9 * size**3, lambda a=a, b=b: torch.mm(a, b)))
+        found.append(Timed(name, str(kind), 2e-9 * size**3, partial(torch.mm, a, b)))
     return found
 
 
@@ -201,7 +202,7 @@ def numpy_products() -> list[Timed]:
     for size in SIZES:
         a, b = np.random.default_rng(0).standard_normal((2, size, size), dtype=np.float32)
         name = f"{size} x {size}, NumPy"
-        found.append(Timed(name, str(torch.float32), 2e-9 * size**3, lambda a=a, b=b: a @ b))
+        found.append(Timed(name, str(torch.float32), 2e-9 * size**3, partial(np.matmul, a, b)))
     return found
 
 
@@ -299,11 +300,11 @@ def main() -> None:
     console.print("; ".join(f"{key}: {value}" for key, value in facts.items()), highlight=False)
     found = rows(engines, limits)
     show(found, console)
-    for kind in sorted({p.precision for p in limits}):
+    for name in sorted({p.precision for p in limits}):
         rates = ", ".join(
-            f"{p.name}: {np.median(p.rates):.0f}" for p in limits if p.precision == kind
+            f"{p.name}: {np.median(p.rates):.0f}" for p in limits if p.precision == name
         )
-        console.print(f"products in {kind}, GFLOP/s: {rates}", highlight=False)
+        console.print(f"products in {name}, GFLOP/s: {rates}", highlight=False)
     if options.json:
         options.json.write_text(
             json.dumps({**facts, "rows": [asdict(row) for row in found]}, indent=1) + "\n"

@@ -64,12 +64,12 @@ def main() -> None:
     headings = ("orientation", "noise", "CRPS / bicubic's MAE", "spread/skill", "spectrum [dB]")
     for heading in headings:
         table.add_column(heading)
-    for index, way in enumerate(tried):
+    for index, preset in enumerate(tried):
         for name, those in trials.items():
             trial = those[index]
             bands = ", ".join(f"{db:+.1f}" for db in trial.bands_db)
             scores = f"{trial.crps_ratio:.4f}", f"{trial.spread_skill:.3f}", bands
-            table.add_row(name, f"{way.noise_scale:g}", *scores)
+            table.add_row(name, f"{preset.noise_scale:g}", *scores)
     Console().print(table)
 
 
