@@ -123,7 +123,7 @@ class Replay:
 
 def scores(evaluation: Evaluation, replay: Replay) -> dict[str, float | None]:
     """What the choice rests on; None where a score is undefined."""
-    _, member, ensemble = (row.labelled() for row in evaluation.rows)
+    _, member, _, ensemble = (row.labelled() for row in evaluation.rows)
     found = {
         "fair CRPS [mm/h]": ensemble["CRPS [mm/h]"],
         "fair CRPS / bicubic MAE": ensemble["CRPS / bicubic MAE"],
