@@ -28,7 +28,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean, interpolate
 from wdm_runtime.io import read_field
-from wdm_runtime.presets import FAST, PRESETS
+from wdm_runtime.presets import chosen
 from wdm_runtime.process import machine
 from wdm_runtime.transform import PrecipTransform
 
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cells", type=int, default=CELLS, help="window's edge in coarse cells")
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
+    parser.add_argument("--steps", type=int, help="default: the bundle's own preset")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the table there too")
     options = parser.parse_args()

@@ -7,6 +7,7 @@ from typing import Any
 
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
+from wdm_runtime.presets import Preset
 
 
 def model_card(manifest: Manifest) -> str:
@@ -46,8 +47,9 @@ def model_card(manifest: Manifest) -> str:
     scores = manifest.scores
     lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
     if "engine" in scores:
+        way = Preset(scores["sampler"], scores["steps"], scores["noise_scale"])
         lines += [
-            f"On {scores['engine']} in {scores['precision']}. In brackets: 95 % of "
+            f"On {scores['engine']} in {scores['precision']}: {way}. In brackets: 95 % of "
             f"{scores['bootstrap_draws']} bootstrap draws of the tiles. The command prints what "
             "each score is.",
             "",
@@ -85,7 +87,7 @@ def _precision_lines(check: PrecisionCheck | None) -> list[str]:
     peak, norm = check.ranges.largest[0], check.ranges.norm_input
     lines = [
         f"The {check.tiles} wettest tiles of {', '.join(check.files)}, {check.members} members, "
-        f"{check.steps} steps; `{check.command}`",
+        f"{check.way}; `{check.command}`",
         "",
         f"- fp16: the largest of {check.ranges.tensors} tensors reaches {peak.largest:.1f} "
         f"({peak.op} of {peak.part}), of norms' inputs {norm.largest:.1f}; fp16 holds 65504",

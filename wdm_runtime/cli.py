@@ -88,7 +88,7 @@ def infer(
         str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; default: the preset's")
     ] = None,
     noise_scale: Annotated[
-        float | None, typer.Option(help="Widens (above 1) or narrows the ensemble")
+        float | None, typer.Option(help="Factor of the noise: more widens; default: the preset's")
     ] = None,
     consistency: Annotated[
         str | None,

@@ -151,7 +151,7 @@ class Downscaler:
             steps=chosen(self.manifest.presets, preset, steps=steps).steps,
             dry_share=1.0 - covered / len(tiles),
             samples_at_once=at_once,
-            memory_bytes=sampling_bytes(self._padded_cells(field), at_once),
+            memory_bytes=self._sampling_bytes(field, at_once),
         )
 
     def seconds_per_tile(self) -> float:
@@ -186,7 +186,7 @@ class Downscaler:
             rain are 0.
         members
             Ensemble size. More members never change the first ones. They are drawn in the eight
-        orientations in turn, see `wdm_runtime.orientation`: multiples of 8 are balanced.
+            orientations in turn, see `wdm_runtime.orientation`: multiples of 8 are balanced.
         seed
             Any integer. With the frame's valid time, the member, the step and the position it
             fixes all noise.
@@ -311,17 +311,17 @@ class Downscaler:
             field.frame(index)[flip], self.manifest, None if wanted is None else wanted[flip]
         )
 
-    def _padded_cells(self, field: PrecipField) -> int:
+    def _sampling_bytes(self, field: PrecipField, samples: int) -> int:
         fine = tuple(n * self.factor for n in field.grid.shape)
         rows, columns = grid_shape(fine, self.manifest)
-        return rows * columns * self.manifest.wavelet.stride**2
+        padded_cells = rows * columns * self.manifest.wavelet.stride**2
+        return sampling_bytes(padded_cells, samples, self.batch * self.manifest.tile_px**2)
 
     def _samples_at_most(self, field: PrecipField, max_bytes: int | None) -> int:
         """How many samples fit into memory at once."""
         if max_bytes is None:
             return self.batch
-        cells = self._padded_cells(field)
-        one, two = sampling_bytes(cells, 1), sampling_bytes(cells, 2)
+        one, two = self._sampling_bytes(field, 1), self._sampling_bytes(field, 2)
         if one > max_bytes:
             raise InputError(
                 f"A domain of {field.grid.shape} coarse cells needs {one / 2**20:,.0f} MiB for "

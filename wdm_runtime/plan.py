@@ -13,6 +13,7 @@ from wdm_runtime.errors import InputError
 # tracemalloc on every sampler, see tests/runtime/test_plan.py.
 _ARRAYS_A_SAMPLE = 8.0  # condition twice, state, last two denoised estimates, noise, two terms
 _ARRAYS_ONCE = 2.0  # the result in making
+_ARRAYS_A_CALL = 3.0  # of the tiles of an engine call: state, condition, result
 _BANDS_BYTES = 12 * 2**20  # what is done band by band or tile by tile, whatever the domain
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmg]i?|)b?", re.IGNORECASE)
@@ -49,10 +50,13 @@ class Plan:
         return sum(self.tiles) * self.members * self.steps
 
 
-def sampling_bytes(padded_cells: int, samples: int) -> int:
-    """Memory of sampling ``samples`` states at once on a domain of that many fine cells."""
+def sampling_bytes(padded_cells: int, samples: int, call_cells: int) -> int:
+    """Memory of sampling ``samples`` states at once on a domain of that many fine cells.
+
+    ``call_cells`` are the fine cells of the tiles of an engine call.
+    """
     arrays = _ARRAYS_A_SAMPLE * samples + _ARRAYS_ONCE
-    return int(4 * padded_cells * arrays) + _BANDS_BYTES
+    return int(4 * (padded_cells * arrays + call_cells * _ARRAYS_A_CALL)) + _BANDS_BYTES
 
 
 def parse_bytes(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from wdm_runtime.presets import Preset
 from wdm_runtime.records import OPTIONAL
 
 
@@ -90,3 +91,8 @@ class PrecisionCheck:
     runs: tuple[PrecisionRun, ...]
     not_measured: dict[str, str]
     noise_scale: float | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def way(self) -> str:
+        """How the members were drawn, in words."""
+        return str(Preset(self.sampler, self.steps, self.noise_scale or 1.0))

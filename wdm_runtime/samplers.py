@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -161,7 +162,8 @@ def integrate(
     steps
         What a sampler gave.
     noise
-        Standard normals of a step, shaped like ``x``.
+        Standard normals of a step, shaped like ``x``. Called on a thread of its own, so that they
+        are drawn while the network computes.
     on_step
         Called after each step.
 
@@ -170,17 +172,20 @@ def integrate(
     The last denoised estimate, shaped like ``x``.
     """
     previous: State | None = None
-    for i, step in enumerate(steps):
-        denoised = denoised_from_v(x, network(x, step.t), step.alpha, step.sigma)
-        if i + 1 < len(steps):
-            x = np.float32(step.of_state) * x
-            x += np.float32(step.of_denoised) * denoised
-            if step.of_previous:
-                x += np.float32(step.of_previous) * previous
-            if step.of_noise:
-                x += np.float32(step.of_noise) * noise(i)
-            previous = denoised
-        on_step(i)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise") as beside:
+        for i, step in enumerate(steps):
+            drawing = beside.submit(noise, i) if step.of_noise else None
+            denoised = denoised_from_v(x, network(x, step.t), step.alpha, step.sigma)
+            if i + 1 < len(steps):
+                x = np.float32(step.of_state) * x
+                x += np.float32(step.of_denoised) * denoised
+                if step.of_previous:
+                    x += np.float32(step.of_previous) * previous
+                if drawing:
+                    x += np.float32(step.of_noise) * drawing.result()
+                    drawing = None  # or its numbers would live beside the next step's
+                previous = denoised
+            on_step(i)
     return denoised
 
 

@@ -187,9 +187,10 @@ class Sampling:
 
         tiles = [(draw.frame.tiling, given) for draw, given in draws]
         network = TileNetwork(self.engine, self.batch, tiles, self.on_step)
-        start = noise(INITIAL_STEP)
+        start = [noise(INITIAL_STEP)]
         network.start()
-        return integrate(network, start, self.steps, noise, network.step)
+        # Handed over, not kept: it would live beside the state that it becomes.
+        return integrate(network, start.pop(), self.steps, noise, network.step)
 
     def _put_right(self, draw: Draw, rate: Array) -> Member:
         """Take out missing and uncomputed cells, make block means the input's, look for faults."""

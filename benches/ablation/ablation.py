@@ -114,9 +114,9 @@ def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
     folder: Path = asked.output / name
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        going_on = ["--resume"] if (folder / "checkpoint.safetensors").exists() else []
-        length = ["--minutes", f"{asked.minutes:g}"]
-        run("train", asked.store, "-o", folder, *length, *flat(options), *going_on)
+        begun = (folder / "checkpoint.safetensors").exists()
+        how = ["--resume"] if begun else flat(options)  # a run keeps its settings
+        run("train", asked.store, "-o", folder, "--minutes", f"{asked.minutes:g}", *how)
     return weights
 
 

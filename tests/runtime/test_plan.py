@@ -27,14 +27,17 @@ def wet_field():
     return PrecipField(rate, Grid(-0.1 * np.arange(60), 0.1 * np.arange(60)), ("none-0",))
 
 
+@pytest.mark.parametrize("at_once", [1, 6])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("consistency", ["none", "additive", "multiplicative"])
-def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consistency):
+def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consistency, at_once):
     with Downscaler.open(tiny) as downscaler:
-        planned = downscaler.plan(wet_field, steps=3).memory_bytes
+        tiles = downscaler.plan(wet_field, members=1, steps=2).evaluations // 2
+    with Downscaler.open(tiny, options=EngineOptions(batch=tiles * at_once)) as downscaler:
+        planned = downscaler.plan(wet_field, members=6, steps=3).memory_bytes
         tracemalloc.start()
         for _ in downscaler.downscale(
-            wet_field, 2, steps=3, sampler=sampler, consistency=consistency
+            wet_field, 6, steps=3, sampler=sampler, consistency=consistency
         ):
             pass
         peak = tracemalloc.get_traced_memory()[1]

@@ -1,5 +1,7 @@
 """Samplers on Gaussians, whose score is known: mean and spread must come back."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,37 @@ def test_no_noise_is_drawn_for_the_last_call(name):
     integrate(lambda x, t: 0 * x, x, steps, noise, lambda _: None)
     assert drawn == ([] if name in DETERMINISTIC else [0, 1, 2, 3])
     np.testing.assert_array_equal(x, 1)  # the caller's state is not written
+
+
+def test_noise_is_drawn_while_the_network_computes():
+    steps = SAMPLERS["exponential"](VPSchedule(), 3, "logsnr")
+    drawn = [threading.Event() for _ in steps]
+
+    def noise(step):
+        drawn[step].set()
+        return np.ones((1, 1, 4, 4), np.float32)
+
+    def network(x, t):
+        step = [s.t for s in steps].index(t)
+        if steps[step].of_noise:
+            assert drawn[step].wait(30), "the loop draws noise only after the network is done"
+        return np.zeros_like(x)
+
+    integrate(network, np.zeros((1, 1, 4, 4), np.float32), steps, noise, lambda step: None)
+
+
+def test_noise_that_cannot_be_drawn_ends_the_run():
+    def noise(step):
+        raise MemoryError("no room for noise")
+
+    with pytest.raises(MemoryError, match="no room for noise"):
+        integrate(
+            lambda x, t: np.zeros_like(x),
+            np.zeros((1, 1, 4, 4), np.float32),
+            SAMPLERS["exponential"](VPSchedule(), 3, "logsnr"),
+            noise,
+            lambda step: None,
+        )
 
 
 def test_tweedie_is_exact_for_an_exact_v():
