@@ -23,7 +23,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.fused import integrate_on_engine
-from wdm_runtime.presets import FAST, PRESETS, Preset
+from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.process import machine
 from wdm_runtime.samplers import SAMPLERS, integrate
 
@@ -36,8 +36,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engine", choices=ENGINES, action="append", help="repeatable; auto")
     parser.add_argument("--precision", choices=PRECISIONS, default=AUTO)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
-    parser.add_argument("--sampler", choices=SAMPLERS, default=PRESETS[FAST].sampler)
+    parser.add_argument("--steps", type=int, help="default: the bundle's own preset")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the bundle's own preset")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     options = parser.parse_args()
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 
 def sides(
-    bundle: Bundle, kind: str, options: argparse.Namespace
+    bundle: Bundle, kind: str, options: argparse.Namespace, way: Preset
 ) -> tuple[str, dict[str, Callable[[], Array]]]:
     """What is compared, and both ways to integrate a sample."""
     choice, settings = select(kind, options.precision), EngineOptions(threads=options.threads)
@@ -56,9 +56,9 @@ def sides(
     score = open_engine(bundle.graph(role), entry, choice.kind, choice.precision, settings)
     fused = open_step(bundle, choice, settings)
     schedule = bundle.manifest.schedule
-    steps = Preset(options.sampler, options.steps).plan(schedule)
+    steps = way.plan(schedule)
     x, condition, *noise = np.random.default_rng(0).standard_normal(
-        (options.steps + 1, 1, *map(int, entry.inputs[0].shape[1:])), dtype=np.float32
+        (len(steps) + 1, 1, *map(int, entry.inputs[0].shape[1:])), dtype=np.float32
     )
 
     def network(state: Array, t: float) -> Array:
@@ -97,18 +97,19 @@ def measured(ways: dict[str, Callable[[], Array]], rounds: int, steps: int) -> d
 def main() -> None:
     options = arguments()
     console, bundle = Console(), Bundle.open(options.bundle)
+    way = chosen(bundle.manifest.presets, steps=options.steps, sampler=options.sampler)
     facts: dict[str, Any] = {
         "device": machine(),
         "bundle": bundle.manifest.name,
-        "sample": f"1 tile x {options.steps} steps, {options.sampler}, {options.rounds} rounds",
+        "sample": f"1 tile, {way}, {options.rounds} rounds",
         "load": f"{os.getloadavg()[0]:.1f}",
     }
     console.print("; ".join(f"{key}: {value}" for key, value in facts.items()), highlight=False)
     table = Table("engine", "loop ms a step", "fused ms a step", "fused / loop", "difference")
     found = {}
     for kind in options.engine or [AUTO]:
-        name, ways = sides(bundle, kind, options)
-        found[name] = row = measured(ways, options.rounds, options.steps)
+        name, ways = sides(bundle, kind, options, way)
+        found[name] = row = measured(ways, options.rounds, way.steps)
         ratio = f"{row['fused_over_loop']:.3f} ({row['quartile_1']:.3f} to {row['quartile_3']:.3f})"
         table.add_row(
             name,

@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import outside_engine_fraction
 from wdm_runtime.noise import NoiseSource
-from wdm_runtime.presets import FAST, PRESETS, Preset
+from wdm_runtime.orientation import AS_IT_IS, orientation_of, restored, turned
+from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.process import machine
 from wdm_runtime.samplers import SAMPLERS, integrate
 from wdm_runtime.stepping import StepTime
@@ -46,8 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--input", type=Path, help="coarse field; default: a synthetic one")
     parser.add_argument("--members", type=int, default=5, help="rounds")
-    parser.add_argument("--steps", type=int, default=PRESETS[FAST].steps)
-    parser.add_argument("--sampler", choices=SAMPLERS, default=PRESETS[FAST].sampler)
+    parser.add_argument("--steps", type=int, help="default: the bundle's own preset")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the bundle's own preset")
     parser.add_argument("--batch", type=int, help="tiles an engine call")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
@@ -69,7 +71,7 @@ def synthetic_field() -> PrecipField:
 class Parts:
     """The parts of one sampling step outside the engine, each on the arrays of a real frame."""
 
-    def __init__(self, downscaler: Downscaler, field: PrecipField, steps: int, sampler: str):
+    def __init__(self, downscaler: Downscaler, field: PrecipField, way: Preset):
         # The private way in: what is timed here must be what the loop does, shapes included.
         flip = slice(None) if field.grid.north_first else slice(None, None, -1)
         frame = look_at(field.frame(0)[flip], downscaler.manifest)
@@ -77,16 +79,21 @@ class Parts:
         self.condition = condition(
             frame, downscaler.manifest, downscaler._transforms[0]
         ).standardised
-        self.downscaler, self.steps, self.way = downscaler, steps, Preset(sampler, steps)
+        self.downscaler, self.way = downscaler, way
         self.source = NoiseSource(0, field.valid_times[0], 0)
         self.x = self._draw(0)
         self.v = np.zeros_like(self.x)
         self.tiles = self._engine()
 
-    def seconds_a_step(self) -> dict[str, float]:
-        """Each part's time, after an engine call."""
-        functions = (self._cut, self._blend, self._integrate)
-        calls_a_step = (1, 1, 1 / self.steps)
+    def seconds_a_step(self, member: int) -> dict[str, float]:
+        """Each part's time, after an engine call, in a member's orientation."""
+        orientation = orientation_of(member)
+        functions: tuple[Callable[[], object], ...] = (
+            partial(self._cut, orientation),
+            partial(self._blend, orientation),
+            self._integrate,
+        )
+        calls_a_step = (1, 1, 1 / self.way.steps)
         found = {}
         for part, function, share in zip(PARTS, functions, calls_a_step, strict=True):
             self._engine()
@@ -98,9 +105,11 @@ class Parts:
         self._engine()
         return timed(lambda: self._draw(1))
 
-    def _batch(self, field: Array, first: int) -> Array:
+    def _batch(self, field: Array, first: int, orientation: int = AS_IT_IS) -> Array:
         last = min(first + self.downscaler.batch, len(self.tiling.tiles))
-        return np.stack([self.tiling.cut(field, index) for index in range(first, last)])
+        return np.stack(
+            [turned(self.tiling.cut(field, index), orientation) for index in range(first, last)]
+        )
 
     def _engine(self) -> Array:
         feeds = {"x": self._batch(self.x, 0), "condition": self._batch(self.condition, 0)}
@@ -110,15 +119,15 @@ class Parts:
         subbands, height, width = self.condition.shape
         return self.source.draw(step, subbands, (0, height), (0, width), self.tiling.covered)
 
-    def _cut(self) -> None:
+    def _cut(self, orientation: int) -> None:
         for first in range(0, len(self.tiling.tiles), self.downscaler.batch):
-            self._batch(self.x, first)
-            self._batch(self.condition, first)
+            self._batch(self.x, first, orientation)
+            self._batch(self.condition, first, orientation)
 
-    def _blend(self) -> None:
+    def _blend(self, orientation: int) -> None:
         v = np.zeros_like(self.x)
         for index in range(len(self.tiling.tiles)):
-            self.tiling.blend(self.tiles[0], index, v)
+            self.tiling.blend(restored(self.tiles[0], orientation), index, v)
 
     def _integrate(self) -> None:
         """The whole sampler with a network and noise that cost nothing."""
@@ -171,23 +180,26 @@ def main() -> None:
     with Downscaler.open(
         options.bundle, options=EngineOptions(options.threads, options.batch)
     ) as downscaler:
-        parts = Parts(downscaler, field, options.steps, options.sampler)
+        presets = downscaler.manifest.presets
+        way = chosen(presets, steps=options.steps, sampler=options.sampler)
+        parts = Parts(downscaler, field, way)
         everything: list[StepTime] = []
         rounds: list[dict[str, float]] = []
         noise_s: list[float] = []
         one_frame = PrecipField(field.load()[:1], field.grid, field.valid_times[:1])
         steps: list[StepTime] = []
-        for _ in downscaler.downscale(
+        for sample in downscaler.downscale(
             one_frame,
             options.members,
-            steps=options.steps,
-            sampler=options.sampler,
+            steps=way.steps,
+            sampler=way.sampler,
+            noise_scale=way.noise_scale,
             on_step=steps.append,
         ):
             # As in the latency report, the very first step is warm-up.
             member, steps[:] = steps[0 if everything else 1 :], []
             everything += member
-            rounds.append(shares(member, parts.seconds_a_step()))
+            rounds.append(shares(member, parts.seconds_a_step(sample.member)))
             noise_s.append(parts.noise_seconds())
         facts: dict[str, Any] = {
             "device": machine(),
@@ -196,7 +208,7 @@ def main() -> None:
             "bundle": downscaler.manifest.name,
             "state": " x ".join(map(str, parts.x.shape)),
             "tiles": len(parts.tiling.tiles),
-            "loop": f"{options.members} members x {options.steps} steps, {options.sampler}",
+            "loop": f"{options.members} members, {way}",
             "load": f"{os.getloadavg()[0]:.1f}",
         }
     console.print("; ".join(f"{key}: {value}" for key, value in facts.items()), highlight=False)

@@ -7,7 +7,10 @@ nothing is judged by.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +22,7 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.io import read_field
 from wdm_runtime.orientation import AS_IT_IS, ORIENTATIONS, orientation_of
 from wdm_runtime.presets import Preset, chosen
+from wdm_runtime.process import machine
 from wdm_runtime.tune import Trial, tune
 
 WAYS: dict[str, Callable[[int], int]] = {
@@ -39,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path, help="write the trials there too")
     return parser.parse_args()
 
 
@@ -70,7 +75,12 @@ def main() -> None:
             bands = ", ".join(f"{db:+.1f}" for db in trial.bands_db)
             scores = f"{trial.crps_ratio:.4f}", f"{trial.spread_skill:.3f}", bands
             table.add_row(name, f"{preset.noise_scale:g}", *scores)
-    Console().print(table)
+    console = Console()
+    console.print(f"device: {machine()}; load: {os.getloadavg()[0]:.1f}", highlight=False)
+    console.print(table)
+    if asked.json:
+        found_in = {name: [asdict(trial) for trial in those] for name, those in trials.items()}
+        asked.json.write_text(json.dumps(found_in, indent=1) + "\n")
 
 
 if __name__ == "__main__":

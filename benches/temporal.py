@@ -194,12 +194,13 @@ def main() -> None:
                 "minutes apart; expected some. Hand in successive files."
             )
         rows = member_rows(downscaler, coarse, smooth, options)
+        way = chosen(downscaler.manifest.presets, steps=options.steps)
         facts = {
             "device": machine(),
             "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}",
             "bundle": downscaler.manifest.name,
             "frames": f"{len(fine.valid_times)} from {fine.valid_times[0]}",
-            "ensemble": f"{options.members} members x {options.steps} steps, seed {options.seed}, "
+            "ensemble": f"{options.members} members, {way}, seed {options.seed}, "
             f"consistency {DEFAULT_CONSISTENCY}",
             "load": f"{os.getloadavg()[0]:.1f}",
         }

@@ -44,7 +44,9 @@ def run_tune(
         str, typer.Option(help=f"Some of {', '.join(SAMPLERS)}, or all")
     ] = "second-order,dpm-solver-2m",
     steps: Annotated[str, typer.Option(help="Network calls to try")] = "4,6,8,12,20",
-    noise_scales: Annotated[str, typer.Option(help="Factors of the noise to try")] = "1,1.05,1.1,1.15",
+    noise_scales: Annotated[
+        str, typer.Option(help="Factors of the noise to try")
+    ] = "1,1.05,1.1,1.15",
     members: Annotated[int, typer.Option(help="Ensemble size, at least 2")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the ensembles")] = 0,
     tiles: Annotated[int, typer.Option(help="Tiles with rain to score at most")] = 12,

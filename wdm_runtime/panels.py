@@ -206,7 +206,8 @@ def _precision_lines(check: PrecisionCheck | None) -> Iterator[str]:
     peak = check.ranges.largest[0]
     yield (
         f"on {_count(check.tiles, 'tile')} x {_count(check.members, 'member')} of "
-        f"{', '.join(check.files)}, {check.way}: largest activation {peak.largest:.1f}, fp16 holds 65504"
+        f"{', '.join(check.files)}, {check.way}: "
+        f"largest activation {peak.largest:.1f}, fp16 holds 65504"
     )
     for run in check.runs:
         yield (
