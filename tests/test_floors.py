@@ -22,11 +22,12 @@ RUNTIME_FLOORS = [
         "console",
     }
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
-    | {"precision", "bench_meters", "bench_report"}
+    | {"bench_meters", "bench_report"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
     | {"io.netcdf_library", "io.units"},
     {"samplers", "skill"},
     {"presets"},
+    {"precision"},
     {"manifest"},
     {"bundle", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}

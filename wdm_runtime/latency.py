@@ -134,7 +134,10 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
 
 
 def outside_engine_fraction(steps: list[StepTime]) -> float | None:
-    """Share of the sampling loop that is not spent in engine calls."""
+    """Share of the sampling loop that is not spent in engine calls.
+
+    Noise is drawn beside them: on a CPU its time is part of what the engine then takes longer.
+    """
     total = sum(s.seconds for s in steps)
     return round(1 - sum(s.engine_seconds for s in steps) / total, 4) if total else None
 
