@@ -47,7 +47,8 @@ def model_card(manifest: Manifest) -> str:
     scores = manifest.scores
     lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
     if "engine" in scores:
-        way = Preset(scores["sampler"], scores["steps"], scores["noise_scale"])
+        # Scores of older bundles do not name the scale.
+        way = Preset(scores["sampler"], scores["steps"], scores.get("noise_scale", 1.0))
         lines += [
             f"On {scores['engine']} in {scores['precision']}: {way}. In brackets: 95 % of "
             f"{scores['bootstrap_draws']} bootstrap draws of the tiles. The command prints what "

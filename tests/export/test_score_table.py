@@ -49,8 +49,14 @@ def test_the_card_shows_intervals_where_there_are_some(tiny: Path) -> None:
     scores = {
         **perfect().to_dict(), "files": ["truth.nc"], "command": "wdm-export evaluate",
         "engine": "an engine 1.2", "precision": "bf16", "bootstrap_draws": 77,
+        "sampler": "second-order", "steps": 5, "noise_scale": 1.25,
         "intervals": {"one member": {"SSIM": [0.98765, 1.0]}},
     }  # fmt: skip
     lines = model_card(replace(Bundle.open(tiny).manifest, scores=scores)).splitlines()
     assert "| SSIM | 1.000 (0.988, 1.000) |" in lines and "| CSI 1 mm/h | 1.000 |" in lines
-    assert any("an engine 1.2 in bf16" in line and "77 bootstrap draws" in line for line in lines)
+    (how,) = (line for line in lines if "77 bootstrap draws" in line)
+    assert "an engine 1.2 in bf16: second-order, 5 steps, noise x 1.25" in how
+    del scores["noise_scale"]  # as in older bundles
+    assert "second-order, 5 steps. In" in model_card(
+        replace(Bundle.open(tiny).manifest, scores=scores)
+    )
