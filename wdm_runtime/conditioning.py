@@ -80,8 +80,7 @@ def look_at(coarse_mm_h: Array, manifest: Manifest, wanted: Mask | None = None) 
         asked = near & _any_in_blocks(wanted, manifest.factor, near.shape)
     fine = spread(asked, manifest.factor)
     shape, margin = grid_shape(fine.shape, manifest), manifest.wavelet.margin
-    # Small tiles (tests) keep some of their own: a quarter is overlap enough.
-    overlap = min(OVERLAP_PX // stride, size // 4)
+    overlap = _overlap(manifest)
     active = _any_in_blocks(np.pad(fine, ((margin * stride, 0),) * 2), stride, shape)
     tiling = Tiling(shape, size, overlap, _widened(active, margin))
     return Frame(coarse_mm_h, near, tiling, complete=wanted is None)
@@ -95,6 +94,19 @@ def grid_shape(fine_shape: tuple[int, ...], manifest: Manifest) -> tuple[int, in
         for n in fine_shape
     )
     return rows, columns
+
+
+def most_tiles(grid: tuple[int, int], manifest: Manifest) -> int:
+    """Tiles of a coefficient grid (height, width) with rain everywhere."""
+    size = manifest.tile_px // manifest.wavelet.stride
+    rows, columns = (1 - (size - n) // (size - _overlap(manifest)) for n in grid)
+    return rows * columns
+
+
+def _overlap(manifest: Manifest) -> int:
+    # Small tiles (tests) keep some of their own: a quarter is overlap enough.
+    stride = manifest.wavelet.stride
+    return min(OVERLAP_PX // stride, manifest.tile_px // stride // 4)
 
 
 def covered_cells(frame: Frame, manifest: Manifest) -> Mask:

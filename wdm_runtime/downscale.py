@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.conditioning import Frame, grid_shape, look_at
+from wdm_runtime.conditioning import Frame, grid_shape, look_at, most_tiles
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
@@ -315,7 +315,8 @@ class Downscaler:
         fine = tuple(n * self.factor for n in field.grid.shape)
         rows, columns = grid_shape(fine, self.manifest)
         padded_cells = rows * columns * self.manifest.wavelet.stride**2
-        return sampling_bytes(padded_cells, samples, self.batch * self.manifest.tile_px**2)
+        tiles = min(self.batch, samples * most_tiles((rows, columns), self.manifest))
+        return sampling_bytes(padded_cells, samples, tiles * self.manifest.tile_px**2)
 
     def _samples_at_most(self, field: PrecipField, max_bytes: int | None) -> int:
         """How many samples fit into memory at once."""
