@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from netcdf_files import add, coordinates
 
-from wdm_runtime.downscale import Downscaler
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import most_tiles
+from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
