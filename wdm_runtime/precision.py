@@ -93,6 +93,6 @@ class PrecisionCheck:
     noise_scale: float | None = field(default=None, metadata=OPTIONAL)
 
     @property
-    def way(self) -> str:
-        """How the members were drawn, in words."""
-        return str(Preset(self.sampler, self.steps, self.noise_scale or 1.0))
+    def way(self) -> Preset:
+        """How the members were drawn."""
+        return Preset(self.sampler, self.steps, self.noise_scale or 1.0)
