@@ -30,7 +30,6 @@ ROLE = "score_fp16"
 _MOVES = {"Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 _NORM = "InstanceNormalization"  # what group norm is in opset 20, if its sums are a kernel's own
 _PEAKS = "peaks"
-_TO_FP16, _TO_FP32 = {"to": TensorProto.FLOAT16}, {"to": TensorProto.FLOAT}
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,15 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
         for i, name in enumerate(node.output):
             if name in half and node.op_type not in _MOVES:
                 node.output[i] = f"{name}_exact"
-                nodes.append(
-                    helper.make_node("Cast", [f"{name}_exact"], [f"{name}_fp16"], **_TO_FP16)
-                )
-                nodes.append(helper.make_node("Cast", [f"{name}_fp16"], [name], **_TO_FP32))
+                nodes.append(_cast(f"{name}_exact", f"{name}_fp16", TensorProto.FLOAT16))
+                nodes.append(_cast(f"{name}_fp16", name, TensorProto.FLOAT))
     del wide.graph.node[:]
     wide.graph.node.extend(nodes)
     return wide
+
+
+def _cast(given: str, cast: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [given], [cast], to=to)
 
 
 def with_peaks(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Site, ...]]:
@@ -153,10 +154,10 @@ def _require_roundings() -> None:
     shape = ["size"]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
     nodes = [
-        helper.make_node("Cast", ["x"], ["half"], **_TO_FP16),
+        _cast("x", "half", TensorProto.FLOAT16),
         helper.make_node("Mul", ["half", "half"], ["square"]),
         helper.make_node("Div", ["square", "half"], ["back"]),
-        helper.make_node("Cast", ["back"], ["y"], **_TO_FP32),
+        _cast("back", "y", TensorProto.FLOAT),
     ]
     graph = helper.make_graph(nodes, "probe", ends[:1], ends[1:])
     model = rounded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))

@@ -107,8 +107,10 @@ def _prepare(files: list[Path], store: Path, progress: Progress, size: int | Non
 
 def _refuse_other_settings(trainer: Any, network: Any, training: Any, work: Path) -> None:
     """A run that is continued keeps its settings: others must not be swallowed."""
-    pairs = ((asdict(trainer.model.network), asdict(network)),)
-    pairs += ((asdict(trainer.config), asdict(training)),)
+    pairs = (
+        (asdict(trainer.model.network), asdict(network)),
+        (asdict(trainer.config), asdict(training)),
+    )
     other = [
         f"{name} {asked[name]} (the run has {had[name]})"
         for had, asked in pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +83,9 @@ def coarsen_file(
     OutputError
         A file exists or cannot be written.
     """
-    for path in filter(None, (coarse, truth)):
-        check_destination(path, str(fine), overwrite)
+    for path in (coarse, truth):
+        if path is not None:
+            check_destination(path, str(fine), overwrite)
     field = read_field(fine)
     rows, columns = (n // factor for n in field.grid.shape)
     row, column, height, width = (n * factor for n in _parse(crop, rows, columns))
@@ -133,7 +135,7 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
             "history": "wdm-export coarsen",
         },
     )
-    encoding = {
+    encoding: dict[str, dict[str, Any]] = {
         "precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)},
         "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
     }

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wdm_export.unet import TimeEmbedding, UNet, Upsample
+
+_Replaced = TypeVar("_Replaced", bound=nn.Module)
 
 # Largest group, in values, that TensorRT-RTX 1.7 normalises in one kernel without counters that
 # another kernel has to clear: what one thread block holds in registers (1024 threads of 16).
@@ -30,9 +33,8 @@ class CpuForm(nn.Module):
     def __init__(self, network: UNet) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
-        _replace_norms(self.network, MomentNorm)
-        for i, up in enumerate(network.up):
-            self.network.up[i] = TransposedUpsample(up)
+        _replace(self.network, nn.GroupNorm, MomentNorm)
+        _replace(self.network, Upsample, TransposedUpsample)
         self.terms = TimeTerms(network)
 
     def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
@@ -51,9 +53,9 @@ class GpuForm(nn.Module):
     def __init__(self, network: UNet) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half()
-        _replace_norms(self.network, BlockNorm)
+        _replace(self.network, nn.GroupNorm, BlockNorm)
         # Not .float(): the frequencies are no fp16 numbers, and 1000 t multiplies their error.
-        self.network.time = FlatTimeEmbedding(network.time)
+        self.network.add_module("time", FlatTimeEmbedding(network.time))
         self.terms = FlatTimeTerms(network)
 
     def forward(self, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
@@ -100,10 +102,10 @@ class FlatTimeEmbedding(nn.Module):
         self.embedding = copy.deepcopy(embedding)
 
     def forward(self, t: Tensor) -> Tensor:
-        first, _, second, _ = self.embedding.layers
+        first, first_bias, second, second_bias = self.embedding.layers.parameters()
         h = self.embedding.sinusoids(t)
-        h = F.silu(_flat_linear(h, first.weight, first.bias))
-        return F.silu(_flat_linear(h, second.weight, second.bias))
+        h = F.silu(_flat_linear(h, first, first_bias))
+        return F.silu(_flat_linear(h, second, second_bias))
 
 
 def _flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -158,12 +160,15 @@ class MomentNorm(nn.Module):
         return of_channels.mean(dim=2, keepdim=True)
 
 
-def _replace_norms(module: nn.Module, form: Callable[[nn.GroupNorm], nn.Module]) -> None:
+def _replace(
+    module: nn.Module, kind: type[_Replaced], form: Callable[[_Replaced], nn.Module]
+) -> None:
+    """Put the form of it in the place of every module of a kind."""
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.GroupNorm):
-            setattr(module, name, form(child))
+        if isinstance(child, kind):
+            module.add_module(name, form(child))
         else:
-            _replace_norms(child, form)
+            _replace(child, kind, form)
 
 
 class TransposedUpsample(nn.Module):
@@ -173,6 +178,8 @@ class TransposedUpsample(nn.Module):
     sums are constants that engines fold when they load a graph; the weights themselves stay what
     they were.
     """
+
+    taps: Tensor
 
     def __init__(self, up: Upsample) -> None:
         super().__init__()

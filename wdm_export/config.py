@@ -107,8 +107,8 @@ class TrainConfig:
                 f"--objective got '{self.objective}'; expected one of {', '.join(OBJECTIVES)}. "
                 "Correct it."
             )
-        positive = ("minutes", "steps", "batch", "threads", "shards", "learning_rate")
-        positive += ("warmup_steps",)
+        counts = ("minutes", "steps", "batch", "threads", "shards", "warmup_steps")
+        positive = (*counts, "learning_rate")
         for name in (*positive, "tv_weight", "rain_weight", "seed"):
             value = getattr(self, name)
             if value is not None and not (value > 0 if name in positive else value >= 0):

@@ -6,7 +6,6 @@ JetPack 6's TensorRT 10.3 parses no later one; inputs and outputs are fp32 throu
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from typing import Any
@@ -32,7 +31,11 @@ _LAST = 2**31 - 1  # of a slice: to the end, in 32 bits as TensorRT counts
 _WEIGHT_OPS = {"Cast", "MatMul"}
 _LEAST_VALUES = 16  # of a weight: for fewer a cast costs more than it saves
 Array = npt.NDArray[np.float32]
-_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
+_DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT64: "int64",
+}
 
 
 def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
@@ -57,7 +60,6 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
     x, condition = torch.zeros(2, 2, spec.subbands, size, size)
     batch = torch.export.Dim("batch")
     module = GpuForm(network) if fp16 else CpuForm(network)
-    buffer = io.BytesIO()
     # The exporter reports progress on stdout and through loggers; neither is our user's business.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -74,11 +76,11 @@ def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
             optimize=False,
             verbose=False,
         )
+        assert program is not None, "as dynamo=True promises"
         # Engines fold these when they load a graph: here the sums of weights would be stored in
         # fp32 in their place, which takes more than twice the room.
         optimize_ir(program.model, should_fold=_may_fold)
-    program.save(buffer)
-    model = onnx.load_from_string(buffer.getvalue())
+    model = program.model_proto
     _strip(model)
     if not fp16:
         _store_weights_in_fp16(model)
@@ -165,7 +167,7 @@ def _transform_model(
 ) -> onnx.ModelProto:
     nodes = steps.nodes or [helper.make_node("Identity", [ends[0]], [ends[1]])]
     nodes[-1].output[0] = ends[1]
-    shapes = {
+    shapes: dict[str, list[str | int | None]] = {
         "field": [1, 1, "height", "width"],
         "coeffs": [1, spec.subbands, "rows", "columns"],
     }

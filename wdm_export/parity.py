@@ -141,7 +141,7 @@ def _compare(
 ) -> Comparison:
     """Largest difference on Gaussian inputs; fp16's is relative to the largest value."""
     rng = np.random.default_rng(0)
-    size = engine.inputs[0].shape[1:]
+    size = [int(n) for n in engine.inputs[0].shape[1:]]
     worst = 0.0
     try:
         for t in _TIMES:

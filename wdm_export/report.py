@@ -79,16 +79,15 @@ def write_report(folder: Path, evaluation: Evaluation, gallery: Gallery, command
 def page(evaluation: Evaluation, gallery: Gallery, command: str) -> str:
     """The report's HTML."""
     look = figures.styles(evaluation.rows)
-    ensembles = [row for row in evaluation.rows if row.ensemble is not None]
     charts = [
         ("Spectra", figures.spectra(evaluation, look), _SPECTRA),
         ("Thresholds and intensities", figures.thresholds(evaluation, look), _THRESHOLDS),
     ]
-    if ensembles:
+    if figures.of_ensembles(evaluation.rows):
         charts += [
-            ("Reliability", figures.reliability(ensembles, look), _RELIABILITY),
-            ("Ranks", figures.ranks(ensembles, look), _RANKS),
-            ("Spread and skill", figures.spread_skill(ensembles, look), _SPREAD),
+            ("Reliability", figures.reliability(evaluation.rows, look), _RELIABILITY),
+            ("Ranks", figures.ranks(evaluation.rows, look), _RANKS),
+            ("Spread and skill", figures.spread_skill(evaluation.rows, look), _SPREAD),
         ]
     model = evaluation.rows[-1]
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(

@@ -15,6 +15,7 @@ from wdm_export.intensity import INTENSITY_EDGES_MM_H
 from wdm_export.metrics import THRESHOLDS_MM_H
 from wdm_export.probability import SPREAD_EDGES_MM_H
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
+from wdm_export.scores import EnsembleMetrics, EnsembleTileScores
 from wdm_runtime.plot import RATE_LEVELS_MM_H, probability_scale, rate_scale
 from wdm_runtime.skill import BANDS_KM
 
@@ -26,7 +27,7 @@ RELIABILITY_MM_H = (1.0, 5.0, 20.0)
 LEAST_CELLS = 30  # a frequency from fewer is no more than noise
 _TRUTH, _MEMBER, _MEAN, _REFERENCE = "#111827", "#c2410c", "#1d4ed8", "#6b7280"
 _OTHERS = ("#059669", "#9333ea", "#ca8a04", "#0891b2", "#be185d", "#65a30d", "#7c3aed", "#b45309")
-_GRID = {"color": "#e5e7eb", "linewidth": 0.8}
+_GRID: dict[str, Any] = {"color": "#e5e7eb", "linewidth": 0.8}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -76,6 +77,8 @@ def styles(rows: Sequence[ForecastRow]) -> dict[str, dict[str, Any]]:
 
 def maps(fields: dict[str, npt.NDArray[np.float32]]) -> Figure:
     """A tile's fields (y, x) side by side; one called a probability has colours of its own."""
+    from matplotlib.cm import ScalarMappable
+
     columns = 4
     figure = _figure(12.4, 6.6)
     panels = list(figure.subplots(2, columns).ravel())
@@ -84,7 +87,7 @@ def maps(fields: dict[str, npt.NDArray[np.float32]]) -> Figure:
     upper = [name for name in rates if not name.startswith(("member", "mean"))]
     lower = [name for name in rates if name not in upper] + chances
     colours, norm = rate_scale()
-    rain = chance = None
+    chance = None
     for row, names in enumerate((upper, lower)):
         for column in range(columns):
             axes = panels[row * columns + column]
@@ -96,13 +99,16 @@ def maps(fields: dict[str, npt.NDArray[np.float32]]) -> Figure:
             if name in chances:
                 chance = axes.imshow(shown, cmap=probability_scale(), vmin=0, vmax=1)
             else:
-                rain = axes.imshow(shown, cmap=colours, norm=norm, interpolation="nearest")
+                axes.imshow(shown, cmap=colours, norm=norm, interpolation="nearest")
             axes.set_title(name[0].upper() + name[1:], fontsize="medium")
             axes.set_axis_on()
             axes.set(xticks=[], yticks=[])
     spare = panels[len(upper)]
     bar = figure.colorbar(
-        rain, cax=spare.inset_axes((0.06, 0.05, 0.1, 0.9)), extend="max", ticks=RATE_LEVELS_MM_H
+        ScalarMappable(norm, colours),
+        cax=spare.inset_axes((0.06, 0.05, 0.1, 0.9)),
+        extend="max",
+        ticks=RATE_LEVELS_MM_H,
     )
     bar.ax.set_yticklabels([f"{level:g}" for level in RATE_LEVELS_MM_H])
     bar.set_label("mm/h")
@@ -112,6 +118,17 @@ def maps(fields: dict[str, npt.NDArray[np.float32]]) -> Figure:
     return figure
 
 
+def of_ensembles(
+    rows: Sequence[ForecastRow],
+) -> list[tuple[ForecastRow, EnsembleMetrics, EnsembleTileScores]]:
+    """The rows of ensembles, each with what it alone has."""
+    return [
+        (row, row.ensemble, row.ensemble_tiles)
+        for row in rows
+        if row.ensemble is not None and row.ensemble_tiles is not None
+    ]
+
+
 def reliability(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -> Figure:
     """Observed frequency against forecast probability, with how often each was forecast below."""
     figure = _figure(10.5, 4.6)
@@ -119,8 +136,8 @@ def reliability(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) ->
     for column, threshold in enumerate(RELIABILITY_MM_H):
         axes, below = panels[:, column]
         axes.plot((0, 1), (0, 1), color="#9ca3af", linewidth=1)
-        for row in rows:
-            counts = row.ensemble_tiles.reliability.sum(axis=0)[THRESHOLDS_MM_H.index(threshold)]
+        for row, _, tiles in of_ensembles(rows):
+            counts = tiles.reliability.sum(axis=0)[THRESHOLDS_MM_H.index(threshold)]
             cells, events = counts.T
             enough = cells >= LEAST_CELLS
             chance = np.linspace(0, 1, len(cells))
@@ -140,8 +157,8 @@ def ranks(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -> Figur
     """Share of cells at each rank of the truth, over that of a flat histogram."""
     figure = _figure(5.1, 3.6)
     axes = figure.subplots()
-    for row in rows:
-        counts = np.array(row.ensemble.rank_histogram)
+    for row, ensemble, _ in of_ensembles(rows):
+        counts = np.array(ensemble.rank_histogram)
         flat = counts / counts.sum() * counts.size
         if look[row.name]["color"] == _MEAN:
             axes.bar(range(counts.size), flat, width=0.86, color=_MEAN, label=row.name)
@@ -159,9 +176,9 @@ def spread_skill(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -
     axes = figure.subplots()
     ends = (SPREAD_EDGES_MM_H[0] / 3, SPREAD_EDGES_MM_H[-1] * 3)
     axes.plot(ends, ends, color="#9ca3af", linewidth=1)
-    for row in rows:
-        cells, variance, error = row.ensemble_tiles.spread.sum(axis=0).T
-        members = len(row.ensemble.rank_histogram) - 1
+    for row, ensemble, tiles in of_ensembles(rows):
+        cells, variance, error = tiles.spread.sum(axis=0).T
+        members = len(ensemble.rank_histogram) - 1
         enough = cells >= LEAST_CELLS
         spread = np.sqrt((members + 1) / members * variance[enough] / cells[enough])
         rmse = np.sqrt(error[enough] / cells[enough])

@@ -189,7 +189,7 @@ class Evaluation:
 
     def to_csv(self) -> str:
         """Every score of every forecast: forecast, score, value, low, high; empty if undefined."""
-        lines = [("forecast", "score", "value", "low", "high")]
+        lines: list[tuple[str, ...]] = [("forecast", "score", "value", "low", "high")]
         for row in self.rows:
             limits = self.intervals.get(row.name, {})
             for label, value in row.labelled().items():

@@ -100,9 +100,8 @@ def compare_step(bundle: Bundle, seed: int = 0) -> Comparison:
                 raise ParityError(
                     f"Graph 'step' does not continue score_{precision} ({error}). Report this."
                 ) from error
-    x, condition, *noise = rng.standard_normal(
-        (4, 1, *roles["score_fp32"].inputs[0].shape[1:]), dtype=np.float32
-    )
+    size = [int(n) for n in roles["score_fp32"].inputs[0].shape[1:]]
+    x, condition, *noise = rng.standard_normal((4, 1, *size), dtype=np.float32)
     schedule = bundle.manifest.schedule
     steps = Preset("second-order", 3).plan(schedule)  # the one that uses all terms
     engine = open_engine(bundle.graph("score_fp32"), roles["score_fp32"], "ort-cpu")

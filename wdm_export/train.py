@@ -97,7 +97,8 @@ class Trainer:
         self.samplers = crop_samplers(store, config, state.model.network, processes)
         self.coefficients = Coefficients(state.model.network, state.model.transform)
         torch.manual_seed(config.seed)  # initial weights
-        self.network = UNet(state.model.network).to(memory_format=torch.channels_last)
+        self.network = UNet(state.model.network)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.names = [name for name, _ in self.network.named_parameters()]
         self.ema = {k: v.detach().clone() for k, v in self.network.named_parameters()}
         self.optimizer = torch.optim.AdamW(

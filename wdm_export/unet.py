@@ -24,6 +24,8 @@ _TIME_SCALE = 1000.0  # spreads t in [0, 1] over the periods 2 pi .. 2e4 pi of t
 class TimeEmbedding(nn.Module):
     """t (n,) in [0, 1] -> (n, channels); always computed in fp32."""
 
+    frequencies: Tensor
+
     def __init__(self, features: int, channels: int) -> None:
         super().__init__()
         rate = -math.log(10_000.0) / (features // 2 - 1)
@@ -51,6 +53,12 @@ def _group_norm(channels: int, group: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // math.gcd(channels // 2, group), channels)
 
 
+def _start_at_zero(conv: nn.Conv2d) -> None:
+    """What it adds is nothing until it has learnt: the block before it passes its input on."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, plus the time's term (n or 1, outputs, 1, 1), norm, SiLU, conv, plus input.
 
@@ -65,8 +73,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = _group_norm(outputs, group)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _start_at_zero(self.conv2)
 
     def forward(self, x: Tensor, term: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x))) + term
@@ -83,8 +90,7 @@ class SelfAttention(nn.Module):
         self.norm = _group_norm(channels, group)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         c, h, w = x.shape[1:]
@@ -153,8 +159,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width))
         self.norm = _group_norm(width, group)
         self.head = nn.Conv2d(width, subbands, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _start_at_zero(self.head)
 
     def residual_blocks(self) -> list[ResidualBlock]:
         """Every block, in the order in which they compute."""

@@ -13,12 +13,13 @@ that reaches as far again, so that what wraps around its borders is cut off.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.engines import Engine
 from wdm_runtime.grid import cubic_stencil, interpolate
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.orientation import AS_IT_IS, restored, turned
@@ -29,6 +30,14 @@ Mask = npt.NDArray[np.bool_]
 
 OVERLAP_PX = 32
 REACH_CELLS = 2  # of the interpolation's stencil, in coarse cells
+
+
+class Graph(Protocol):
+    """What computes a wavelet transform: an engine, or what runs like one."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The graph's output (1, c, y, x) for its one input by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ def interpolated(coarse_mm_h: Array, factor: int) -> Array:
 
 
 def condition(
-    frame: Frame, manifest: Manifest, dwt: Engine, orientation: int = AS_IT_IS
+    frame: Frame, manifest: Manifest, dwt: Graph, orientation: int = AS_IT_IS
 ) -> Condition:
     """Interpolate, transform in an orientation of `wdm_runtime.orientation` and standardise."""
     fine = interpolated(frame.coarse_mm_h, manifest.factor)
@@ -153,7 +162,7 @@ def condition(
 
 
 def finish(
-    frame: Frame, condition: Condition, residual: Array, manifest: Manifest, idwt: Engine
+    frame: Frame, condition: Condition, residual: Array, manifest: Manifest, idwt: Graph
 ) -> Array:
     """Standardised residual coefficients (c, h, w) to rates (y, x) [mm h-1], missing ones too.
 
