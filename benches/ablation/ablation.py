@@ -5,8 +5,9 @@ It is trained, exported and evaluated with the same sampler by the commands that
 its scores are kept beside its run: what is there is not done again, and a run that was interrupted
 continues. Prints a table in Markdown for each group, of what has been scored so far.
 
-Minutes are of computing, so nothing else should run. Choose days to score on that are not in the
-store.
+Minutes are of computing, so nothing else should run. Variants whose steps cost the same can be
+given as many steps instead, which a busy machine does not change. Choose days to score on that are
+not in the store.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--group", action="append", choices=GROUPS, help="default: all")
     parser.add_argument("--only", action="append", help="a variant; default: all of the group")
     parser.add_argument("--minutes", type=float, default=30.0, help="of each training")
+    parser.add_argument("--train-steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--sampler", default="dpm-solver-2m")
     parser.add_argument("--steps", type=int, default=8)
@@ -109,6 +111,12 @@ def flat(options: Options) -> list[str]:
     return [word for pair in options.items() for word in pair if word]
 
 
+def length(asked: argparse.Namespace) -> list[str]:
+    if asked.train_steps:
+        return ["--steps", str(asked.train_steps)]
+    return ["--minutes", f"{asked.minutes:g}"]
+
+
 def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
     """The variant's weights, trained now unless they are there."""
     folder: Path = asked.output / name
@@ -116,7 +124,7 @@ def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
     if not weights.exists():
         begun = (folder / "checkpoint.safetensors").exists()
         how = ["--resume"] if begun else flat(options)  # a run keeps its settings
-        run("train", asked.store, "-o", folder, "--minutes", f"{asked.minutes:g}", *how)
+        run("train", asked.store, "-o", folder, *length(asked), *how)
     return weights
 
 
@@ -142,7 +150,7 @@ def score(name: str, options: Options, asked: argparse.Namespace, further: list[
     found = {
         **{key: settings[key] for key in ("tiles", "files", "members", "engine", "precision")},
         "trained_steps": Checkpoint.load(weights).step,
-        "minutes": asked.minutes,
+        "minutes": None if asked.train_steps else asked.minutes,
         "scores": {
             heading: value(rows, f"regression {name}" if against else whose, label)
             for heading, whose, label in SCORES
