@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,7 @@ class FusedStep:
         self._open, self._required, self._note = open_engine, required, note
         self._engine: StepEngine | None = None
         self._failed = self._overflowed = False
+        self._lock = threading.Lock()  # the engine holds the states of one caller at a time
 
     def available(self) -> bool:
         """Whether the engine opens, or is open.
@@ -44,15 +46,16 @@ class FusedStep:
         EngineError
             It does not open and is required.
         """
-        if self._engine is None and not self._failed:
-            try:
-                self._engine = self._open()
-            except EngineError as error:
-                if self._required:
-                    raise
-                self._failed = True
-                self._note(f"The sampler's update is done in NumPy, not on the engine. {error}")
-        return self._engine is not None
+        with self._lock:
+            if self._engine is None and not self._failed:
+                try:
+                    self._engine = self._open()
+                except EngineError as error:
+                    if self._required:
+                        raise
+                    self._failed = True
+                    self._note(f"The sampler's update is done in NumPy, not on the engine. {error}")
+            return self._engine is not None
 
     def integrate(
         self,
@@ -64,7 +67,8 @@ class FusedStep:
     ) -> Array | None:
         """As `integrate_on_engine`, where `available`; None where that is not finite."""
         assert self._engine is not None, "available() comes first"
-        found = integrate_on_engine(self._engine, x, condition, steps, noise, on_step)
+        with self._lock:
+            found = integrate_on_engine(self._engine, x, condition, steps, noise, on_step)
         if np.isfinite(found).all():
             return found
         if not self._overflowed:
@@ -77,8 +81,9 @@ class FusedStep:
 
     def close(self) -> None:
         """Free the engine if it was opened."""
-        if self._engine is not None:
-            self._engine.close()
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
 
 
 def integrate_on_engine(

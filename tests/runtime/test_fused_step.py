@@ -1,6 +1,7 @@
 """The fused step on real CPU engines: NumPy's numbers, who uses it when, and what a run says."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import netCDF4
@@ -199,3 +200,16 @@ def test_an_output_of_a_version_without_it_is_replayed_in_numpy(infer, run, tiny
         file.delncattr("wdm_fused_steps")
     code, out, error = run("replay", "out.nc", "--bundle", tiny)
     assert code == 0 and "matches bit for bit" in out, error
+
+
+def test_threads_that_share_a_downscaler_get_their_own_members(tiny):
+    field, options = shower_field(shower_mm_h()), EngineOptions(threads=1, fused_step=True)
+
+    def members(seed):
+        return np.stack([s.rate_mm_h for s in downscaler.downscale(field, 4, seed, STEPS)])
+
+    with Downscaler.open(tiny, "ort-cpu", options=options) as downscaler:
+        alone = [members(seed) for seed in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            for seed, found in enumerate(pool.map(members, [0, 1, 2, 3] * 4)):
+                np.testing.assert_array_equal(found, alone[seed % 4])

@@ -1,6 +1,7 @@
 """OpenVINO's model cache: a private folder that only ever saves time."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -83,3 +84,18 @@ def test_without_a_folder_to_write_to_it_runs_all_the_same(answer, cache):
     cache.write_text("a file in the way")
     assert private_folder("openvino") is None
     assert np.isfinite(answer()).all()
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(tiny, cache):
+    bundle, rng = Bundle.open(tiny), np.random.default_rng(0)
+    entry = bundle.manifest.graphs["score_fp32"]
+    engine = open_engine(bundle.graph("score_fp32"), entry, "openvino")
+    calls = [
+        {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
+        for x, condition in rng.standard_normal((2, 2, 1, 16, 16, 16), dtype=np.float32)
+    ]
+    alone = [engine.run(feeds) for feeds in calls]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(lambda i: engine.run(calls[i]), i % 2) for i in range(200)]
+    engine.close()
+    assert all(np.array_equal(job.result(), alone[i % 2]) for i, job in enumerate(jobs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ class OpenVinoEngine:
         cache = private_folder("openvino", release.replace("/", "-"), entry.sha256)
         if cache:
             self._options["CACHE_DIR"] = str(cache)
-        self._file = entry.file
+        self._file, self._lock = entry.file, threading.Lock()
         try:
             self._model = core.read_model(graph)
         except RuntimeError as error:
@@ -111,7 +112,8 @@ class OpenVinoEngine:
             if self._fields:
                 # Of this call alone: a request holds its inputs and outputs, and fields are large.
                 return self._infer(self._fields.create_infer_request(), feeds)
-            tiles = [self._infer(self._single, tile) for tile in self._tiles(feeds)]
+            with self._lock:  # the request is one, whoever calls
+                tiles = [self._infer(self._single, tile) for tile in self._tiles(feeds)]
             if len(tiles) == 1:
                 return tiles[0]
             return tuple(np.concatenate(parts) for parts in zip(*tiles, strict=True))
@@ -141,7 +143,8 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Free the networks."""
-        self._single = self._fields = self._model = None
+        with self._lock:
+            self._single = self._fields = self._model = None
 
     def _compile(self, shapes: dict[str, tuple[int, ...]] | None) -> Any:
         try:
