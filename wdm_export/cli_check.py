@@ -43,7 +43,7 @@ def check(
 
     opened = Bundle.own(bundle)
     if files and keep:
-        check_destination(bundle / MANIFEST_NAME, None, overwrite=True)
+        check_destination(bundle / MANIFEST_NAME, overwrite=True)
     found = package.check_bundle(opened, Checkpoint.load(weights) if weights else None)
     console.out.print(comparison_table(found))
     parity.require_all(found)
@@ -51,7 +51,7 @@ def check(
         console.out.print(
             "Ranges and sampling in reduced precision were not measured: that takes files of real "
             f"rain. wdm-export check {bundle} FILES...",
-            markup=False, highlight=False, soft_wrap=True,
+            highlight=False, soft_wrap=True,
         )  # fmt: skip
         return
     measured = _measure_precision(opened, files, tiles, members, seed, threads)
@@ -62,7 +62,7 @@ def check(
         package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
         console.out.print(
             f"Wrote it into {bundle}, whose sha256 is now {Bundle.own(bundle).sha256}",
-            markup=False, highlight=False, soft_wrap=True,
+            highlight=False, soft_wrap=True,
         )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def _measure_precision(
     found = comparisons(measured)
     console.out.print(comparison_table(found))
     for line in remarks(measured):
-        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.out.print(line, highlight=False, soft_wrap=True)
     parity.require_all(found)
     return measured
 

@@ -147,7 +147,7 @@ def _way(downscaler: Downscaler, asked: dict[str, Any]) -> Preset:
 
 
 def _note(line: str) -> None:
-    console.err.print(line, style="yellow", markup=False, highlight=False)
+    console.err.print(line, style="yellow", highlight=False)
 
 
 def _baselines(

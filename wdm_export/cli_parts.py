@@ -25,7 +25,7 @@ def progress_bars() -> Iterator[Progress]:
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console.err,
     ) as progress:
         yield progress

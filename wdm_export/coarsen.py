@@ -83,9 +83,9 @@ def coarsen_file(
     OutputError
         A file exists or cannot be written.
     """
-    for path in (coarse, truth):
+    for path, other in ((coarse, truth), (truth, None)):
         if path is not None:
-            check_destination(path, str(fine), overwrite)
+            check_destination(path, (fine, other), overwrite)
     field = read_field(fine)
     rows, columns = (n // factor for n in field.grid.shape)
     row, column, height, width = (n * factor for n in _parse(crop, rows, columns))

@@ -24,6 +24,7 @@ from wdm_runtime.cli_options import (
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
+from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
 from wdm_runtime.plan import Plan, parse_bytes
@@ -160,13 +161,19 @@ def infer(
         thresholds=thresholds,
         on_suspect=on_suspect,
     )
+    if stats == "none" and (quantiles or thresholds):
+        raise InputError(
+            f"Got --{'quantiles' if quantiles else 'thresholds'}, but --stats is none; expected "
+            "also or only with it. Add --stats also."
+        )
     target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
     coarse = job.load(input, settings, reader)
-    check_destination(target, str(input), overwrite)
+    check_destination(target, (input,), overwrite)
     if report:
-        check_destination(report, None, overwrite=True)
+        check_destination(report, (input, target), overwrite=True)
     options = engine_options(batch, threads, build, quiet, fused_step)
     opened = Bundle.open(bundle, require_signature)
+    settings = job.settled(settings, opened.manifest.presets)
     with reader, Downscaler.open(opened, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
@@ -219,7 +226,7 @@ def replay(
         _Progress(downscaler, quiet) as progress,
     ):
         verdict = repeat(record, downscaler, _bytes(max_memory), progress.on_plan, progress.on_step)
-    console.out.print(verdict, markup=False, highlight=False, soft_wrap=True)
+    console.out.print(verdict, highlight=False, soft_wrap=True)
 
 
 class _Progress:
@@ -237,12 +244,10 @@ class _Progress:
 
     def on_plan(self, plan: Plan, note: str | None) -> None:
         line = panels.plan_line(plan, self._downscaler.seconds_per_tile())
-        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
-        console.out.print(
-            self._downscaler.choice.why, markup=False, highlight=False, soft_wrap=True
-        )
+        console.out.print(line, highlight=False, soft_wrap=True)
+        console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
         if note:
-            console.out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            console.out.print(f"note: {note}", highlight=False, soft_wrap=True)
         self._task = self._bar.add_task("sampling", total=plan.evaluations)
 
     def on_step(self, step: StepTime) -> None:
@@ -288,7 +293,7 @@ def verify(
     signed = f"signed for {trusted}" if trusted else "its signature was not asked for"
     count = len(opened.manifest.graphs) + len(opened.manifest.files)
     line = f"{opened.path}: {count} files are as the manifest says, {signed}"
-    console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.out.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

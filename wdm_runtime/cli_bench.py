@@ -44,8 +44,9 @@ def bench(
 ) -> None:
     """Measure cold start, steps, memory and energy of every engine here, and the pixel model."""
     console.out.quiet = quiet
-    for path in filter(None, (json, chart)):
-        check_destination(path, None, overwrite=True)
+    for path, other in ((json, chart), (chart, None)):
+        if path:
+            check_destination(path, (other,), overwrite=True)
     if chart:
         check_chart(chart)
     own = Bundle.open(bundle, require_signature)

@@ -50,12 +50,12 @@ def run_selftest(
 ) -> None:
     """Compare engines on this machine with the bundle's golden outputs, and time them."""
     if output:
-        check_destination(output, None, overwrite=True)
+        check_destination(output, overwrite=True)
     opened = Bundle.open(bundle, require_signature)
     checks = []
     for check in selftest(opened, engine, engine_options(threads=threads)):
         checks.append(check)
-        console.out.print(panels.check_line(check), markup=False, highlight=False, soft_wrap=True)
+        console.out.print(panels.check_line(check), highlight=False, soft_wrap=True)
     result = report(opened, checks)
     if output:
         write_text(output, result.to_json())
@@ -88,6 +88,5 @@ def build_engine(
             console.out.print(
                 f"{opened.engine.kind} in {opened.choice.precision}, batch {size}: "
                 f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",
-                markup=False,
                 highlight=False,
             )

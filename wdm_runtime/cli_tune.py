@@ -26,7 +26,7 @@ from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
-from wdm_runtime.select import check_spacing, select_box, select_times
+from wdm_runtime.select import check_spacing, crop_alike, select_box, select_times
 from wdm_runtime.tune import Trial, keep_presets, tune, ways
 from wdm_runtime.tune_report import draw_tuning, tune_tables
 
@@ -66,18 +66,21 @@ def run_tune(
     tried = ways(
         names, _numbers(steps, "--steps", int), _numbers(noise_scales, "--noise-scales", float)
     )
-    for path in filter(None, (json, chart)):
-        check_destination(path, None, overwrite=True)
+    for path, other in ((json, chart), (chart, None)):
+        if path:
+            check_destination(path, (input, truth, other), overwrite=True)
     if chart:
         check_chart(chart)
     opened = Bundle.open(bundle, require_signature)
     if keep:
-        check_destination(opened.path / MANIFEST_NAME, None, overwrite=True)
+        check_destination(opened.path / MANIFEST_NAME, overwrite=True)
     fields = [read_field(path) for path in (input, truth)]
     if time is not None:
         fields = [select_times(field, time) for field in fields]
     if bbox is not None:
-        fields = [select_box(field, bbox) for field in fields]
+        whole, truth_field = fields
+        inside = select_box(whole, bbox)
+        fields = [inside, crop_alike(truth_field, whole, inside, opened.manifest.factor)]
     domain = opened.manifest.domain
     check_spacing(fields[0], domain.spacing_km, opened.manifest.factor, assume=False)
     options = engine_options(threads=threads, quiet=quiet)
@@ -100,7 +103,7 @@ def run_tune(
         kept = keep_presets(opened, found.suggested)
         console.out.print(
             f"Wrote them into {kept.path}, whose sha256 is now {kept.sha256}",
-            markup=False, highlight=False, soft_wrap=True,
+            highlight=False, soft_wrap=True,
         )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +12,24 @@ from rich.console import Console
 
 from wdm_runtime.errors import WdmError
 
-out = Console()
-err = Console(stderr=True)
+
+class _Console(Console):
+    """Shows texts as they are, names of files with brackets among them, and never ends a run."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Who read along has gone: the work goes on without words."""
+        self.quiet = True
+        # What Python itself flushes at its end has no reader either.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, (sys.stderr if self.stderr else sys.stdout).fileno())
+        os.close(nowhere)
+
+
+out = _Console()
+err = _Console(stderr=True)
 _verbosity = 0
 
 
@@ -23,10 +41,13 @@ def set_verbosity(count: int) -> None:
 
 def run(app: Callable[[], Any]) -> None:
     """Run a typer application; a `WdmError` becomes one message and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name it cannot encode fails no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except WdmError as error:
         if _verbosity >= 2:
             err.print_exception()
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -224,13 +224,19 @@ class Downscaler:
         ------
         InputError
             No members, an unknown preset, sampler or mode, steps or a scale out of range, noise for
-            a sampler that takes none, times or an origin the noise
+            a sampler that takes none, wanted cells of another shape, times or an origin the noise
             cannot be addressed by, or more memory needed than given.
         SuspectError
             A member cannot be true, under ``"fail"``.
         """
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
+        fine = tuple(n * self.factor for n in field.grid.shape)
+        if wanted is not None and (wanted.shape != fine or wanted.dtype != np.bool_):
+            raise InputError(
+                f"The wanted cells are {wanted.dtype} of shape {wanted.shape}; expected bool of "
+                f"{fine}, a fine cell each. Repeat a coarse mask along both axes."
+            )
         check_mode(consistency)
         check_policy(on_suspect)
         way = chosen(self.manifest.presets, preset, sampler, steps, noise_scale)

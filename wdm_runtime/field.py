@@ -95,8 +95,8 @@ class PrecipField:
     Parameters
     ----------
     rate_mm_h
-        (time, y, x) [mm h-1], float32, NaN where missing, in the grid's own row order: an array,
-        or `Frames` that are read one at a time.
+        (time, y, x) [mm h-1], float32, NaN or masked where missing, in the grid's own row order: an
+        array, or `Frames` that are read one at a time.
     grid
         The cells' centres.
     valid_times
@@ -125,7 +125,10 @@ class PrecipField:
 
     def frame(self, index: int) -> Array:
         """One frame (y, x) [mm h-1], NaN where missing."""
-        return np.asarray(self.rate_mm_h[index], dtype=np.float32)
+        frame = self.rate_mm_h[index]
+        if isinstance(frame, np.ma.MaskedArray):  # of who hands in netCDF4's own arrays
+            frame = np.ma.filled(frame.astype(np.float32), np.nan)
+        return np.asarray(frame, dtype=np.float32)
 
     def load(self) -> npt.NDArray[np.float32]:
         """All frames as one array (time, y, x) [mm h-1]."""

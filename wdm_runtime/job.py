@@ -105,6 +105,9 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
         raise InputError(
             f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
         )
+    if settings.members < 1:
+        raise InputError(f"--members got {settings.members}; expected at least 1. Correct it.")
+    StatisticsSpec.parse(settings.quantiles, settings.thresholds)
     way = _way(settings, presets)
     return replace(
         settings,

@@ -42,14 +42,14 @@ def build_line(quiet: bool) -> Callable[[str, int, int], None]:
     def show(phase: str, _: int, __: int) -> None:
         if not quiet and phase not in shown:
             shown.add(phase)
-            console.err.print(f"building the plan: {phase}", markup=False, highlight=False)
+            console.err.print(f"building the plan: {phase}", highlight=False)
 
     return show
 
 
 def note(text: str) -> None:
     """One line on the error stream."""
-    console.err.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+    console.err.print(f"note: {text}", highlight=False, soft_wrap=True)
 
 
 def plan_line(plan: Plan, seconds_per_tile: float) -> str:

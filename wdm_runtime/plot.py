@@ -140,7 +140,7 @@ def _same_area(coarse: Grid, fine: Grid) -> bool:
 def _check_figure(figure: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    check_destination(figure, None, overwrite=True)
+    check_destination(figure, overwrite=True)
     formats = FigureCanvasBase.get_supported_filetypes()
     if figure.suffix[1:].lower() not in formats:
         raise OutputError(

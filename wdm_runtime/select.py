@@ -123,6 +123,25 @@ def select_box(field: PrecipField, text: str) -> PrecipField:
     return field.crop(chosen, slice(left, right))
 
 
+def crop_alike(
+    fine: PrecipField, whole: PrecipField, part: PrecipField, factor: int
+) -> PrecipField:
+    """What lies in a fine field where a part lies in its whole coarse one.
+
+    Parameters
+    ----------
+    fine
+        ``factor`` times as many cells as ``whole`` along both axes; rows in either order.
+    whole, part
+        A coarse field and a window of it.
+    """
+    top, left = (factor * (b - a) for a, b in zip(whole.origin, part.origin, strict=True))
+    height, width = (factor * n for n in part.grid.shape)
+    if not fine.grid.north_first:
+        top = fine.grid.y.size - top - height
+    return fine.crop(slice(max(0, top), max(0, top + height)), slice(left, left + width))
+
+
 def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bool) -> None:
     """Refuse a grid whose cells are not ``factor`` times as wide as those a model makes.
 

@@ -55,9 +55,9 @@ def test_the_remedies_name_no_option_of_one_command(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.touch()
     messages = []
-    for target, source in ((tmp_path / "no" / "r", None), (tmp_path, None), (path, str(path))):
+    for target, others in ((tmp_path / "no" / "r", ()), (tmp_path, ()), (path, (str(path),))):
         with pytest.raises(OutputError) as caught:
-            check_destination(target, source, overwrite=True)
+            check_destination(target, others, overwrite=True)
         messages.append(str(caught.value))
     assert all("hoose another name." in text and " -o" not in text for text in messages)
 

@@ -13,6 +13,7 @@ from conftest import SAMPLE, edit_manifest
 
 from wdm_runtime import latency, sampling
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.errors import OutputError
 from wdm_runtime.io import read_field
 
 REPORT_KEYS = {
@@ -247,3 +248,48 @@ def test_info_shows_and_checks_a_bundle(run, tiny, tiny_copy):
 def test_vv_shows_the_traceback(run):
     code, _, err = run("-vv", "infer", "nowhere.nc")
     assert code == 2 and "InputError" in err
+
+
+@pytest.mark.parametrize("name", ["run[test] b.nc", "d[/b].nc"])
+def test_names_are_shown_as_they_are(infer, tmp_path, name):
+    output = tmp_path / name
+    output.parent.mkdir(exist_ok=True)
+    code, out, _ = infer("-o", output, "--no-pixel-probe")
+    assert code == 0 and output.exists() and name.rpartition("/")[2] in out
+
+
+def test_who_stops_reading_stops_no_run(tiny, tmp_path):
+    command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
+    options = ["--bundle", tiny, "--steps", "3", "-o", tmp_path / "o.nc", "--no-pixel-probe"]
+    code = subprocess.run(
+        [
+            "bash",
+            "-c",
+            '"$@" | true; exit ${PIPESTATUS[0]}',
+            "-",
+            *command,
+            "infer",
+            SAMPLE,
+            *options,
+        ]
+    ).returncode
+    assert code == 0 and (tmp_path / "o.nc").exists()
+
+
+def test_a_name_that_the_terminal_cannot_show_fails_no_run(tiny, tmp_path):
+    command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
+    options = ["--bundle", tiny, "--steps", "3", "-o", "öut.nc", "--no-pixel-probe"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*command, "infer", SAMPLE, *options], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and (tmp_path / "öut.nc").exists()
+
+
+def test_a_report_replaces_no_input_and_no_output(infer, tmp_path):
+    given = tmp_path / "given.nc"
+    given.write_bytes(SAMPLE.read_bytes())
+    for report in ("given.nc", "made.nc"):
+        code, _, err = infer("-o", "made.nc", "--report", report, "--no-pixel-probe", source=given)
+        assert code == OutputError.exit_code and "which this run reads or writes too" in err
+        assert given.read_bytes() == SAMPLE.read_bytes() and not (tmp_path / "made.nc").exists()

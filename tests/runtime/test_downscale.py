@@ -144,6 +144,24 @@ def test_wanted_leaves_out_tiles_and_changes_nothing_where_it_computes_all(tiny,
     assert np.all(part[64:][np.isfinite(part[64:])] == 0)
 
 
+@pytest.mark.parametrize("shape", [(13, 17), (130, 100), (200, 200)])
+def test_a_mask_of_another_shape_is_refused_at_once(tiny, field, shape):
+    with Downscaler.open(tiny) as downscaler, pytest.raises(InputError, match=r"\(130, 170\)"):
+        downscaler.downscale(field, wanted=np.ones(shape, bool))
+
+
+def test_masked_cells_are_missing(tiny, field):
+    mask = np.zeros(field.rate_mm_h.shape, bool)
+    mask[:, 4:7, 4:7] = True
+    masked = replace(
+        field, rate_mm_h=np.ma.array(np.where(mask, -9999, field.rate_mm_h), mask=mask)
+    )
+    missing = replace(field, rate_mm_h=np.where(mask, np.nan, field.rate_mm_h))
+    expected = ensemble(tiny, missing)
+    for key, rate in ensemble(tiny, masked).items():
+        np.testing.assert_array_equal(rate, expected[key])
+
+
 def test_a_crop_draws_the_noise_of_the_whole(tiny, field):
     # One tile either way, so that only noise and context could differ: none does far inside.
     rate = np.zeros((1, 40, 40), np.float32)

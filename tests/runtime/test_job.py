@@ -160,10 +160,13 @@ def test_settings_survive_a_file():
         (("--units", "K"), "--units"),
         (("--noise-decorrelation", -5), "--noise-decorrelation"),
         (("--stats", "also", "--quantiles", "2"), "--quantiles"),
+        (("--quantiles", "0.5"), "--stats also"),
+        (("--thresholds", "5"), "--stats also"),
+        (("--members", 0), "--members"),
         (("-o", "out.txt"), "out.txt"),
     ],
 )
 def test_bad_choices_are_refused_before_work(infer, tmp_path, options, message):
-    code, _, err = infer("--no-pixel-probe", *options)
-    assert code == 2 and message in err
+    code, out, err = infer("--no-pixel-probe", *options)
+    assert code == 2 and message in err and "plan" not in out
     assert not list(tmp_path.glob("*.nc")) and not list(tmp_path.glob(".*.tmp"))

@@ -171,7 +171,7 @@ class TestWholeOrNothing:
         path = rain_file(tmp_path / "in.nc")
         (tmp_path / "link.nc").symlink_to(path)
         for name in ("in.nc", "link.nc"):
-            with pytest.raises(OutputError, match="is the input itself"):
+            with pytest.raises(OutputError, match="which this run reads or writes too"):
                 EnsembleWriter(tmp_path / name, read_netcdf(path), 2, 1, {}, overwrite=True)
 
     def test_refuses_missing_folders_and_odd_files(self, tmp_path: Path) -> None:

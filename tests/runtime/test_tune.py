@@ -11,9 +11,11 @@ from conftest import SAMPLE, TRUTH
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
+from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import read_attributes
 from wdm_runtime.presets import BEST, FAST, Preset
+from wdm_runtime.select import crop_alike, select_box
 from wdm_runtime.signing import SIGNATURE_NAME
 from wdm_runtime.tune import Trial, Tuning, keep_presets, tune, ways
 
@@ -176,3 +178,17 @@ def test_infer_takes_a_preset_and_says_what_it_was(infer, run, tiny, tmp_path):
     assert code == 2 and "fast, best" in err
     code, _, err = infer("--sampler", "heun", "--noise-scale", 1.2, "-o", "b.nc")
     assert code == 2 and "adds no noise" in err and not (tmp_path / "b.nc").exists()
+
+
+@pytest.mark.parametrize("south_first", [False, True], ids=["north first", "south first"])
+def test_any_box_cuts_input_and_truth_alike(pair, south_first):
+    whole, fine = pair
+    if south_first:
+        grid = replace(fine.grid, y=fine.grid.y[::-1])
+        fine = replace(fine, rate_mm_h=fine.load()[:, ::-1], grid=grid)
+    part = select_box(whole, "-96.03,34.02,-92,37")
+    cut = crop_alike(fine, whole, part, 10)
+    rows = cut.frame(0)[::-1] if south_first else cut.frame(0)
+    np.testing.assert_allclose(block_mean(rows, 10), part.frame(0), atol=2e-2)
+    centres = np.sort(cut.grid.y).reshape(-1, 10).mean(axis=1)
+    np.testing.assert_allclose(centres, np.sort(part.grid.y))

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,25 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and stdio.h
 
 
-def check_destination(path: Path, input_path: str | None, overwrite: bool) -> None:
+def check_destination(
+    path: Path, others: Iterable[str | Path | None] = (), overwrite: bool = False
+) -> None:
     """Refuse a path that cannot be written to, before any work is done for it.
+
+    Parameters
+    ----------
+    path
+        What is to be written.
+    others
+        Files that the same run reads, or writes too; None is none.
+    overwrite
+        Whether an older file may be replaced.
 
     Raises
     ------
     OutputError
         No such folder, or not writable; ``path`` is no regular file (or, named ``.zarr``, no Zarr
-        store), is ``input_path``, or exists without ``overwrite``.
+        store), is one of ``others``, or exists without ``overwrite``.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -48,6 +59,12 @@ def check_destination(path: Path, input_path: str | None, overwrite: bool) -> No
             f"{path}: folder '{folder}' is not writable; expected permission to create files. "
             "Change its mode or choose another name."
         )
+    for other in others:
+        if other is not None and _same_file(path, Path(other)):
+            raise OutputError(
+                f"{path}: is '{other}', which this run reads or writes too; expected another file. "
+                "Choose another name."
+            )
     if not os.path.lexists(path):
         return
     store = path.suffix.lower() == ZARR_SUFFIX
@@ -55,10 +72,6 @@ def check_destination(path: Path, input_path: str | None, overwrite: bool) -> No
         kind = "Zarr store" if store else "regular file"  # no other folder is ever replaced
         raise OutputError(
             f"{path}: is not a {kind}; expected one, or nothing. Choose another name."
-        )
-    if input_path is not None and _same_file(path, Path(input_path)):
-        raise OutputError(
-            f"{path}: is the input itself; expected another file. Choose another name."
         )
     if not overwrite:
         raise OutputError(
@@ -72,7 +85,9 @@ def _is_zarr_group(path: Path) -> bool:
 
 
 def _same_file(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()  # two files to be
 
 
 class Workspace:
@@ -221,7 +236,7 @@ def _link(temporary: Path, path: Path) -> None:
     except FileExistsError as error:
         raise _appeared(path) from error
     except OSError:  # no hard links on this file system: check as late as possible
-        check_destination(path, None, overwrite=False)
+        check_destination(path)
         os.replace(temporary, path)
 
 

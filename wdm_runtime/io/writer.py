@@ -83,7 +83,7 @@ def open_writer(
         The format's extra is not installed.
     """
     path = Path(path)
-    check_destination(path, field.source.path, overwrite)
+    check_destination(path, (field.source.path,), overwrite)
     suffix = path.suffix.lower()
     open_output: OpenOutput = _open_netcdf
     if suffix == ZARR_SUFFIX:
@@ -172,7 +172,7 @@ class EnsembleWriter:
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
-        check_destination(self.path, field.source.path, overwrite)
+        check_destination(self.path, (field.source.path,), overwrite)
         if factor < 1 or members < 1:
             raise InputError(
                 f"Asked for {members} members at factor {factor}; expected at least one of each. "
