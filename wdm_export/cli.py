@@ -82,8 +82,9 @@ def _network(
     values = given(base_channels=base, multipliers=multipliers, blocks=blocks)
     width = values.get("base_channels", NetworkConfig.base_channels)
     coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
-    # Narrow test networks have one head; wide ones keep the default size.
-    heads = min(NetworkConfig.head_channels, coarsest)
+    # Heads of the default size, or the next smaller that divides the channels evenly.
+    most = min(NetworkConfig.head_channels, max(1, coarsest))
+    heads = next(size for size in range(most, 0, -1) if coarsest % size == 0)
     return NetworkConfig(
         named_wavelet(wavelet, levels),
         attention=attention,
@@ -103,6 +104,25 @@ def _prepare(files: list[Path], store: Path, progress: Progress, size: int | Non
     prepared = data.prepare(files, store, on_file=on_file, **given(size=size))
     progress.update(task, note=f"{len(prepared.fine)} patches")
     return prepared
+
+
+def _refuse_other_patches(store: Any, files: list[Path], size: int | None, work: Path) -> None:
+    """A run that is continued keeps its training fields: others must not be swallowed."""
+    from wdm_export.data import digest_of
+    from wdm_runtime.skill import TILE_PX
+
+    had = {source.sha256: source.file for source in store.sources}
+    asked = {digest_of(file): file.name for file in files}
+    other = [f"{asked[d]} (not of the run)" for d in asked.keys() - had.keys()]
+    other += [f"no {had[d]}" for d in had.keys() - asked.keys()]
+    edge, wanted = store.fine.shape[1], TILE_PX if size is None else size
+    if wanted != edge:
+        other.append(f"--patch {wanted} (the run has {edge})")
+    if other:
+        raise InputError(
+            f"{work}: holds a run on other training data; got {', '.join(sorted(other))}. Give the "
+            "run's own files, or begin anew with another --work folder."
+        )
 
 
 def _refuse_other_settings(trainer: Any, network: Any, training: Any, work: Path) -> None:
@@ -329,6 +349,7 @@ def build(
     with progress_bars() as progress:
         if (store / "index.json").exists():
             patches = PatchStore.open(store)
+            _refuse_other_patches(patches, files, patch, folder)
         else:
             patches = _prepare(files, store, progress, patch)
         if (run / CHECKPOINT_NAME).exists():

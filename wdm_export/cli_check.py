@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,6 +98,7 @@ def _measure_precision(
 
 def _command(name: str, bundle: Path, files: list[Path], **options: Any) -> str:
     """The command that makes the same numbers again."""
-    words = [bundle.as_posix(), *(file.name for file in files)]
-    words += [f"--{option} {value}" for option, value in given(**options).items()]
-    return f"wdm-export {name} {' '.join(words)}"
+    words = ["wdm-export", name, bundle.as_posix(), *(file.name for file in files)]
+    for option, value in given(**options).items():
+        words += [f"--{option}", str(value)]
+    return shlex.join(words)

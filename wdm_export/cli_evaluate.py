@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from wdm_export.methods import Method
     from wdm_export.score_table import Evaluation
     from wdm_runtime.downscale import Downscaler
+    from wdm_runtime.field import PrecipField
 
 
 def evaluate(
@@ -68,12 +70,16 @@ def evaluate(
     from wdm_export.score_table import ScoreTable
     from wdm_export.tiles import Region
     from wdm_runtime.downscale import Downscaler
-    from wdm_runtime.io import read_field
-    from wdm_runtime.io.atomic import write_text
+    from wdm_runtime.io.atomic import check_destination, write_text
+    from wdm_runtime.manifest import MANIFEST_NAME
 
     region = Region.parse(bbox, outside)
     if report:
         make_folder(report)
+    if output:
+        check_destination(output, files, overwrite=True)
+    if keep:
+        check_destination(bundle / MANIFEST_NAME, overwrite=True)
     options = given(
         members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
         noise_scale=noise_scale, consistency=consistency, engine=engine, precision=precision,
@@ -95,7 +101,7 @@ def evaluate(
             task = progress.add_task("Evaluating", total=None, note="")
             result = evaluation.evaluate(
                 downscaler,
-                (read_field(file) for file in files),
+                _truths(files, downscaler.manifest.domain.spacing_km),
                 members,
                 seed,
                 _way(downscaler, asked),
@@ -107,10 +113,10 @@ def evaluate(
                 **given(bootstrap_draws=draws),
             )
         result = _named(result, downscaler, files)
+        console.out.print(ScoreTable(result))  # first of all: nothing that fails below takes it
         if report and gallery:
             write_report(report, result, gallery, command)
         opened = downscaler.bundle
-    console.out.print(ScoreTable(result))
     if output:
         write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:
@@ -118,6 +124,17 @@ def evaluate(
         rewrite_manifest(opened, replace(opened.manifest, scores=scores))
     if report:
         console.out.print(f"Wrote {report}: open {report / 'report.html'}", highlight=False)
+
+
+def _truths(files: list[Path], spacing_km: float) -> Iterator[PrecipField]:
+    """Fields of the model's own spacing: scores count in kilometres."""
+    from wdm_runtime.io import read_field
+    from wdm_runtime.select import check_spacing
+
+    for file in files:
+        field = read_field(file)
+        check_spacing(field, spacing_km, factor=1, assume=None)
+        yield field
 
 
 def _command(

@@ -79,7 +79,7 @@ def coarsen_file(
     Raises
     ------
     InputError
-        The crop is no four numbers or outside the field.
+        The factor does not fit the field, or the crop is no four numbers or outside it.
     OutputError
         A file exists or cannot be written.
     """
@@ -87,6 +87,11 @@ def coarsen_file(
         if path is not None:
             check_destination(path, (fine, other), overwrite)
     field = read_field(fine)
+    if not 1 < factor <= min(field.grid.shape):
+        raise InputError(
+            f"--factor got {factor}; expected 2 to {min(field.grid.shape)}, the cells of {fine} "
+            "along its shorter side. Correct it, or hand in a larger field."
+        )
     rows, columns = (n // factor for n in field.grid.shape)
     row, column, height, width = (n * factor for n in _parse(crop, rows, columns))
     field = field.crop(slice(row, row + height), slice(column, column + width))
@@ -100,7 +105,7 @@ def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, in
     if crop is None:
         return 0, 0, rows, columns
     parts = [part.strip() for part in crop.split(",")]
-    if len(parts) == 4 and all(part.isdigit() for part in parts):
+    if len(parts) == 4 and all(part.isdecimal() for part in parts):
         row, column, height, width = map(int, parts)
         if height > 1 and width > 1 and row + height <= rows and column + width <= columns:
             return row, column, height, width
@@ -114,20 +119,35 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
     import xarray as xr  # slow to import, and who only averages does without
 
     y, x = field.grid.names
-    times: npt.NDArray[np.datetime64] = np.array(field.valid_times, dtype="datetime64[ns]")
+    dated = not field.valid_times[0].startswith("none-")
+    if not dated and len(field.valid_times) > 1:
+        raise InputError(
+            f"{origin}: {len(field.valid_times)} frames have no valid time; expected times, or one "
+            "frame. Give the file a time coordinate."
+        )
     attributes = {
         "standard_name": "lwe_precipitation_rate",
         "long_name": "precipitation rate",
         "units": "mm h-1",
         "cell_methods": "area: mean",
     }
+    coordinates: dict[str, Any] = {
+        y: (y, field.grid.y, field.grid.attributes[0]),
+        x: (x, field.grid.x, field.grid.attributes[1]),
+    }
+    encoding: dict[str, dict[str, Any]] = {
+        "precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)}
+    }
+    rates, axes = field.load(), ["time", y, x]
+    if dated:
+        times: npt.NDArray[np.datetime64] = np.array(field.valid_times, dtype="datetime64[ns]")
+        coordinates["time"] = ("time", times, {"standard_name": "time", "axis": "T"})
+        encoding["time"] = {"units": "seconds since 1970-01-01", "dtype": "int64"}
+    else:
+        rates, axes = rates[0], axes[1:]
     dataset = xr.Dataset(
-        {"precipitation_rate": (("time", y, x), field.load(), attributes)},
-        coords={
-            "time": ("time", times, {"standard_name": "time", "axis": "T"}),
-            y: (y, field.grid.y, field.grid.attributes[0]),
-            x: (x, field.grid.x, field.grid.attributes[1]),
-        },
+        {"precipitation_rate": (axes, rates, attributes)},
+        coords=coordinates,
         attrs={
             "Conventions": "CF-1.11",
             "title": "Precipitation rate",
@@ -135,9 +155,5 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
             "history": "wdm-export coarsen",
         },
     )
-    encoding: dict[str, dict[str, Any]] = {
-        "precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)},
-        "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
-    }
     with whole_file(path, overwrite) as temporary:
         dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)

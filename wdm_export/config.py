@@ -12,6 +12,7 @@ from wdm_runtime.wavelets import WaveletSpec
 
 DIFFUSION, REGRESSION = "diffusion", "regression"
 OBJECTIVES = (DIFFUSION, REGRESSION)
+_MOST = 2.0**63  # of torch's seeds, and of anything else
 _LEAST_CHANNELS = 4  # two sinusoids of the time
 
 
@@ -50,7 +51,8 @@ class NetworkConfig:
         if self.attention and self.base_channels * self.multipliers[-1] % self.head_channels:
             raise InputError(
                 f"Attention over {self.base_channels * self.multipliers[-1]} channels cannot have "
-                f"heads of {self.head_channels}; expected a divisor. Set the head channels."
+                f"heads of {self.head_channels}; expected a divisor. Set head_channels, or leave "
+                "attention out."
             )
 
     def check_edge(self, edge_px: int, option: str) -> None:
@@ -111,11 +113,12 @@ class TrainConfig:
         positive = (*counts, "learning_rate")
         for name in (*positive, "tv_weight", "rain_weight", "seed"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 if name in positive else value >= 0):
+            fits = value is None or (value > 0 if name in positive else value >= 0)
+            if not fits or (value is not None and not value < _MOST):
                 raise InputError(
                     f"Training got {name}={value}; expected a "
-                    f"{'positive number' if name in positive else 'number not below 0'}. "
-                    f"Correct --{name.replace('_', '-')}."
+                    f"{'positive number' if name in positive else 'number not below 0'}, and less "
+                    f"than {_MOST:g}. Correct --{name.replace('_', '-')}."
                 )
         if self.batch % self.shards:
             raise InputError(

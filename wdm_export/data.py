@@ -204,7 +204,7 @@ def _fill(
         for file in map(Path, files):
             field = read_field(file)
             domain = widened(domain, field)
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest = digest_of(file)
             before = total
             for index, time in enumerate(field.valid_times):
                 first = total
@@ -231,6 +231,23 @@ def _fill(
         "sources": [asdict(source) for source in sources],
     }
     write_text(store / _INDEX, json.dumps(index_values, indent=1))
+
+
+def digest_of(file: Path) -> str:
+    """A source's SHA-256.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read.
+    """
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); expected a file of training fields. "
+            "Correct its name."
+        ) from error
 
 
 def widened(domain: Domain | None, field: PrecipField) -> Domain:

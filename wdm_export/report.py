@@ -24,7 +24,7 @@ from wdm_export.score_table import (
     shown,
 )
 from wdm_runtime.errors import OutputError
-from wdm_runtime.io.atomic import write_text
+from wdm_runtime.io.atomic import check_destination, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def make_folder(folder: Path) -> None:
     Raises
     ------
     OutputError
-        It cannot be made.
+        It cannot be made, or a file of the report not written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,8 @@ def make_folder(folder: Path) -> None:
         raise OutputError(
             f"{folder}: cannot be made ({error.strerror}). Choose another folder with --report."
         ) from error
+    for name in (SCORES_NAME, TILES_NAME, JSON_NAME, REPORT_NAME):
+        check_destination(folder / name, overwrite=True)
 
 
 def write_report(folder: Path, evaluation: Evaluation, gallery: Gallery, command: str) -> None:

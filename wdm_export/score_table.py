@@ -241,7 +241,7 @@ def bootstrap_line(evaluation: Evaluation) -> str:
     """What the intervals are."""
     draws = evaluation.settings.get("bootstrap_draws", 0)
     if not any(evaluation.intervals.values()):
-        return "No intervals: they need two tiles."
+        return "No intervals: " + ("they need two tiles." if draws else "none were asked for.")
     return (
         f"Below each score its 95 % interval: percentiles of {draws} bootstrap draws of the "
         f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}"

@@ -69,7 +69,7 @@ class Region:
         y, x = centre
         width, offset = self.east - self.west, x - self.west
         if degrees:  # across the dateline, and 230 for -130
-            width, offset = width % 360, offset % 360
+            width, offset = width if width >= 360 else width % 360, offset % 360
         return (self.south <= y <= self.north and 0 <= offset <= width) != self.outside
 
 

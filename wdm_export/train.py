@@ -28,8 +28,9 @@ from wdm_export.losses import amplitudes, training_loss
 from wdm_export.parallel import ALONE, Processes
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
-from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.errors import InputError, OutputError, SuspectError
 from wdm_runtime.grid import same_spacing
+from wdm_runtime.manifest import Domain
 from wdm_runtime.transform import PrecipTransform
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -58,6 +59,12 @@ class Progress:
 def _stratified_times(generator: torch.Generator, count: int) -> Tensor:
     """One uniform time in each of ``count`` equal parts of [0, 1): a mean with less variance."""
     return (torch.arange(count) + torch.rand(count, generator=generator)) / count
+
+
+def _joined(domain: Domain, other: Domain) -> Domain:
+    """Where a model is at home that saw both."""
+    (south, north), (lower, upper) = domain.latitudes, other.latitudes
+    return replace(domain, latitudes=(min(south, lower), max(north, upper)))
 
 
 def _learning_rate(config: TrainConfig, step: int, share: float) -> float:
@@ -93,7 +100,9 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.folder, self.store, self.config, self.model = folder, store, config, state.model
         self.step, self.seconds, self.processes = state.step, state.seconds, processes
-        self.earlier = state.earlier
+        self.earlier, self.domain = state.earlier, state.domain
+        own = [asdict(source) for source in store.sources]
+        self.sources = (*(s for s in state.sources if s not in own), *own)
         self.samplers = crop_samplers(store, config, state.model.network, processes)
         self.coefficients = Coefficients(state.model.network, state.model.transform)
         torch.manual_seed(config.seed)  # initial weights
@@ -177,7 +186,7 @@ class Trainer:
                 training=config,
                 step=0,
                 seconds=0.0,
-                domain=store.domain,
+                domain=_joined(weights.domain, store.domain),
                 curve=(),
                 earlier=weights.runs,
             )
@@ -195,8 +204,21 @@ class Trainer:
         """Continue the run of a folder from its last checkpoint.
 
         ``minutes`` or ``steps`` set a new total, to which the learning rate's schedule is fitted.
+
+        Raises
+        ------
+        InputError
+            No run to continue, or the store's patches are not those it was trained on.
         """
         state = Checkpoint.load(Path(folder) / CHECKPOINT_NAME)
+        seen = {(source["sha256"], source["valid_time"]) for source in state.sources}
+        other = [s.file for s in store.sources if (s.sha256, s.valid_time) not in seen]
+        if other or store.factor != state.model.factor:
+            raise InputError(
+                f"{store.path}: holds patches of {other[0] if other else store.factor}, which the "
+                f"run in {folder} was not trained on; expected the store that it began with. Name "
+                "that, or begin a new run with --weights."
+            )
         if minutes is not None or steps is not None:
             state = replace(state, training=replace(state.training, minutes=minutes, steps=steps))
         return cls(store, Path(folder), state, processes)
@@ -218,6 +240,7 @@ class Trainer:
             while self.share() < 1.0:
                 began = time.perf_counter()
                 losses.append(self._train_step())
+                self._require_finite(losses[-1][0])
                 took = self.processes.of_first(time.perf_counter() - began)
                 self.seconds += took
                 self.step += 1
@@ -242,7 +265,17 @@ class Trainer:
         self._save(final.released(), WEIGHTS_NAME)
         return final
 
+    def _require_finite(self, *values: float | Tensor) -> None:
+        """Stop before the last good checkpoint is replaced."""
+        if not all(bool(torch.as_tensor(value).isfinite().all()) for value in values):
+            raise SuspectError(
+                f"{self.folder}: training came to numbers that are not finite after step "
+                f"{self.step}; expected a loss that falls. The last checkpoint is whole: continue "
+                "from it with --resume, or begin anew with a lower --learning-rate."
+            )
+
     def _save(self, state: Checkpoint, name: str) -> None:
+        self._require_finite(*state.tensors.values())
         if self.processes.leads:
             state.save(self.folder / name)
 
@@ -252,14 +285,13 @@ class Trainer:
         for prefix, values in (("model", self.network.state_dict()), ("ema", self.ema)):
             tensors |= {f"{prefix}.{name}": value for name, value in values.items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
-        sources = tuple(asdict(source) for source in self.store.sources)
         return Checkpoint(
             self.model,
             self.config,
             self.step,
             self.seconds,
-            sources,
-            self.store.domain,
+            self.sources,
+            self.domain,
             tensors,
             earlier=self.earlier,
         )

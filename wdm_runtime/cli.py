@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -175,7 +176,7 @@ def infer(
     opened = Bundle.open(bundle, require_signature)
     settings = job.settled(settings, opened.manifest.presets)
     with reader, Downscaler.open(opened, engine, precision, options) as downscaler:
-        facts = job.provenance(downscaler, input, " ".join(["wdm-run", *sys.argv[1:]]))
+        facts = job.provenance(downscaler, input, shlex.join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:
             outcome = job.run(
                 downscaler,

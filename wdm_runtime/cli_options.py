@@ -61,6 +61,6 @@ def engine_options(
 
 
 def _number(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise InputError(f"--batch got '{text}'; expected a number or '{AUTO}'. Correct it.")
     return int(text)

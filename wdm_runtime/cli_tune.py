@@ -82,7 +82,7 @@ def run_tune(
         inside = select_box(whole, bbox)
         fields = [inside, crop_alike(truth_field, whole, inside, opened.manifest.factor)]
     domain = opened.manifest.domain
-    check_spacing(fields[0], domain.spacing_km, opened.manifest.factor, assume=False)
+    check_spacing(fields[0], domain.spacing_km, opened.manifest.factor, assume=None)
     options = engine_options(threads=threads, quiet=quiet)
     with Downscaler.open(opened, engine, precision, options) as downscaler:
         console.err.print(downscaler.choice.why, style="dim", highlight=False)

@@ -86,6 +86,7 @@ class VPSchedule:
 
 
 def denoised_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:
-    """Tweedie's estimate of x0: D = alpha x - sigma v."""
-    denoised: Array = np.float32(alpha) * x - np.float32(sigma) * v
-    return denoised
+    """Tweedie's estimate of x0, D = alpha x - sigma v, in the place of v."""
+    v *= np.float32(-sigma)
+    v += np.float32(alpha) * x
+    return v

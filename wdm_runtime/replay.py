@@ -86,7 +86,7 @@ def repeat(
     on_plan: Callable[[Plan, str | None], None] | None = None,
     on_step: Callable[[StepTime], None] | None = None,
 ) -> str:
-    """Make the output again in a temporary folder beside it, and compare all arrays.
+    """Make the output again in a temporary folder, and compare all arrays.
 
     Returns
     -------

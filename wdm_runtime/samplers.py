@@ -156,7 +156,7 @@ def integrate(
     Parameters
     ----------
     network
-        The v-prediction of a state at a time.
+        The v-prediction of a state at a time, in an array of its own: the estimate takes its place.
     x
         The state at the first step's time; it is not written.
     steps
@@ -177,10 +177,12 @@ def integrate(
             drawing = beside.submit(noise, i) if step.of_noise else None
             denoised = denoised_from_v(x, network(x, step.t), step.alpha, step.sigma)
             if i + 1 < len(steps):
-                x = np.float32(step.of_state) * x
+                # In place where the array is the loop's own: a domain's may be 100 MB.
+                x = np.multiply(x, np.float32(step.of_state), out=x if i else None)
                 x += np.float32(step.of_denoised) * denoised
-                if step.of_previous:
-                    x += np.float32(step.of_previous) * previous
+                if previous is not None and step.of_previous:
+                    previous *= np.float32(step.of_previous)
+                    x += previous
                 if drawing:
                     x += np.float32(step.of_noise) * drawing.result()
                     drawing = None  # or its numbers would live beside the next step's

@@ -142,7 +142,7 @@ def crop_alike(
     return fine.crop(slice(max(0, top), max(0, top + height)), slice(left, left + width))
 
 
-def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bool) -> None:
+def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bool | None) -> None:
     """Refuse a grid whose cells are not ``factor`` times as wide as those a model makes.
 
     Parameters
@@ -154,7 +154,8 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
     factor
         Fine cells per coarse cell along one axis.
     assume
-        The caller takes the grid for what the model expects, whatever its spacing.
+        The caller takes the grid for what the model expects, whatever its spacing. None: scores
+        or lengths depend on the spacing, so that no option takes it as it is.
 
     Raises
     ------
@@ -171,9 +172,8 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
     if assume:
         return
     expected = spacing_km * factor
-    remedy = (
-        "Regrid the field, choose another bundle with --bundle, or pass --assume-factor to take "
-        "the grid as it is."
+    remedy = "Regrid the field, or choose another bundle" + (
+        "." if assume is None else ", or pass --assume-factor to take the grid as it is."
     )
     spacing = field.grid.spacing_km
     if spacing is None:

@@ -127,5 +127,6 @@ class Tiling:
         return field[self.tiles[index].window]
 
     def blend(self, tile: Array, index: int, out: Array) -> None:
-        """Add one tile (c, size, size) with its weights to ``out`` (c, height, width)."""
-        out[self.tiles[index].window] += tile * self._weights[index]
+        """Weight one tile (c, size, size), in place, and add it to ``out`` (c, height, width)."""
+        tile *= self._weights[index]
+        out[self.tiles[index].window] += tile

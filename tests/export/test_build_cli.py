@@ -23,6 +23,8 @@ import wdm_export.cli  # noqa: E402
 import wdm_runtime.cli  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
+from wdm_runtime.grid import block_mean  # noqa: E402
+from wdm_runtime.io import read_field  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 
 NETWORK = ["--base", "4", "--depths", "1,1", "--blocks", "1", "--crop", "32", "--batch", "4"]
@@ -144,6 +146,23 @@ def test_build_again_refuses_settings_that_the_run_does_not_have(built, tmp_path
     )  # fmt: skip
     assert "seed" in err and "--work" in err
     assert not (tmp_path / "other").exists()
+
+
+def test_build_again_refuses_files_and_patches_that_the_run_does_not_have(built, tmp_path):
+    bundle, _ = built
+    work = bundle.with_name("mine-work")
+    (tmp_path / "other.nc").write_bytes(SAMPLE.read_bytes())
+    for given, words in (
+        ([tmp_path / "other.nc"], ["other.nc (not of the run)", f"no {TRUTH.name}"]),
+        ([TRUTH, tmp_path / "absent.nc"], ["absent.nc"]),
+        ([TRUTH, "--patch", "96"], ["--patch 96"]),
+    ):
+        err = run(
+            "wdm-export", "build", *given, "--minutes", "0.1", *NETWORK, "--tile", "64",
+            "--threads", "1", "--work", work, "-o", tmp_path / "other", code=2,
+        )  # fmt: skip
+        assert all(word in err for word in words), err
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_network_that_build_made_hears_the_time(built):
@@ -270,6 +289,16 @@ def test_coarsen_writes_block_means(tmp_path):
     assert "exists" in message
 
 
+def test_coarsen_takes_a_field_without_a_time(tmp_path):
+    with xr.open_dataset(TRUTH) as whole:
+        whole["precipitation_rate"].isel(time=0, drop=True).to_netcdf(tmp_path / "still.nc")
+    run("wdm-export", "coarsen", tmp_path / "still.nc", "-o", tmp_path / "coarse.nc")
+    found = read_field(tmp_path / "coarse.nc")
+    assert found.valid_times == ("none-0",)
+    expected = block_mean(read_field(TRUTH).frame(0), 10)
+    np.testing.assert_allclose(found.frame(0), expected, atol=1e-5)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -287,6 +316,7 @@ def test_coarsen_writes_block_means(tmp_path):
         (["train", "{store}", "-o", "{tmp}/r", "--steps", "1", "--minutes", "1"], 2, ["exactly"]),
         (["train", "{store}", "-o", "{tmp}/r", "--steps", "0"], 2, ["steps"]),
         (["train", "{store}", "-o", "{tmp}/r", "--steps", "1", "--seed", "-1"], 2, ["seed"]),
+        (["train", "{store}", "-o", "{tmp}/r", "--steps", "1", "--seed", "9" * 23], 2, ["seed"]),
         (["train", "{store}", "-o", "{tmp}/r", "--steps", "1", "--base", "0"], 2, ["channels"]),
         (["train", "{store}", "-o", "{tmp}/r", "--steps", "1", "--depths", "a"], 2, ["--depths"]),
         (["train", "{store}", "-o", "{tmp}/r", "--steps", "1", "--depths", "²"], 2, ["--depths"]),
@@ -300,6 +330,11 @@ def test_coarsen_writes_block_means(tmp_path):
         (["check", "{tmp}", "--weights", "{junk}"], 3, ["manifest.json"]),
         (["coarsen", "{tmp}/absent.nc", "-o", "{tmp}/c.nc"], 2, ["absent.nc"]),
         (["coarsen", "{truth}", "-o", "{tmp}/c.nc", "--crop", "0,0,99,9"], 2, ["--crop"]),
+        (["coarsen", "{truth}", "-o", "{tmp}/c.nc", "--crop", "0,0,9,²"], 2, ["--crop"]),
+        (["coarsen", "{truth}", "-o", "{tmp}/c.nc", "--factor", "0"], 2, ["--factor"]),
+        (["coarsen", "{truth}", "-o", "{tmp}/c.nc", "--factor", "-3"], 2, ["--factor"]),
+        (["coarsen", "{truth}", "-o", "{tmp}/c.nc", "--factor", "5000"], 2, ["--factor"]),
+        (["coarsen", "{truth}", "-o", "{tmp}/c.nc", "--truth", "{tmp}/c.nc"], 2, ["c.nc"]),
         (["nonsense"], 2, ["nonsense"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -14,6 +14,7 @@ from conftest import MODELS, TRUTH
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
+xarray = pytest.importorskip("xarray")
 
 from small_training import random_checkpoint  # noqa: E402
 from test_build_cli import NETWORK, run  # noqa: E402
@@ -112,6 +113,24 @@ def test_what_cannot_be_compared_is_refused(tiny: Path, tmp_path: Path, regressi
     assert "no box" not in evaluate(tiny, TRUTH, "--outside", code=2)
     (tmp_path / "file").write_text("")
     assert "--report" in evaluate(tiny, TRUTH, "--report", tmp_path / "file", code=2)
+
+
+def test_truth_of_another_spacing_has_no_scores_in_kilometres(tiny: Path, tmp_path: Path) -> None:
+    with xarray.open_dataset(TRUTH) as truth:
+        wide = truth.assign_coords(lat=truth.lat[0] + 5 * (truth.lat - truth.lat[0]))
+        wide.assign_coords(lon=5 * wide.lon).to_netcdf(tmp_path / "wide.nc")
+    for command in ("evaluate", "identity"):
+        message = run("wdm-export", command, tiny, tmp_path / "wide.nc", code=2)
+        assert "expected 1" in message and "km" in message and "--assume" not in message
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "report" / "scores.csv").mkdir(parents=True)
+    message = evaluate(tiny, TRUTH, "--report", tmp_path / "report", code=2)
+    assert "scores.csv" in message and "CRPS" not in message
+    assert "scores.json" in evaluate(tiny, TRUTH, "-o", TRUTH / "scores.json", code=2)
 
 
 def test_a_missing_pysteps_is_an_error_only_if_it_was_asked_for(

@@ -168,6 +168,10 @@ def test_longitudes_come_in_either_convention_and_cross_the_dateline() -> None:
     pacific = Region.parse("170,-10,-170,10")
     assert pacific and pacific.holds((0.0, 179.0), True) and pacific.holds((0.0, -179.0), True)
     assert not pacific.holds((0.0, 0.0), True)
+    for box in ("-180,-90,180,90", "0,-90,360,90"):
+        everywhere, nowhere = Region.parse(box), Region.parse(box, outside=True)
+        assert everywhere and everywhere.holds((36.0, 266.0), True)
+        assert nowhere and not nowhere.holds((36.0, 266.0), True)
     metres = Region.parse("0,0,1000,1000")
     assert metres and metres.holds((500.0, 360.0), False)
     assert not metres.holds((500.0, 1360.0), False)

@@ -42,7 +42,7 @@ def test_cut_and_blend_give_a_field_back(height, width):
     field = np.random.default_rng(0).standard_normal((3, height, width)).astype(np.float32)
     out = np.zeros_like(field)
     for index in range(len(tiling.tiles)):
-        tiling.blend(tiling.cut(field, index), index, out)
+        tiling.blend(tiling.cut(field, index).copy(), index, out)
     np.testing.assert_allclose(out, field, atol=1e-5)
 
 
