@@ -12,7 +12,7 @@ from wdm_runtime.errors import InputError
 # Arrays of the padded fine domain, in float32, that live at the same time; measured with
 # tracemalloc on every sampler, see tests/runtime/test_plan.py.
 _ARRAYS_A_SAMPLE = 7.0  # condition twice, state, last two denoised estimates, noise, a term
-_ARRAYS_ONCE = 3.0  # the result in making, and what the engine of the transforms keeps
+_ARRAYS_ONCE = 2.5  # the result in making, and what the engine of the transforms keeps
 _ARRAYS_A_CALL = 3.0  # of the tiles of an engine call: state, condition, result
 _BANDS_BYTES = 12 * 2**20  # what is done band by band or tile by tile, whatever the domain
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -141,8 +141,9 @@ def test_build_again_refuses_settings_that_the_run_does_not_have(built, tmp_path
     bundle, _ = built
     work = bundle.with_name("mine-work")
     err = run(
-        "wdm-export", "build", TRUTH, "--minutes", "0.1", *NETWORK, "--tile", "64", "--seed", "3",
-        "--threads", "1", "--work", work, "-o", tmp_path / "other", code=2,
+        "wdm-export", "build", TRUTH, "--minutes", "0.1", *NETWORK, "--tile", "64",
+        "--patch", "64", "--seed", "3", "--threads", "1", "--work", work,
+        "-o", tmp_path / "other", code=2,
     )  # fmt: skip
     assert "seed" in err and "--work" in err
     assert not (tmp_path / "other").exists()
