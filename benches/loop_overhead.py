@@ -83,7 +83,6 @@ class Parts:
         self.source = NoiseSource(0, field.valid_times[0], 0)
         self.x = self._draw(0)
         self.v = np.zeros_like(self.x)
-        self.tiles = self._engine()
 
     def seconds_a_step(self, member: int) -> dict[str, float]:
         """Each part's time, after an engine call, in a member's orientation."""
@@ -96,7 +95,8 @@ class Parts:
         calls_a_step = (1, 1, 1 / self.way.steps)
         found = {}
         for part, function, share in zip(PARTS, functions, calls_a_step, strict=True):
-            self._engine()
+            tile = self._engine()[0]
+            self.tiles = [tile.copy() for _ in self.tiling.tiles]  # blending weights them in place
             found[part] = share * timed(function)
         return found
 
@@ -126,8 +126,8 @@ class Parts:
 
     def _blend(self, orientation: int) -> None:
         v = np.zeros_like(self.x)
-        for index in range(len(self.tiling.tiles)):
-            self.tiling.blend(restored(self.tiles[0], orientation), index, v)
+        for index, tile in enumerate(self.tiles):
+            self.tiling.blend(restored(tile, orientation), index, v)
 
     def _integrate(self) -> None:
         """The whole sampler with a network and noise that cost nothing."""
