@@ -35,6 +35,7 @@ _NORMALS_PER_BLOCK = 2 * _WORDS_PER_BLOCK
 # Keeps positions left of or above the origin (padding) positive, so counters never borrow.
 _ORIGIN = 1 << 32
 _BAND_ROWS = 64
+_LEAST_PERIOD_MIN = 1e-3  # of noise that evolves: anchors are counted since 1970
 INITIAL_STEP = -1  # the address of the state that sampling starts from
 
 
@@ -165,24 +166,24 @@ def noise_of(seed: int, valid_time: str, member: int, decorrelation_min: float =
     Raises
     ------
     InputError
-        A negative or infinite period, or a frame without a date of the Gregorian calendar.
+        A negative, infinite or tiny period, or a frame without a date of the Gregorian calendar in
+        UTC.
     """
-    if not 0.0 <= decorrelation_min < math.inf:
+    if decorrelation_min != 0.0 and not _LEAST_PERIOD_MIN <= decorrelation_min < math.inf:
         raise InputError(
-            f"Got a noise decorrelation of {decorrelation_min:g} minutes; expected 0 or more. "
-            "Set --noise-decorrelation."
+            f"Got a noise decorrelation of {decorrelation_min:g} minutes; expected 0, or "
+            f"{_LEAST_PERIOD_MIN:g} or more. Set --noise-decorrelation."
         )
     if decorrelation_min == 0.0:
         return NoiseSource(seed, valid_time, member)
     try:
-        moment = datetime.fromisoformat(valid_time)
-    except ValueError as error:
+        minutes = (datetime.fromisoformat(valid_time) - datetime(1970, 1, 1)).total_seconds() / 60.0
+    except (ValueError, TypeError) as error:  # no date, or one with a zone
         raise InputError(
             f"Got the valid time '{valid_time}' with a noise decorrelation of "
-            f"{decorrelation_min:g} minutes; expected a date of the Gregorian calendar. Leave "
-            "--noise-decorrelation at 0 for this file."
+            f"{decorrelation_min:g} minutes; expected a date of the Gregorian calendar without "
+            "zone. Leave --noise-decorrelation at 0 for this file."
         ) from error
-    minutes = (moment - datetime(1970, 1, 1)).total_seconds() / 60.0
     anchor, rest = divmod(minutes, decorrelation_min)
     earlier, later = (
         NoiseSource(seed, f"anchor {float(decorrelation_min)!r} min {int(anchor) + k}", member)

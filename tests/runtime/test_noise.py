@@ -1,9 +1,12 @@
 """Addressed noise: golden values, statistics, and that only the address matters."""
 
+import math
+
 import numpy as np
 import pytest
 
-from wdm_runtime.noise import INITIAL_STEP, NoiseSource, normals_from_words
+from wdm_runtime.errors import InputError
+from wdm_runtime.noise import INITIAL_STEP, NoiseSource, noise_of, normals_from_words
 
 TIME = "2022-08-09T15:00:00"
 BOX = ((0, 24), (0, 40))
@@ -92,3 +95,19 @@ def test_seed_and_member_do_not_add_up():
     a = NoiseSource(0, TIME, 1).draw(0, 4, *BOX)
     b = NoiseSource(1, TIME, 0).draw(0, 4, *BOX)
     assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("time", "period"),
+    [
+        (TIME, -5.0),
+        (TIME, 1e-310),
+        (TIME, math.inf),
+        (TIME, math.nan),
+        (f"{TIME}Z", 5.0),
+        ("none-0", 5.0),
+    ],
+)
+def test_noise_evolves_over_a_period_and_from_a_date(time, period):
+    with pytest.raises(InputError, match="--noise-decorrelation"):
+        noise_of(0, time, 0, period)
