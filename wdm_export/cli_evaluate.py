@@ -233,9 +233,9 @@ def identity(
     """Check that a fine field equal to the interpolated coarse one leaves no detail to draw."""
     from wdm_export import identity as check
     from wdm_runtime.bundle import Bundle
-    from wdm_runtime.io import read_field
 
-    fields = (read_field(file) for file in files)
-    result = check.measure(Bundle.open(bundle), fields, **given(tile_px=tile))
+    opened = Bundle.open(bundle)
+    fields = _truths(files, opened.manifest.domain.spacing_km)
+    result = check.measure(opened, fields, **given(tile_px=tile))
     console.out.print(check.render(result))
     result.require()

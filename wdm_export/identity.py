@@ -27,7 +27,6 @@ from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import InputError, ParityError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
-from wdm_runtime.select import check_spacing
 from wdm_runtime.skill import TILE_PX, find_tiles
 
 Array = npt.NDArray[np.float32]
@@ -154,7 +153,6 @@ def _tiles(
     """Truth with missing cells as interpolated, and the interpolated block means, (size, size)."""
     for field in fields:
         coarse = coarsen(field, manifest.factor)
-        check_spacing(coarse, manifest.domain.spacing_km, manifest.factor, assume=None)
         for index in range(len(field.valid_times)):
             smooth = interpolated(coarse.frame(index), manifest.factor)
             fine = field.frame(index)[: smooth.shape[0], : smooth.shape[1]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wdm_runtime.consistency import DEFAULT_CONSISTENCY
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
@@ -24,7 +24,7 @@ from wdm_runtime.select import check_spacing, outside_training, select_box, sele
 from wdm_runtime.settings import Settings
 from wdm_runtime.statistics import MemberStore, StatisticsSpec
 from wdm_runtime.stepping import StepTime
-from wdm_runtime.suspect import DEFAULT_POLICY
+from wdm_runtime.suspect import DEFAULT_POLICY, check_policy
 from wdm_runtime.version import version
 
 STATS = ("none", "also", "only")
@@ -106,7 +106,9 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
             f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
         )
     if settings.members < 1:
-        raise InputError(f"--members got {settings.members}; expected at least 1. Correct it.")
+        raise InputError(f"Got {settings.members} members; expected at least 1. Set --members.")
+    check_mode(settings.consistency or DEFAULT_CONSISTENCY)
+    check_policy(settings.on_suspect or DEFAULT_POLICY)
     StatisticsSpec.parse(settings.quantiles, settings.thresholds)
     way = _way(settings, presets)
     return replace(

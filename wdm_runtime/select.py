@@ -172,8 +172,11 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
     if assume:
         return
     expected = spacing_km * factor
-    remedy = "Regrid the field, or choose another bundle" + (
-        "." if assume is None else ", or pass --assume-factor to take the grid as it is."
+    remedy = (
+        "Regrid the field, or choose another bundle."
+        if assume is None
+        else "Regrid the field, choose another bundle with --bundle, or pass --assume-factor to "
+        "take the grid as it is."
     )
     spacing = field.grid.spacing_km
     if spacing is None:

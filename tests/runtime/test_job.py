@@ -160,13 +160,27 @@ def test_settings_survive_a_file():
         (("--units", "K"), "--units"),
         (("--noise-decorrelation", -5), "--noise-decorrelation"),
         (("--stats", "also", "--quantiles", "2"), "--quantiles"),
-        (("--quantiles", "0.5"), "--stats also"),
-        (("--thresholds", "5"), "--stats also"),
-        (("--members", 0), "--members"),
         (("-o", "out.txt"), "out.txt"),
     ],
 )
 def test_bad_choices_are_refused_before_work(infer, tmp_path, options, message):
-    code, out, err = infer("--no-pixel-probe", *options)
-    assert code == 2 and message in err and "plan" not in out
+    code, _, err = infer("--no-pixel-probe", *options)
+    assert code == 2 and message in err
     assert not list(tmp_path.glob("*.nc")) and not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantiles", "0.5"), "--stats also"),
+        (("--thresholds", "5"), "--stats also"),
+        (("--stats", "only", "--quantiles", "7"), "--quantiles"),
+        (("--members", 0), "--members"),
+        (("--consistency", "exact"), "exact"),
+        (("--on-suspect", "panic"), "panic"),
+    ],
+)
+def test_what_options_alone_say_is_refused_before_the_plan(infer, tmp_path, options, message):
+    code, out, err = infer("--no-pixel-probe", *options)
+    assert code == 2 and message in err and "plan" not in out + err
+    assert not list(tmp_path.glob("*.nc"))
