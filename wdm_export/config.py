@@ -113,8 +113,9 @@ class TrainConfig:
         positive = (*counts, "learning_rate")
         for name in (*positive, "tv_weight", "rain_weight", "seed"):
             value = getattr(self, name)
-            fits = value is None or (value > 0 if name in positive else value >= 0)
-            if not fits or (value is not None and not value < _MOST):
+            if value is None:
+                continue
+            if not (value > 0 if name in positive else value >= 0) or not value < _MOST:
                 raise InputError(
                     f"Training got {name}={value}; expected a "
                     f"{'positive number' if name in positive else 'number not below 0'}, and less "

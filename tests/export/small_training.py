@@ -21,7 +21,7 @@ from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
 torch.set_num_threads(1)  # networks this small only lose by more
-TILE = 64
+TILE, CROP = 64, 32
 FACTOR = 10
 SMALL = NetworkConfig(base_channels=4, multipliers=(1, 1), blocks=1, head_channels=4)
 SOURCES = (
@@ -37,6 +37,12 @@ _score_graph = graphs.score_graph
 def small(levels: int = 2, **changes: object) -> NetworkConfig:
     """The small network on another wavelet."""
     return replace(SMALL, wavelet=WaveletSpec(levels=levels), **changes)
+
+
+def settings(steps: int = 12, **changes: object) -> TrainConfig:
+    """A training of seconds."""
+    values = {"batch": 4, "crop_px": CROP, "learning_rate": 2e-3, "warmup_steps": 5, "threads": 1}
+    return TrainConfig(steps=steps, **values | changes)
 
 
 def random_network(config: NetworkConfig = SMALL, seed: int = 0) -> UNet:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-xarray = pytest.importorskip("xarray")
 
 from conftest import TRUTH  # noqa: E402
-from small_training import SMALL, random_checkpoint, sample_store, small  # noqa: E402
+from small_training import CROP, SMALL, random_checkpoint, sample_store, settings, small  # noqa: E402
 
 from wdm_export.checkpoint import Checkpoint  # noqa: E402
 from wdm_export.config import TrainConfig  # noqa: E402
@@ -25,20 +24,13 @@ from wdm_export.train import (  # noqa: E402
     Trainer,
 )
 from wdm_runtime import wavelets  # noqa: E402
-from wdm_runtime.errors import InputError, SuspectError  # noqa: E402
+from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
 from wdm_runtime.transform import PrecipTransform  # noqa: E402
-
-CROP = 32
 
 
 class Interrupted(Exception):
     pass
-
-
-def settings(steps=12, **changes):
-    values = {"batch": 4, "crop_px": CROP, "learning_rate": 2e-3, "warmup_steps": 5, "threads": 1}
-    return TrainConfig(steps=steps, **values | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -320,44 +312,6 @@ def test_a_folder_that_holds_a_run_is_refused(store, run):
 def test_a_folder_without_a_run_cannot_be_resumed(store, tmp_path):
     with pytest.raises(InputError, match="is no checkpoint"):
         Trainer.resume(store, tmp_path)
-
-
-def other_store(folder):
-    """The sample's rain on another day and farther north."""
-    with xarray.open_dataset(TRUTH) as truth:
-        moved = truth.assign_coords(lat=truth.lat + 5, time=truth.time - np.timedelta64(365, "D"))
-        moved.to_netcdf(folder / "moved.nc")
-    return prepare([folder / "moved.nc"], folder / "moved", size=64)
-
-
-def test_weights_remember_every_day_and_latitude_they_were_trained_on(store, run, tmp_path):
-    released, other = Checkpoint.load(run[0] / WEIGHTS_NAME), other_store(tmp_path)
-    trainer = Trainer.start(other, tmp_path / "a", SMALL, settings(steps=1), released)
-    trainer.run()
-    found = Checkpoint.load(tmp_path / "a" / WEIGHTS_NAME)
-    assert [source["file"] for source in found.sources] == [TRUTH.name, "moved.nc"]
-    south, north = store.domain.latitudes[0], other.domain.latitudes[1]
-    assert found.domain.latitudes == (south, north)
-    again = Trainer.resume(other, tmp_path / "a", steps=2).run()
-    assert again.sources == found.sources and again.domain == found.domain
-
-
-def test_a_run_is_not_continued_on_other_patches(run, tmp_path):
-    with pytest.raises(InputError, match=r"moved.nc, which the run in .* was not trained on"):
-        Trainer.resume(other_store(tmp_path), run[0], steps=20)
-
-
-def test_numbers_that_are_not_finite_leave_the_last_checkpoint_whole(store, tmp_path, monkeypatch):
-    trainer = Trainer.start(store, tmp_path / "a", SMALL, settings(steps=2))
-    before = trainer.run()
-    trainer = Trainer.resume(store, tmp_path / "a", steps=6)
-    with torch.no_grad():
-        next(trainer.network.parameters()).fill_(torch.nan)
-    with pytest.raises(SuspectError, match="--learning-rate"):
-        trainer.run()
-    kept = Checkpoint.load(tmp_path / "a" / CHECKPOINT_NAME)
-    assert kept.step == 2
-    assert all(torch.equal(kept.tensors[name], value) for name, value in before.tensors.items())
 
 
 def test_training_goes_on_from_released_weights_of_the_same_network_only(store, run, tmp_path):

@@ -1,0 +1,66 @@
+"""What a run remembers: the patches it saw, and its last good checkpoint."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+xarray = pytest.importorskip("xarray")
+
+from conftest import TRUTH  # noqa: E402
+from small_training import SMALL, sample_store, settings  # noqa: E402
+
+from wdm_export.checkpoint import Checkpoint  # noqa: E402
+from wdm_export.data import prepare  # noqa: E402
+from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
+from wdm_runtime.errors import InputError, SuspectError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return sample_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "a"
+    Trainer.start(store, folder, SMALL, settings(steps=2)).run()
+    return folder
+
+
+def other_store(folder):
+    """The sample's rain on another day and farther north."""
+    with xarray.open_dataset(TRUTH) as truth:
+        moved = truth.assign_coords(lat=truth.lat + 5, time=truth.time - np.timedelta64(365, "D"))
+        moved.to_netcdf(folder / "moved.nc")
+    return prepare([folder / "moved.nc"], folder / "moved", size=64)
+
+
+def test_weights_remember_every_day_and_latitude_they_were_trained_on(store, run, tmp_path):
+    released, other = Checkpoint.load(run / WEIGHTS_NAME), other_store(tmp_path)
+    trainer = Trainer.start(other, tmp_path / "a", SMALL, settings(steps=1), released)
+    trainer.run()
+    found = Checkpoint.load(tmp_path / "a" / WEIGHTS_NAME)
+    assert [source["file"] for source in found.sources] == [TRUTH.name, "moved.nc"]
+    south, north = store.domain.latitudes[0], other.domain.latitudes[1]
+    assert found.domain.latitudes == (south, north)
+    again = Trainer.resume(other, tmp_path / "a", steps=2).run()
+    assert again.sources == found.sources and again.domain == found.domain
+
+
+def test_a_run_is_not_continued_on_other_patches(run, tmp_path):
+    with pytest.raises(InputError, match=r"moved.nc, which the run in .* was not trained on"):
+        Trainer.resume(other_store(tmp_path), run, steps=20)
+
+
+def test_numbers_that_are_not_finite_leave_the_last_checkpoint_whole(store, tmp_path):
+    trainer = Trainer.start(store, tmp_path / "a", SMALL, settings(steps=2))
+    before = trainer.run()
+    trainer = Trainer.resume(store, tmp_path / "a", steps=6)
+    with torch.no_grad():
+        next(trainer.network.parameters()).fill_(torch.nan)
+    with pytest.raises(SuspectError, match="--learning-rate"):
+        trainer.run()
+    kept = Checkpoint.load(tmp_path / "a" / CHECKPOINT_NAME)
+    assert kept.step == 2
+    assert all(torch.equal(kept.tensors[name], value) for name, value in before.tensors.items())
