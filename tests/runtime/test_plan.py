@@ -45,8 +45,9 @@ def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consi
             pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    # The plan is that of samplers with noise, an array more.
-    share = 0.4 if sampler in DETERMINISTIC else 0.5
+    # The plan is that of samplers with noise, an array more, with a consistency step, and of the
+    # engine that keeps most: ONNX Runtime keeps less than OpenVINO.
+    share = 0.35 if sampler in DETERMINISTIC else 0.5
     assert share * planned < peak <= planned
 
 
