@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from onnxscript.optimizer import optimize_ir
 
 from wdm_export.compiler_form import CpuForm, GpuForm
@@ -30,6 +31,7 @@ ROLE_PROPERTY = "wdm_role"
 _LAST = 2**31 - 1  # of a slice: to the end, in 32 bits as TensorRT counts
 _WEIGHT_OPS = {"Cast", "MatMul"}
 _LEAST_VALUES = 16  # of a weight: for fewer a cast costs more than it saves
+_LEAST_SHARED = 1024  # bytes: to name a place takes a hundred
 Array = npt.NDArray[np.float32]
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -175,6 +177,24 @@ def _transform_model(
     weights = [*steps.constants.values()]
     graph = helper.make_graph(nodes, name, values[:1], values[1:], initializer=weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def share_weights(model: onnx.ModelProto, file: str, data: bytes) -> None:
+    """Keep no weight that another graph of the bundle holds: name its place in that one's file.
+
+    Parameters
+    ----------
+    model
+        Loses the values of these weights.
+    file, data
+        Name and bytes of the other graph, which holds its weights itself.
+    """
+    for weight in model.graph.initializer:
+        size = len(weight.raw_data)
+        offset = data.find(weight.raw_data) if size >= _LEAST_SHARED else -1
+        if offset >= 0:
+            set_external_data(weight, file, offset, size)
+            weight.ClearField("raw_data")
 
 
 def label(model: onnx.ModelProto, role: str) -> None:

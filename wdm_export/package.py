@@ -133,23 +133,28 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
     network, spec = released.network(), released.model.network.wavelet
     entries: dict[str, GraphEntry] = {}
 
-    def add(role: str, model: onnx.ModelProto) -> None:
+    def add(role: str, model: onnx.ModelProto) -> bytes:
         graphs.label(model, role)
         data = model.SerializeToString()
         (folder / f"{role}.onnx").write_bytes(data)
         entries[role] = graphs.graph_entry(model, f"{role}.onnx", data)
+        return data
 
-    for precision in ("fp32", "fp16"):
-        notify(f"Exporting the score network in {precision}")
-        add(f"score_{precision}", graphs.score_graph(network, tile_px, precision == "fp16"))
+    def add_network(kind: str, network: UNet, what: str) -> None:
+        notify(f"Exporting {what} in fp32")
+        data = add(f"{kind}_fp32", graphs.score_graph(network, tile_px, fp16=False))
+        notify(f"Exporting {what} in fp16")
+        half = graphs.score_graph(network, tile_px, fp16=True)
+        graphs.share_weights(half, entries[f"{kind}_fp32"].file, data)
+        add(f"{kind}_fp16", half)
+
+    add_network("score", network, "the score network")
     tail, entries[STEP_ROLE] = step_tail(entries["score_fp32"])
     (folder / entries[STEP_ROLE].file).write_bytes(tail)
     add("dwt", graphs.dwt_graph(spec))
     add("idwt", graphs.idwt_graph(spec))
     pixel = latency_network(released.model.network)
-    for precision in ("fp32", "fp16"):
-        notify(f"Exporting the pixel model for the latency comparison in {precision}")
-        add(f"pixel_{precision}", graphs.score_graph(pixel, tile_px, precision == "fp16"))
+    add_network("pixel", pixel, "the pixel model for the latency comparison")
     golden = golden_file(network, tile_px)
     (folder / GOLDEN_NAME).write_bytes(golden)
     model = released.model

@@ -20,6 +20,7 @@ from wdm_runtime.manifest import (
     Manifest,
 )
 from wdm_runtime.onnx_gate import check_graph
+from wdm_runtime.onnx_weights import with_weights
 from wdm_runtime.plain_file import parse_json, read_plain
 from wdm_runtime.records import build
 from wdm_runtime.signing import check_signature, required_key
@@ -109,7 +110,7 @@ class Bundle:
         return cls(path, manifest, sha256(raw))
 
     def graph(self, role: str) -> bytes:
-        """The bytes of a graph, after comparing size and hash with the manifest.
+        """The bytes of a graph with its weights, after comparing sizes and hashes.
 
         Raises
         ------
@@ -123,8 +124,12 @@ class Bundle:
                 "Choose another --precision or export the bundle again."
             )
         entry = self.manifest.graphs[role]
-        data = self._read(entry)
-        check_graph(data, str(self.path / entry.file), tail=role == STEP_ROLE)
+        path = str(self.path / entry.file)
+        held = {other.file: other for other in self.manifest.graphs.values() if other != entry}
+        data = with_weights(
+            self._read(entry), path, lambda file: self._read(held[file]) if file in held else None
+        )
+        check_graph(data, path, tail=role == STEP_ROLE)
         return data
 
     def file(self, name: str) -> bytes:

@@ -18,7 +18,7 @@ from wdm_runtime.signing import SIGNATURE_NAME
 from wdm_runtime.transform import PrecipTransform, SubbandScale
 from wdm_runtime.wavelets import WaveletSpec
 
-SCHEMA_VERSION = 2  # 2: `domain`
+SCHEMA_VERSION = 3  # 2: `domain`; 3: graphs may share weights, see `onnx_weights`
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.selftest`
 # What each graph is for. The pixel graphs serve the latency comparison only; `step` is the

@@ -6,6 +6,8 @@ refused: subgraphs, functions, training, external and sparse tensors, sequences 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -49,7 +51,7 @@ _ELEMENTS = {
     10: (2, "int32_data"),  # fp16
 }
 
-_MODEL = table(
+MODEL = table(
     ir_version=(1, VARINT),
     producer_name=(2, BYTES),
     producer_version=(3, BYTES),
@@ -61,7 +63,7 @@ _MODEL = table(
     metadata_props=(14, BYTES, _MAX_PER_NODE),
 )
 _OPSET_ID = table(domain=(1, BYTES), version=(2, VARINT))
-_GRAPH = table(
+GRAPH = table(
     node=(1, BYTES, MAX_NODES),
     name=(2, BYTES),
     initializer=(5, BYTES, MAX_TENSORS),
@@ -91,7 +93,7 @@ _ATTRIBUTE = table(
     doc_string=(13, BYTES),
     type=(20, VARINT),
 )
-_TENSOR = table(
+TENSOR = table(
     dims=(1, VARINT, _MAX_RANK),
     data_type=(2, VARINT),
     float_data=(4, BYTES),
@@ -107,11 +109,11 @@ _TYPE = table(tensor_type=(1, BYTES))
 _TENSOR_TYPE = table(elem_type=(1, VARINT), shape=(2, BYTES))
 _SHAPE = table(dim=(1, BYTES, _MAX_RANK))
 _DIM = table(dim_value=(1, VARINT), dim_param=(2, BYTES))
-_PROPERTY = table(key=(1, BYTES), value=(2, BYTES))
+PROPERTY = table(key=(1, BYTES), value=(2, BYTES))
 
 
 def check_graph(data: bytes, name: str, tail: bool = False) -> None:
-    """Refuse bytes that are not one self-contained graph of plain arithmetic.
+    """Refuse bytes that are not one graph of plain arithmetic with its weights inside.
 
     Parameters
     ----------
@@ -128,19 +130,26 @@ def check_graph(data: bytes, name: str, tail: bool = False) -> None:
     BundleError
         Not that, or larger in number, rank or size than any graph of ours.
     """
-    try:
+    with refusals(name):
         _check_model(memoryview(data), tail)
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """What is `Refused` within is a BundleError that begins with ``name``."""
+    try:
+        yield
     except Refused as error:
         raise BundleError(
-            f"{name}: is no graph that this version runs ({error}); expected one self-contained "
-            f"ONNX graph of opset {OPSET}. Fetch or export the bundle again."
+            f"{name}: is no graph that this version runs ({error}); expected an ONNX graph of "
+            f"opset {OPSET} with its weights. Fetch or export the bundle again."
         ) from error
 
 
 def _check_model(data: memoryview, tail: bool) -> None:
-    model = read_message(data, _MODEL, "model")
+    model = read_message(data, MODEL, "model")
     for part in model["graph"]:
-        _check_graph(read_message(part, _GRAPH, "graph"))
+        _check_graph(read_message(part, GRAPH, "graph"))
     if tail:
         others = [name for name, values in model.items() if values and name != "graph"]
         if others or len(model["graph"]) != 1:
@@ -154,7 +163,7 @@ def _check_model(data: memoryview, tail: bool) -> None:
         raise Refused(f"imports opsets {found[:4]}, expected the standard one, {OPSET}")
     _texts(model, ("producer_name", "producer_version", "domain", "doc_string"), "model")
     for entry in model["metadata_props"]:
-        _texts(read_message(entry, _PROPERTY, "property"), ("key", "value"), "property")
+        _texts(read_message(entry, PROPERTY, "property"), ("key", "value"), "property")
 
 
 def _check_graph(graph: Message) -> None:
@@ -166,7 +175,7 @@ def _check_graph(graph: Message) -> None:
     for node in graph["node"]:
         _check_node(read_message(node, _NODE, "node"))
     for tensor in graph["initializer"]:
-        _check_tensor(read_message(tensor, _TENSOR, "tensor"))
+        _check_tensor(read_message(tensor, TENSOR, "tensor"))
     for value in values:
         _check_value(read_message(value, _VALUE, "value"))
     if not (graph["node"] and graph["input"] and graph["output"]):
@@ -185,7 +194,7 @@ def _check_node(node: Message) -> None:
         if any(abs(number) > _MAX_NUMBER for number in numbers):
             raise Refused(f"{op} has an attribute beyond {_MAX_NUMBER}")
         for tensor in attribute["t"]:
-            _check_tensor(read_message(tensor, _TENSOR, f"tensor of {op}"))
+            _check_tensor(read_message(tensor, TENSOR, f"tensor of {op}"))
 
 
 def _check_tensor(tensor: Message) -> None:

@@ -1,4 +1,4 @@
-"""A reader of protobuf's wire format that knows every field it may meet.
+"""A reader and writer of protobuf's wire format that know every field they may meet.
 
 Another field, another wire type, or more of a field than the table says is refused, so that no
 parser behind it can read more, or something else, than was looked at. The nesting is the
@@ -53,6 +53,30 @@ def read_message(data: memoryview, table: Table, what: str) -> Message:
             raise Refused(f"{what} has more than {field.most} of '{field.name}'")
         values.append(value)
     return found
+
+
+def write_message(message: Message, table: Table) -> bytes:
+    """The bytes of a message as `read_message` gives it."""
+    parts: list[bytes | memoryview] = []
+    for number, field in table.items():
+        for value in message.get(field.name, ()):
+            parts.append(_varint_bytes(number << 3 | field.wire))
+            if field.wire == VARINT:
+                parts.append(_varint_bytes(value))
+                continue
+            if field.wire == BYTES:
+                parts.append(_varint_bytes(len(value)))
+            parts.append(value)
+    return b"".join(parts)
+
+
+def _varint_bytes(value: int) -> bytes:
+    rest, parts = value % (1 << 64), bytearray()
+    while rest >= 0x80:
+        parts.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    parts.append(rest)
+    return bytes(parts)
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -8,19 +8,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.errors import BundleError
 from wdm_runtime.onnx_gate import ALLOWED_OPS, OPSET, check_graph
-from wdm_runtime.protobuf_wire import BYTES, VARINT, Refused, read_message, table
+from wdm_runtime.protobuf_wire import (
+    BYTES,
+    FIXED32,
+    VARINT,
+    Refused,
+    read_message,
+    table,
+    write_message,
+)
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
-GRAPHS = sorted(MODELS.glob("*/*.onnx"))
+BUNDLES = [Bundle.open(path.parent) for path in sorted(MODELS.glob("*/manifest.json"))]
+GRAPHS = [(bundle, role) for bundle in BUNDLES for role in bundle.manifest.graphs]
 DWT = (MODELS / "tiny" / "dwt.onnx").read_bytes()
 SCORE = (MODELS / "tiny" / "score_fp32.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_our_graphs_pass(path):
-    check_graph(path.read_bytes(), path.name, tail=path.stem == "step")
+@pytest.mark.parametrize(("bundle", "role"), GRAPHS, ids=[f"{b.path.name}/{r}" for b, r in GRAPHS])
+def test_our_graphs_pass(bundle, role):
+    check_graph(bundle.graph(role), role, tail=role == "step")
 
 
 @pytest.fixture
@@ -263,9 +273,12 @@ def test_messages_are_read_as_they_were_written(number, text):
             value >>= 7
         return bytes([*parts, value])
 
-    data = b"\x08" + varint(number) + b"\x12" + varint(len(text)) + text
-    found = read_message(memoryview(data), table(a=(1, VARINT), b=(2, BYTES)), "it")
+    fields = table(a=(1, VARINT), b=(2, BYTES), c=(3, FIXED32, 2))
+    data = b"\x08" + varint(number) + b"\x12" + varint(len(text)) + text + b"\x1d1234\x1d5678"
+    found = read_message(memoryview(data), fields, "it")
     assert found["a"] == [number] and bytes(found["b"][0]) == text
+    assert [bytes(value) for value in found["c"]] == [b"1234", b"5678"]
+    assert write_message(found, fields) == data
 
 
 @settings(max_examples=300, deadline=2000)

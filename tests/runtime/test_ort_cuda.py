@@ -13,6 +13,7 @@ import pytest
 from fake_ort_gpu import FELL_BACK, NO_MEMORY
 from gpu_box import GPU, OrtBox
 
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine, ort_cuda, select
 from wdm_runtime.engines.ort_cuda import precisions
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, described
@@ -144,7 +145,7 @@ def test_with_the_batch_fixed_no_node_is_left_that_belongs_on_the_cpu(tiny, tmp_
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(tmp_path / "basic.onnx")
     options.log_severity_level = 3
-    graph = (tiny.parent / bundle / f"{role}.onnx").read_bytes()
+    graph = Bundle.open(tiny.parent / bundle).graph(role)
     ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     left = {node.op_type for node in onnx.load(tmp_path / "basic.onnx").graph.node}
     assert "Conv" in left
