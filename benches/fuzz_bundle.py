@@ -29,6 +29,7 @@ from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.errors import BundleError
 from wdm_runtime.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry
 from wdm_runtime.onnx_gate import check_graph
+from wdm_runtime.onnx_weights import with_weights
 from wdm_runtime.selftest import read_golden
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -176,9 +177,14 @@ def main() -> None:
             return read_golden(replace(opened, manifest=manifest))
 
         fuzz("manifest", path.read_bytes(), other_values, manifest_of, options)
-        for role in ("dwt", "score_fp32"):
-            graph = opened.graph(role)
-            fuzz(f"graph {role}", graph, other_bytes, lambda g: check_graph(g, ""), options)
+        held = opened.graph("score_fp32")
+
+        def graph_of(raw: bytes) -> None:
+            check_graph(with_weights(raw, "", {"score_fp32.onnx": held}.get), "")
+
+        for role in ("dwt", "score_fp32", "score_fp16"):
+            raw = (bundle / opened.manifest.graphs[role].file).read_bytes()
+            fuzz(f"graph {role}", raw, other_bytes, graph_of, options)
         fuzz("golden file", golden, other_arrays, golden_of, options)
     print(f"\nPython on {os.uname().machine}, seed {options.seed}")
 
