@@ -116,7 +116,8 @@ class Replay:
         for member in range(members):
             rate = self.stored.read(frame, member)
             began = time.perf_counter()
-            rate = make_consistent(rate, coarse, smooth, self.factor, self.mode)
+            dry = self.stored.downscaler.bundle.manifest.transform.dry_threshold_mm_h
+            rate = make_consistent(rate, coarse, smooth, self.factor, self.mode, dry)
             self.seconds.append(time.perf_counter() - began)
             yield Sample(0, member, rate, UNBALANCED)
 

@@ -84,7 +84,8 @@ class Regression:
         rate = finish(frame, given, residual, manifest, _Transform(True, spec))
         rate[~valid_cells(rates, manifest.factor)] = np.nan
         smooth = interpolated(rates, manifest.factor)
-        rate = make_consistent(rate, rates, smooth, manifest.factor, self.consistency)
+        dry_mm_h = manifest.transform.dry_threshold_mm_h
+        rate = make_consistent(rate, rates, smooth, manifest.factor, self.consistency, dry_mm_h)
         yield cut(rate, places, size)
 
     @torch.no_grad()

@@ -49,6 +49,7 @@ def make_consistent(
     interpolated_mm_h: npt.NDArray[np.floating],
     factor: int,
     mode: str = DEFAULT_CONSISTENCY,
+    dry_threshold_mm_h: float = 0.0,
 ) -> Array:
     """Correct a fine field so that the means of its blocks are the coarse input.
 
@@ -59,7 +60,9 @@ def make_consistent(
 
     ``"multiplicative"`` scales each block, so dry cells stay dry. By at most `MAX_SCALING`: what
     is then still wanting is added in the shape of the interpolated field, or evenly where that is
-    dry. A dry member below a wet input is thereby the interpolated field, scaled.
+    dry. A dry member below a wet input is thereby the interpolated field, scaled. No rain below
+    ``dry_threshold_mm_h`` comes of it: such a block's rain goes to its wettest cells, to as many
+    as then all reach the threshold, and to one where even that cannot.
 
     Parameters
     ----------
@@ -73,6 +76,8 @@ def make_consistent(
         Fine cells per coarse cell along one axis.
     mode
         One of `MODES`; ``"none"`` gives the field back as it is.
+    dry_threshold_mm_h
+        [mm h-1] what the field's own rates below are 0 for.
 
     Returns
     -------
@@ -106,6 +111,8 @@ def make_consistent(
         else:
             shape = _blocks(_rows(interpolated_mm_h, band, factor), factor)[wrong]
             corrected = _scale(cells, mean[wrong], targets, shape.reshape(cells.shape))
+            faint = ((corrected > 0) & (corrected < dry_threshold_mm_h)).any(axis=1)
+            corrected[faint] = _concentrate(corrected[faint], dry_threshold_mm_h)
         blocks[wrong] = corrected.reshape(-1, factor, factor)
     return out
 
@@ -207,6 +214,31 @@ def _scale(
         level = (filling * valid).sum(axis=1) / valid.sum(axis=1)
         missing = targets[short] - MAX_SCALING * means[short]
         out[short] += filling * (missing / level)[:, None]
+    return out
+
+
+def _concentrate(cells: Float64, least: float) -> Float64:
+    """The rain of each block on its wettest cells, as many as reach ``least`` when scaled to it.
+
+    The k-th largest, scaled so that the k largest hold the block's rain, falls with k.
+
+    Parameters
+    ----------
+    cells
+        (block, cell) [mm h-1], NaN where missing, with rain in every block.
+    least
+        [mm h-1]
+    """
+    rain = np.nan_to_num(cells)
+    order = np.argsort(-rain, axis=1, kind="stable")
+    largest = np.take_along_axis(rain, order, axis=1)
+    sums = largest.cumsum(axis=1)
+    total = sums[:, -1:]
+    count = np.maximum((largest * total >= least * sums).sum(axis=1, keepdims=True), 1)
+    kept = np.empty(cells.shape, dtype=bool)
+    np.put_along_axis(kept, order, np.arange(cells.shape[1]) < count, axis=1)
+    scale = total / np.take_along_axis(sums, count - 1, axis=1)
+    out: Float64 = np.where(kept | np.isnan(cells), cells * scale, 0)
     return out
 
 

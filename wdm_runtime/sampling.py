@@ -208,7 +208,7 @@ class Sampling:
         wet_before = wet_after = wet_fraction(rate, dry_mm_h)
         if self.consistency != "none":
             smooth = interpolated(coarse, factor)
-            rate = make_consistent(rate, coarse, smooth, factor, self.consistency)
+            rate = make_consistent(rate, coarse, smooth, factor, self.consistency, dry_mm_h)
             wet_after = wet_fraction(rate, dry_mm_h)
         fault = suspicion(rate, missing, self.most_mm_h)
         if fault is None and self.consistency == "none":

@@ -203,3 +203,37 @@ def test_what_does_not_fit_is_said():
         correct(rate, coarse, "multiplicative", rate[:8])
     with pytest.raises(InputError, match="expected"):
         block_residual(rate[:8], coarse, FACTOR)
+
+
+LEAST = 0.1
+
+
+@given(fine_fields, coarse_fields, masks)
+@few
+def test_no_rain_below_the_dry_threshold_comes_of_scaling(fine, coarse, missing):
+    fine = np.where(fine < LEAST, np.float32(0), fine)
+    fine = np.where(missing, np.float32(np.nan), fine)
+    smooth = interpolate(coarse, FACTOR)
+    out = make_consistent(fine, coarse, smooth, FACTOR, "multiplicative", LEAST)
+    mean = block_mean(out, FACTOR)
+    valid = np.isfinite(mean)
+    np.testing.assert_allclose(mean[valid], coarse[valid], atol=1e-4, rtol=0)
+    blocks = out.reshape(3, FACTOR, 2, FACTOR).swapaxes(1, 2).reshape(6, -1)
+    faint = (blocks > 0) & (blocks < np.float32(LEAST))
+    # Where the rain of a whole block is less than the threshold, one cell holds it.
+    alone = (blocks > 0).sum(axis=1) == 1
+    assert not faint[~alone].any()
+    assert np.all(np.nansum(blocks[faint.any(axis=1)], axis=1) < LEAST)
+    again = make_consistent(out, coarse, smooth, FACTOR, "multiplicative", LEAST)
+    np.testing.assert_array_equal(again, out)
+
+
+def test_faint_rain_goes_to_the_wettest_cells():
+    rate = np.array([[4, 1, 0.5, 0], [0.4, 0.3, 0.2, 0.1]], dtype=np.float32)
+    coarse, smooth = np.array([[0.25, 0.25]]), np.zeros((2, 4))
+    out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.3)
+    # Left: 1 in all, whose cells were in 4 : 1 : 0.4 : 0.3; the second would have 0.2 of it.
+    # Right: 1 in all of 0.5 : 0.2 : 0.1 : 0; the second has 0.286 beside the first alone.
+    np.testing.assert_allclose(out, [[1, 0, 1, 0], [0, 0, 0, 0]], atol=1e-6)
+    out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.19)
+    np.testing.assert_allclose(out, [[0.8, 0.2, 5 / 7, 0], [0, 0, 2 / 7, 0]], atol=1e-6)
