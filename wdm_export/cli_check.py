@@ -60,11 +60,8 @@ def check(
         command = _command("check", bundle, files, tiles=tiles, members=members, seed=seed)
         names = tuple(file.name for file in files)
         measured = replace(measured, command=command, files=names)
-        package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
-        console.out.print(
-            f"Wrote it into {bundle}, whose sha256 is now {Bundle.own(bundle).sha256}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        line = package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
+        console.out.print(line, highlight=False, soft_wrap=True)
 
 
 def _measure_precision(

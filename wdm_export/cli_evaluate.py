@@ -121,7 +121,8 @@ def evaluate(
         write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
     if keep:
         scores = {**result.to_dict(), "command": command}
-        rewrite_manifest(opened, replace(opened.manifest, scores=scores))
+        line = rewrite_manifest(opened, replace(opened.manifest, scores=scores))
+        console.out.print(line, highlight=False, soft_wrap=True)
     if report:
         console.out.print(f"Wrote {report}: open {report / 'report.html'}", highlight=False)
 

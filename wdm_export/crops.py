@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ _SCALE_CROPS = 1024
 class CropSampler:
     """Random crops of a store: days drawn evenly, then patch, position, flips and transposition.
 
+    Over several shards days are as even as whole files allow.
+
     ``crop_px`` counts what the wavelet needs around a crop too. Positions are multiples of the
     wavelet's stride, as tiles are when sampling, so the network sees each phase between
     coefficients and coarse cells as it will meet it. ``shard`` of ``shards`` keeps to a part of the
@@ -33,7 +36,12 @@ class CropSampler:
     ) -> None:
         self.store = store
         self.shard = shard
-        self.days = list(store.by_day(shard, shards).values())
+        by_day = store.by_day(shard, shards)
+        self.days = list(by_day.values())
+        # A day that several shards hold is drawn less in each, as far as that can even days out.
+        held = Counter(day for number in range(shards) for day in store.by_day(number, shards))
+        share = np.array([1 / held[day] for day in by_day])
+        self.shares = share / share.sum() if by_day else share
         self.crop = crop_px
         self.stride = stride
         if not 0 < crop_px <= store.fine.shape[1] or crop_px % stride:
@@ -53,7 +61,7 @@ class CropSampler:
         out = np.empty((2, count, 1, self.crop, self.crop), dtype=np.float32)
         choices = (self.store.fine.shape[1] - self.crop) // self.stride + 1
         for i in range(count):
-            numbers = self.days[rng.integers(len(self.days))]
+            numbers = self.days[rng.choice(len(self.days), p=self.shares)]
             patch = numbers[rng.integers(len(numbers))]
             row, column = rng.integers(choices, size=2) * self.stride
             window = np.s_[patch, row : row + self.crop, column : column + self.crop]

@@ -133,22 +133,23 @@ def cut_patches(
 
     Yields
     ------
-    Fine and interpolated coarse patch, (size, size) [mm h-1]; the few missing cells are dry.
+    Fine and interpolated coarse patch, (size, size) [mm h-1], no cell of which the runtime would
+    leave out: the few that miss the truth have the interpolated rate.
     """
     coarse = block_mean(fine, factor).astype(np.float32)
     rows, columns = coarse.shape[0] * factor, coarse.shape[1] * factor
     fine = fine[:rows, :columns]
-    # A missing block is dry for the interpolation only: its cells count as missing in `fine`.
-    smooth = interpolate(np.nan_to_num(coarse), factor)
+    smooth = interpolate(coarse, factor)  # NaN where it reads a missing block
     stride = size // 2
     for row in range(0, rows - size + 1, stride):
         for column in range(0, columns - size + 1, stride):
             window = slice(row, row + size), slice(column, column + size)
-            patch = fine[window]
+            patch, given = fine[window], smooth[window]
             missing = np.isnan(patch)
             wet = np.count_nonzero(patch >= WET_MM_H)
-            if wet >= MIN_WET_SHARE * patch.size and missing.mean() < MAX_MISSING_SHARE:
-                yield np.where(missing, 0, patch), smooth[window]
+            enough = wet >= MIN_WET_SHARE * patch.size and missing.mean() < MAX_MISSING_SHARE
+            if enough and not np.isnan(given).any():
+                yield np.where(missing, given, patch), given
 
 
 def prepare(

@@ -192,7 +192,8 @@ def evaluate(
         raise InputError(
             f"{seen} fields have no tile to score; expected one of {tile_px} x {tile_px} cells "
             f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing"
-            f"{' in the region' if region else ''}. Hand in larger or wetter fields."
+            f"{' in the region' if region else ''}. Hand in larger or wetter fields"
+            f"{', or another --bbox' if region else ''}."
         )
     settings = {"members": members, "seed": seed, **asdict(way)}
     settings |= {"consistency": consistency, "tile_px": tile_px}
@@ -233,15 +234,16 @@ class _Run:
         """Draw and score every method on one frame's tiles."""
         rows, columns = (n // self.factor * self.factor for n in frame.grid.shape)
         fine, size, time = frame.frame(0)[:rows, :columns], self.tile_px, frame.valid_times[0]
-        places = {place: centre_of(frame.grid, place, size) for place in find_tiles(fine, size)}
+        coarse = coarsen(frame, self.factor)
+        blocks = coarse.frame(0)
+        reached = np.isfinite(bicubic(blocks, self.factor))
+        counted = np.where(reached, fine, np.nan)
+        places = {place: centre_of(frame.grid, place, size) for place in find_tiles(counted, size)}
         if self.region:
             degrees = frame.grid.is_latlon
             places = {p: c for p, c in places.items() if self.region.holds(c, degrees)}
         if not places:
             return
-        coarse = coarsen(frame, self.factor)
-        blocks = coarse.frame(0)
-        reached = np.isfinite(bicubic(blocks, self.factor))
         truths = {}
         for place, centre in places.items():
             at = window(place, size)

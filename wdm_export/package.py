@@ -198,8 +198,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
 
 
-def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> None:
+def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> str:
     """Give a bundle another manifest and card, both at once; a signature is no longer one.
+
+    Returns
+    -------
+    A line that says what the bundle's SHA-256 is now, and that a signature is gone.
 
     Raises
     ------
@@ -207,9 +211,14 @@ def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> None:
         The folder cannot be written beside.
     """
     target = bundle.path.resolve()
+    signed = (target / SIGNATURE_NAME).exists()
     with whole_file(target) as folder:
         shutil.copytree(target, folder, ignore=shutil.ignore_patterns(SIGNATURE_NAME))
         write_manifest(folder, manifest)
+    line = f"Wrote it into {bundle.path}, whose sha256 is now {Bundle.own(target).sha256}"
+    if signed:
+        line += f". Its signature was of the old one and is gone: wdm-export sign {bundle.path}"
+    return line
 
 
 def sign_bundle(bundle: Bundle, key: Path) -> Path:

@@ -50,6 +50,7 @@ DEFINITIONS = (
     "spread/skill: sqrt((M + 1) / M x mean variance) / RMSE of the mean; 1 is reliable",
     "Brier: mean (share of members >= threshold - event)^2; of a single field, of its yes or no",
     "CSI: hits / (hits + misses + false alarms) of rate >= threshold, pooled; 1 is perfect",
+    "SSIM, FSS, RAPSD, checkerboard: cells that do not count, under 1 % of a tile, are dry in both",
     "POD, FAR: hits / events, false alarms / forecast events, pooled",
     "bias: cells >= threshold, forecast over truth, pooled; 1 is perfect",
     f"FSS: fractions skill score at {FSS_SHOWN_MM_H} mm/h, windows inside the tile, pooled",
@@ -57,7 +58,8 @@ DEFINITIONS = (
     "log spectral distance: root mean square of that ratio over all wavenumbers; a mean of tiles",
     "intensity distance: root mean square of 10 log10(cells, forecast over truth) in 20 classes of "
     "rate from 1 to 100 mm/h",
-    "p95 .. p99.9, wet fraction: forecast minus truth, dry cells included; wet is >= 0.1 mm/h",
+    "p95 .. p99.9, wet fraction: forecast minus truth, dry cells included; wet is >= 0.1 mm/h. "
+    "Their intervals are of classes 2 % wide",
     "total: all rain, forecast over truth",
     "consistency: |block mean of the forecast - coarse input|",
     "speckle: mean |z - its 3 x 3 median|, forecast over truth; 1 is as the truth. Dry: where the "
@@ -277,7 +279,7 @@ class ScoreTable:
             cells = []
             for values, low_high in zip(columns, limits, strict=True):
                 value = values[label]
-                text = Text("-" if value is None or math.isnan(value) else f"{value:.3f}")
+                text = Text("-" if value is None or not math.isfinite(value) else f"{value:.3f}")
                 if label in low_high:
                     text.append("\n{:.3f} {:.3f}".format(*low_high[label]), style="dim")
                 cells.append(text)

@@ -210,6 +210,11 @@ class Trainer:
         InputError
             No run to continue, or the store's patches are not those it was trained on.
         """
+        if not (Path(folder) / CHECKPOINT_NAME).exists():
+            raise InputError(
+                f"{folder}: holds no run to continue; expected {CHECKPOINT_NAME}, which comes with "
+                "the first minutes of one. Begin it without --resume."
+            )
         state = Checkpoint.load(Path(folder) / CHECKPOINT_NAME)
         seen = {(source["sha256"], source["valid_time"]) for source in state.sources}
         other = [s.file for s in store.sources if (s.sha256, s.valid_time) not in seen]
@@ -251,7 +256,8 @@ class Trainer:
                     writer.writerow([*row, f"{rate:.3g}"])
                     log.flush()
                     losses.clear()
-                if self.seconds - last_save > 60 * self.config.checkpoint_minutes:
+                due = self.seconds - last_save > 60 * self.config.checkpoint_minutes
+                if due and not losses:  # with a whole row of the log behind it
                     self._save(self.checkpoint(), CHECKPOINT_NAME)
                     last_save = self.seconds
                 if on_step:
@@ -299,9 +305,10 @@ class Trainer:
     def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x0, condition, t, eps and weights of this step's crops, shard after shard."""
         (mean, std), (condition_mean, condition_std) = self._scales
+        begun = sum(run.step for run in self.earlier)  # what those drew does not come again
         parts = []
         for sampler in self.samplers:
-            rng = np.random.default_rng([self.config.seed, self.step, sampler.shard])
+            rng = np.random.default_rng([self.config.seed, begun + self.step, sampler.shard])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             crops = sampler.draw(rng, self.config.batch // self.config.shards)
             x0, condition = self.coefficients(*crops)

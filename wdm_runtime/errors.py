@@ -94,6 +94,6 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise MissingDependencyError(
             f"{purpose} needs the Python package '{module}', which cannot be imported ({error}). "
-            f"Install it with: {install_line(extra)}",
+            f"Install it with: {install_line(extra)}, in a clone: pip install '.[{extra}]'",
             extra,
         ) from error

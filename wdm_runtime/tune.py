@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.conditioning import valid_cells
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
@@ -217,6 +218,8 @@ def _frames(
     found: list[tuple[int, tuple[int, int]]] = []
     fine = [truth.frame(index)[flips[1]] for index in range(len(truth.valid_times))]
     for index, rates in enumerate(fine):
+        reached = valid_cells(coarse.frame(index)[flips[0]], factor)
+        rates = np.where(reached, rates, np.float32(np.nan))
         found += [(index, place) for place in find_tiles(rates, size)]
     if not found:
         raise InputError(

@@ -82,6 +82,23 @@ def test_shards_hold_all_files_once_and_rare_days_apart():
     assert sorted(map(len, shards)) == [1, 2]
 
 
+@pytest.mark.parametrize(("shards", "even"), [(1, True), (2, True), (4, False)])
+def test_days_stay_as_even_over_shards_as_whole_files_allow(shards, even):
+    """Three days of a file each and one of as many as there are shards."""
+    days = ["2004-09-26", "2017-01-02", "2022-06-02", *["2019-06-10"] * 5]
+    sources = tuple(Source(str(i), "", f"{day}T00:00:00", i, 1) for i, day in enumerate(days))
+    fine = np.broadcast_to(np.arange(8, dtype=np.float16)[:, None, None], (8, 16, 16))
+    store = PatchStore(Path(), 10, DOMAIN, sources, fine, fine)
+    drawn = np.zeros(8)
+    for shard in range(shards):
+        crops, _ = CropSampler(store, 8, 4, shard, shards).draw(np.random.default_rng(shard), 2000)
+        drawn += np.bincount(crops[:, 0, 0, 0].numpy().astype(int), minlength=8)
+    common = drawn[3:].sum() / drawn.sum()
+    # With four shards one of them holds no other day: a quarter of all crops is the common day's.
+    assert abs(common - 0.25) < (0.05 if even else 0.25)
+    assert (drawn > 0).all()
+
+
 def test_more_shards_than_files_are_refused():
     with pytest.raises(InputError, match="no file for data shard 4 of 4"):
         CropSampler(unequal_days(), 8, 4, 3, 4)

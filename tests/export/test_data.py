@@ -103,13 +103,25 @@ def test_dry_patches_are_skipped():
     assert not list(cut_patches(fine, FACTOR, SIZE))
 
 
-def test_patches_with_missing_cells_are_skipped_and_stray_ones_are_dry():
+def test_patches_that_read_a_missing_block_are_skipped():
+    fine = rain((40, 160))
+    fine[10:20, 40:50] = np.nan  # 6 % of one patch; two blocks around it read it
+    truths = [truth for truth, _ in cut_patches(fine, FACTOR, SIZE)]
+    reached = np.isnan(interpolate(block_mean(fine, FACTOR), FACTOR))[:SIZE]
+    kept = [c for c in range(0, 121, 20) if not reached[:, c : c + SIZE].any()]
+    assert 0 < len(kept) < 6 and kept == [80, 100, 120]
+    for truth, column in zip(truths, kept, strict=True):
+        np.testing.assert_array_equal(truth, fine[:, column : column + SIZE])
+
+
+def test_patches_with_missing_cells_are_skipped_and_stray_ones_are_interpolated():
     fine = rain((40, 80))
     fine[5:20, 50:55] = np.nan  # 4.7 % of the eastern patch, 1.6 % of the middle one: no
     fine[3, 3] = np.nan
     (truth, coarse), *rest = cut_patches(fine, FACTOR, SIZE)
     assert not rest
-    assert truth[3, 3] == 0 and np.isfinite(truth).all() and np.isfinite(coarse).all()
+    assert truth[3, 3] == coarse[3, 3] > 0 and np.isfinite(truth).all()
+    assert np.isfinite(coarse).all()
     # the stray cell does not pull its block's mean down
     block = fine[:10, :10]
     expected = block_mean(fine, FACTOR)

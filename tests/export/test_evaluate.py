@@ -192,13 +192,19 @@ def test_missing_truth_is_excluded_for_all_forecasts_alike() -> None:
     assert result.rows[1].metrics.mae_mm_h == 0
 
 
-def test_cells_that_read_a_missing_coarse_cell_do_not_count() -> None:
+def test_cells_that_read_a_missing_coarse_cell_are_missing() -> None:
     rate = showers(0)
     field = field_of(rate.copy())
-    field.rate_mm_h[0, 60:70, 130:140] = np.nan  # a block just east of the wet tiles
-    result = evaluate(Oracle({field.valid_times[0]: rate}), [field], 1, seed=0, tile_px=TILE)
-    reached = np.isnan(bicubic(coarsen(field, FACTOR).rate_mm_h[0], FACTOR))[:128, :128].sum()
-    assert reached > 0 and result.cells == 4 * TILE**2 - reached
+    field.rate_mm_h[0, 60:70, 140:150] = np.nan  # a block east of the wet tiles
+    reached = np.isnan(bicubic(coarsen(field, FACTOR).rate_mm_h[0], FACTOR))
+    truth = {field.valid_times[0]: rate}
+    for tile_px, tiles in ((TILE, 2), (2 * TILE, 1)):
+        # The same cells are more than 1 % of two small tiles, and less of a large one.
+        lost = reached[:128, :128].sum()
+        assert 2 * 0.01 * TILE**2 < lost < 0.01 * (2 * TILE) ** 2
+        result = evaluate(Oracle(truth), [field], 1, seed=0, tile_px=tile_px)
+        assert len(result.places) == tiles
+        assert result.cells == tiles * tile_px**2 - (lost if tiles == 1 else 0)
 
 
 def test_a_downscaler_that_leaves_cells_empty_is_refused() -> None:

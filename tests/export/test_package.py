@@ -279,6 +279,9 @@ def test_check_bundle_refuses_a_graph_in_another_ones_place(exported, checkpoint
 def test_a_bundle_with_another_manifest_has_no_signature_left(tiny_copy):
     (tiny_copy / SIGNATURE_NAME).write_text("of the old manifest")
     bundle = Bundle.open(tiny_copy)
+    said = package.rewrite_manifest(bundle, replace(bundle.manifest, name="renamed"))
+    assert "signature" in said and "wdm-export sign" in said
+    assert "signature" not in package.rewrite_manifest(bundle, bundle.manifest)
     package.rewrite_manifest(bundle, replace(bundle.manifest, name="renamed"))
     assert not (tiny_copy / SIGNATURE_NAME).exists()
     assert Bundle.open(tiny_copy).manifest.name == "renamed"

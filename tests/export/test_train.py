@@ -152,7 +152,7 @@ def test_the_loop_saves_what_a_stopped_run_goes_on_from(store, run, tmp_path):
     _, whole, _ = run
 
     def stop(progress):
-        if progress.step == 5:
+        if progress.step == 11:
             raise Interrupted
 
     trainer = Trainer.start(store, tmp_path, SMALL, settings(checkpoint_minutes=0.0))
@@ -160,7 +160,7 @@ def test_the_loop_saves_what_a_stopped_run_goes_on_from(store, run, tmp_path):
         trainer.run(stop)
     assert not list(tmp_path.glob(".*")), "a temporary file was left"
     resumed = Trainer.resume(store, tmp_path)
-    assert resumed.step == 5
+    assert resumed.step == 10  # where a row of the log ended
     assert_same(whole.tensors, resumed.run().tensors)
 
 
@@ -310,7 +310,7 @@ def test_a_folder_that_holds_a_run_is_refused(store, run):
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(store, tmp_path):
-    with pytest.raises(InputError, match="is no checkpoint"):
+    with pytest.raises(InputError, match=r"holds no run to continue.*without --resume"):
         Trainer.resume(store, tmp_path)
 
 

@@ -48,6 +48,16 @@ def test_weights_remember_every_day_and_latitude_they_were_trained_on(store, run
     assert again.sources == found.sources and again.domain == found.domain
 
 
+def test_a_run_that_trains_on_sees_other_crops_and_noise(store, run, tmp_path):
+    released = Checkpoint.load(run / WEIGHTS_NAME)
+    first = Trainer.start(store, tmp_path / "a", SMALL, settings(steps=4))
+    further = Trainer.start(store, tmp_path / "b", SMALL, settings(steps=4), released)
+    begun, continued = first._batch(), further._batch()
+    assert not any(torch.equal(a, b) for a, b in zip(begun[:4], continued[:4], strict=True))
+    first.step = released.step
+    assert torch.equal(first._batch()[3], continued[3])  # as if it had never stopped
+
+
 def test_a_run_is_not_continued_on_other_patches(run, tmp_path):
     with pytest.raises(InputError, match=r"moved.nc, which the run in .* was not trained on"):
         Trainer.resume(other_store(tmp_path), run, steps=20)

@@ -62,9 +62,7 @@ def test_report_and_probe(infer, tmp_path):
     assert 0 <= report["outside_engine_fraction"] < 1
     assert report["tiles_total"] % 3 == 0 and report["tiles_total"] > 0
     assert report["pixel_step_latency_ms"] > 0 and report["probe_s"] > 0
-    expected = report["pixel_step_latency_ms"] / step["p50"]
-    assert report["speedup_vs_pixel"] == pytest.approx(expected, abs=0.01)
-    assert "x faster" in out or "pixel model" in out
+    assert report["speedup_vs_pixel"] > 0 and "pixel model" in out
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a shell that becomes the command: POSIX")
@@ -86,7 +84,8 @@ def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_pat
     infer("-o", "a.nc", "--report", "a.json")
     infer("-o", "b.nc", "--report", "b.json")
     a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
-    assert a["pixel_step_latency_ms"] == b["pixel_step_latency_ms"]
+    for key in ("pixel_step_latency_ms", "speedup_vs_pixel"):
+        assert a[key] == b[key]  # of one measurement, whatever slows this run's steps
     cache = latency.cache_folder() / "pixel-probe.json"
     for damage in ("{", "[]", '{"x": "y"}'):
         cache.write_text(damage)
