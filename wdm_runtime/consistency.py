@@ -60,8 +60,8 @@ def make_consistent(
 
     ``"multiplicative"`` scales each block, so dry cells stay dry. By at most `MAX_SCALING`: what
     is then still wanting is added in the shape of the interpolated field, or evenly where that is
-    dry. A dry member below a wet input is thereby the interpolated field, scaled. No rain below
-    ``dry_threshold_mm_h`` comes of it: such a block's rain goes to its wettest cells, to as many
+    dry. A dry member below a wet input is thereby the interpolated field, scaled. Last, a block
+    with rain below ``dry_threshold_mm_h`` gives it all to cells with much rain around, to as many
     as then all reach the threshold, and to one where even that cannot.
 
     Parameters
@@ -111,9 +111,9 @@ def make_consistent(
         else:
             shape = _blocks(_rows(interpolated_mm_h, band, factor), factor)[wrong]
             corrected = _scale(cells, mean[wrong], targets, shape.reshape(cells.shape))
-            faint = ((corrected > 0) & (corrected < dry_threshold_mm_h)).any(axis=1)
-            corrected[faint] = _concentrate(corrected[faint], dry_threshold_mm_h)
         blocks[wrong] = corrected.reshape(-1, factor, factor)
+    if mode == "multiplicative" and dry_threshold_mm_h > 0:
+        _gather(out, coarse_mm_h, factor, dry_threshold_mm_h)
     return out
 
 
@@ -217,24 +217,48 @@ def _scale(
     return out
 
 
-def _concentrate(cells: Float64, least: float) -> Float64:
-    """The rain of each block on its wettest cells, as many as reach ``least`` when scaled to it.
+def _gather(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor: int, least: float) -> None:
+    """Leave no rain below ``least``, in place, by `_gathered` in each block that has some.
 
-    The k-th largest, scaled so that the k largest hold the block's rain, falls with k.
+    Rows are looked at as they were before the blocks beside them changed, so that the result does
+    not depend on how they are dealt out.
+    """
+    above = np.zeros((1, field.shape[1]), dtype=np.float32)
+    for band in _bands(coarse_mm_h.shape, factor):
+        rows = _rows(field, band, factor)
+        blocks, below = _blocks(rows, factor), field[band.stop * factor :][:1]
+        seen = np.pad(np.concatenate((above, rows, below)), ((0, not len(below)), (1, 1)))
+        above = rows[-1:].copy()
+        faint = ((blocks > 0) & (blocks < np.float32(least))).any(axis=(2, 3))
+        faint &= np.isfinite(coarse_mm_h[band])
+        if not faint.any():
+            continue
+        np.nan_to_num(seen, copy=False)
+        thirds = seen[:-2] + seen[1:-1] + seen[2:]
+        nearby = _blocks(thirds[:, :-2] + thirds[:, 1:-1] + thirds[:, 2:], factor)
+        cells, around = (part[faint].reshape(-1, factor**2) for part in (blocks, nearby))
+        blocks[faint] = _gathered(cells, around, least).reshape(-1, factor, factor)
+
+
+def _gathered(cells: Array, nearby: Array, least: float) -> Float64:
+    """The rain of each block on some of its wet cells, as many as all reach ``least`` then.
+
+    Those with the most rain in the 3 x 3 cells around come first: what is left lies together, as
+    rain does. The least of the first k, scaled so that they hold the block's rain, falls with k.
 
     Parameters
     ----------
-    cells
-        (block, cell) [mm h-1], NaN where missing, with rain in every block.
+    cells, nearby
+        (block, cell) [mm h-1], NaN where missing, with rain in every block; and what lies around.
     least
         [mm h-1]
     """
-    rain = np.nan_to_num(cells)
-    order = np.argsort(-rain, axis=1, kind="stable")
-    largest = np.take_along_axis(rain, order, axis=1)
-    sums = largest.cumsum(axis=1)
+    rain = np.nan_to_num(cells).astype(np.float64)
+    order = np.argsort(np.where(rain > 0, -nearby, np.inf), axis=1, kind="stable")
+    ranked = np.take_along_axis(rain, order, axis=1)
+    sums, lowest = ranked.cumsum(axis=1), np.minimum.accumulate(ranked, axis=1)
     total = sums[:, -1:]
-    count = np.maximum((largest * total >= least * sums).sum(axis=1, keepdims=True), 1)
+    count = np.maximum((lowest * total >= least * sums).sum(axis=1, keepdims=True), 1)
     kept = np.empty(cells.shape, dtype=bool)
     np.put_along_axis(kept, order, np.arange(cells.shape[1]) < count, axis=1)
     scale = total / np.take_along_axis(sums, count - 1, axis=1)

@@ -228,12 +228,24 @@ def test_no_rain_below_the_dry_threshold_comes_of_scaling(fine, coarse, missing)
     np.testing.assert_array_equal(again, out)
 
 
-def test_faint_rain_goes_to_the_wettest_cells():
-    rate = np.array([[4, 1, 0.5, 0], [0.4, 0.3, 0.2, 0.1]], dtype=np.float32)
-    coarse, smooth = np.array([[0.25, 0.25]]), np.zeros((2, 4))
-    out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.3)
-    # Left: 1 in all, whose cells were in 4 : 1 : 0.4 : 0.3; the second would have 0.2 of it.
-    # Right: 1 in all of 0.5 : 0.2 : 0.1 : 0; the second has 0.286 beside the first alone.
-    np.testing.assert_allclose(out, [[1, 0, 1, 0], [0, 0, 0, 0]], atol=1e-6)
-    out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.19)
-    np.testing.assert_allclose(out, [[0.8, 0.2, 5 / 7, 0], [0, 0, 2 / 7, 0]], atol=1e-6)
+def test_faint_rain_goes_to_cells_that_lie_together():
+    """Of the same four rates in each block those beside the neighbour's rain are kept."""
+    rate = np.array([[0.12, 0.11, 5, 5], [0.14, 0.13, 5, 5]], dtype=np.float32)
+    coarse, smooth = np.array([[0.06, 5]]), np.zeros((2, 4))
+    out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.1)
+    # 0.24 in all: on two cells, in their ratio; on three the least would have 0.07.
+    np.testing.assert_allclose(out[:, :2], [[0, 0.11], [0, 0.13]], atol=1e-6)
+    out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.12)
+    np.testing.assert_allclose(out[:, :2].sum(), 0.24, atol=1e-6)
+    assert np.count_nonzero(out[:, :2]) == 1  # 0.11 : 0.13 would leave one below
+    np.testing.assert_array_equal(out[:, 2:], 5)
+
+
+def test_gathering_does_not_depend_on_the_bands(monkeypatch):
+    rate, coarse = rain((60, 50)), rain((6, 5), seed=1) / 100
+    smooth = interpolate(coarse, 10)
+    whole = make_consistent(rate, coarse, smooth, 10, "multiplicative", LEAST)
+    monkeypatch.setattr("wdm_runtime.consistency._BAND_CELLS", 1)
+    parts = make_consistent(rate, coarse, smooth, 10, "multiplicative", LEAST)
+    np.testing.assert_array_equal(parts, whole)
+    assert np.any(whole != correct(rate, coarse, "multiplicative", smooth, 10))
