@@ -9,6 +9,9 @@ import pytest
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import private_folder
 from wdm_runtime.engines import open_engine
+from wdm_runtime.engines import openvino as openvino_engine
+from wdm_runtime.engines.openvino import OpenVinoEngine
+from wdm_runtime.errors import EngineError
 
 # Not `importorskip`: an import by anyone but the engine reports to Google Analytics.
 pytestmark = pytest.mark.skipif(
@@ -51,6 +54,37 @@ def test_the_compiled_graph_is_kept_under_its_hash_and_used_again(answer, cache,
     written = kept.stat().st_mtime_ns
     np.testing.assert_array_equal(answer(), first)
     assert files(cache) == [kept] and kept.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("order", [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_network_kept_in_one_precision_serves_no_other(tiny, cache, monkeypatch, order):
+    if not set(order) <= set(OpenVinoEngine.precisions()):
+        pytest.skip("this CPU computes in one of them only")
+    bundle = Bundle.open(tiny)
+    entry, graph = bundle.manifest.graphs["score_fp32"], bundle.graph("score_fp32")
+    x, condition = np.random.default_rng(0).standard_normal((2, 1, 16, 16, 16), dtype=np.float32)
+    feeds = {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
+
+    def run(precision):
+        engine = open_engine(graph, entry, "openvino", precision)
+        try:
+            return engine.run(feeds)
+        finally:
+            engine.close()
+
+    shared = {precision: run(precision) for precision in order}
+    assert np.abs(shared["fp32"] - shared["fp16"]).max() > 1e-5
+    for precision in order:  # each as in a cache of its own
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache / precision))
+        np.testing.assert_array_equal(run(precision), shared[precision])
+
+
+def test_a_network_that_runs_in_another_precision_is_an_error(tiny, cache, monkeypatch):
+    bundle = Bundle.open(tiny)
+    entry, graph = bundle.manifest.graphs["score_fp32"], bundle.graph("score_fp32")
+    monkeypatch.setattr(openvino_engine, "_convolutions", lambda _: {"f16"})
+    with pytest.raises(EngineError, match=r"in f32 but got \['CPU'\] in f16"):
+        open_engine(graph, entry, "openvino", "fp32")
 
 
 def test_a_truncated_entry_is_compiled_anew(answer, cache):

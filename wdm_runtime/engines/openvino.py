@@ -77,7 +77,8 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": hint,
         }
-        cache = private_folder("openvino", release.replace("/", "-"), entry.sha256)
+        # OpenVINO's own key leaves the precision out: it would load the network of another one.
+        cache = private_folder("openvino", release.replace("/", "-"), precision, entry.sha256)
         if cache:
             self._options["CACHE_DIR"] = str(cache)
         self._file, self._lock = entry.file, threading.Lock()
@@ -163,6 +164,9 @@ class OpenVinoEngine:
         devices = list(network.get_property("EXECUTION_DEVICES"))
         got = network.get_property("INFERENCE_PRECISION_HINT").to_string()
         wanted = self._options["INFERENCE_PRECISION_HINT"]
+        if got == wanted:  # the option is given back as it was set: ask what convolutions run in
+            ran = _convolutions(network)
+            got = got if not ran or wanted in ran else ", ".join(sorted(ran))
         if devices != [_DEVICE] or got != wanted:
             raise EngineError(
                 f"{self._file} was to run on {_DEVICE} in {wanted} but got {devices} in {got}. "
@@ -174,6 +178,16 @@ class OpenVinoEngine:
             f"{self.version} does not load {self._file} ({error}). "
             "Export the bundle again or upgrade: pip install -U openvino"
         )
+
+
+def _convolutions(network: Any) -> set[str]:
+    """The precisions that a compiled network's convolutions compute in."""
+    facts = [op.get_rt_info() for op in network.get_runtime_model().get_ops()]
+    return {
+        fact["runtimePrecision"].value
+        for fact in facts
+        if "layerType" in fact and fact["layerType"].value == "Convolution"
+    }
 
 
 def _single(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, ...]] | None:
