@@ -59,17 +59,20 @@ def fastest_batch(
             return 1, single, text
         single.close()
         return batch, open_for(batch), text
-    batch, engine, ms = _measured(single, open_for)
-    known.put(key, batch)
+    batch, engine, ms, failed = _measured(single, open_for)
     times = ", ".join(f"{value:.1f} ms at {size}" for size, value in ms.items())
-    return batch, engine, f"Batch {batch} is the fastest: a tile takes {times}."
+    text = f"Batch {batch} is the fastest: a tile takes {times}."
+    if failed:  # for the time being perhaps: measured anew next time
+        return batch, engine, f"{text} {failed}"
+    known.put(key, batch)
+    return batch, engine, text
 
 
 def _measured(
     single: WatchedEngine, open_for: Callable[[int], WatchedEngine]
-) -> tuple[int, WatchedEngine, dict[int, float]]:
-    """Batch, its engine, and the time a tile takes at each batch tried [ms]."""
-    best, engine = 1, single
+) -> tuple[int, WatchedEngine, dict[int, float], str]:
+    """Batch, its engine, the time a tile takes at each batch tried [ms], and what failed."""
+    best, engine, failed = 1, single, ""
     ms = {1: _ms_a_tile(single, 1)}
     spent_s = 1e-3 * ms[1] * (1 + _CALLS)
     for batch in BATCHES[1:]:
@@ -80,7 +83,8 @@ def _measured(
         try:
             larger = open_for(batch)
             ms[batch] = _ms_a_tile(larger, batch)
-        except EngineError:  # a device without the memory for it
+        except EngineError as error:  # a device without the memory for it, or no plan
+            failed = f"Batch {batch} was not measured: {' '.join(str(error).split())}"
             if larger is not None:
                 larger.close()
             break
@@ -90,7 +94,7 @@ def _measured(
             break
         engine.close()
         best, engine = batch, larger
-    return best, engine, ms
+    return best, engine, ms, failed
 
 
 def _ms_a_tile(engine: WatchedEngine, batch: int) -> float:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """This project's folder below the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "wdm-edge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home_cache()) / "wdm-edge"
+
+
+def _home_cache() -> Path:
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # a service's user may have no home, nor an entry that names one
+        return Path(tempfile.gettempdir()) / f"cache-of-{os.getuid()}"
 
 
 def private_folder(*names: str) -> Path | None:

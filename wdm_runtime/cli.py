@@ -191,7 +191,7 @@ def infer(
             )
         result = latency.report_of(downscaler, outcome)
         if not no_pixel_probe:
-            result = latency.with_pixel_probe(result, downscaler, threads)
+            result = latency.with_pixel_probe(result, downscaler, options)
     if report:
         write_text(report, result.to_json())
     console.out.print(panels.latency_panel(result, target))

@@ -19,7 +19,7 @@ from wdm_runtime.cli_options import (
 from wdm_runtime.doctor import diagnose
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import AUTO, ENGINES
-from wdm_runtime.errors import EngineError, ParityError
+from wdm_runtime.errors import EngineError, InputError, ParityError
 from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.selftest import report, selftest
 
@@ -78,6 +78,11 @@ def build_engine(
 ) -> None:
     """Build TensorRT plans on this machine, so that no later run has to."""
     console.out.quiet = quiet
+    if not engine.startswith("tensorrt"):
+        raise InputError(
+            f"--engine got '{engine}'; expected tensorrt or tensorrt-rtx, which alone have plans. "
+            "Choose one of them, or run 'wdm-run infer' with yours."
+        )
     opened_bundle = Bundle.open(bundle, require_signature)
     for size in batch or [1]:
         options = engine_options(str(size), quiet=quiet)

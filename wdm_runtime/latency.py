@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from wdm_runtime.began import seconds_since_began
-from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import cache_folder
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import Choice, Engine, open_engine
-from wdm_runtime.engines.options import EngineOptions, available_threads
+from wdm_runtime.engines import open_engine
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.errors import WdmError
 from wdm_runtime.job import Outcome
 from wdm_runtime.presets import Preset
 from wdm_runtime.process import machine, peak_rss_mib
@@ -143,37 +143,36 @@ def outside_engine_fraction(steps: list[StepTime]) -> float | None:
     return round(1 - sum(s.engine_seconds for s in steps) / total, 4) if total else None
 
 
-def measure_pixel(
-    bundle: Bundle, engine: Engine, choice: Choice, threads: int | None
-) -> tuple[float, float] | None:
+def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> tuple[float, float] | None:
     """Times of the pixel model's score network and of the engine's own on one tile [ms].
 
     Calls take turns, so that a busy machine slows both alike, and the best of a few counts.
     Measured once per bundle, engine, precision and machine; None if the bundle has no pixel graph
     of this precision.
     """
-    role = _PIXEL_ROLES[choice.graph]
-    if role not in bundle.manifest.graphs:
+    bundle, engine, choice = downscaler.bundle, downscaler.engine, downscaler.choice
+    role, graphs = _PIXEL_ROLES[choice.graph], bundle.manifest.graphs
+    if role not in graphs:
         return None
-    threads = threads or available_threads()
-    key = "|".join((bundle.sha256[:16], engine.version, choice.precision, machine(), str(threads)))
+    facts = (bundle.sha256[:16], engine.version, engine.device, choice.precision, machine())
+    key = "|".join((*facts, str(options.cpu_threads)))
     probes = Remembered(cache_folder() / "pixel-probe.json")
     cached = probes.get(f"{key}|pixel"), probes.get(f"{key}|score")
     if cached[0] is not None and cached[1] is not None:
         return cached[0], cached[1]
-    graphs = bundle.manifest.graphs
-    options = EngineOptions(threads)
+    batch = downscaler.batch
+    options = replace(options, batch=1, measure_batch=False)
     pixel = open_engine(bundle.graph(role), graphs[role], choice.kind, choice.precision, options)
     timed = (
-        (pixel, feeds_of(graphs[role].inputs, 1)),
-        (engine, feeds_of(graphs[f"score_{choice.graph}"].inputs, 1)),
+        (pixel, feeds_of(graphs[role].inputs, 1), 1),
+        (engine, feeds_of(graphs[f"score_{choice.graph}"].inputs, batch), batch),
     )
     best = [math.inf, math.inf]
     try:
         for _ in range(_PROBE_CALLS):
-            for number, (network, feeds) in enumerate(timed):
+            for number, (network, feeds, tiles) in enumerate(timed):
                 network.run(feeds)
-                best[number] = min(best[number], timed_call(network, feeds))
+                best[number] = min(best[number], timed_call(network, feeds) / tiles)
     finally:
         pixel.close()
     pixel_ms, score_ms = (round(1e3 * seconds, 3) for seconds in best)
@@ -182,10 +181,17 @@ def measure_pixel(
     return pixel_ms, score_ms
 
 
-def with_pixel_probe(report: Report, downscaler: Downscaler, threads: int | None) -> Report:
-    """A report with the pixel model's time and its ratio to the score network's beside it."""
+def with_pixel_probe(report: Report, downscaler: Downscaler, options: EngineOptions) -> Report:
+    """A report with the pixel model's time and its ratio to the score network's beside it.
+
+    Whatever keeps the pixel model from running is noted: the run itself is done.
+    """
     began = time.perf_counter()
-    found = measure_pixel(downscaler.bundle, downscaler.engine, downscaler.choice, threads)
+    try:
+        found = measure_pixel(downscaler, options)
+    except WdmError as error:
+        options.note(f"The pixel model was not timed: {error}")
+        found = None
     return replace(
         report,
         pixel_step_latency_ms=found[0] if found else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +20,7 @@ from wdm_runtime.engines import (
 )
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
-from wdm_runtime.errors import EngineError, WdmError
+from wdm_runtime.errors import EngineError, MissingDependencyError, WdmError
 from wdm_runtime.fused import FusedStep
 from wdm_runtime.golden import check_engine
 from wdm_runtime.manifest import STEP_ROLE
@@ -50,7 +51,22 @@ def open_engines(
     ------
     BundleError, EngineError, MissingDependencyError
     """
-    choice, score = _open_score(bundle, engine, precision, options)
+    with ExitStack() as opened:
+        choice, score = _open_score(bundle, engine, precision, options)
+        opened.callback(score.close)
+        found = _open_others(bundle, choice, score, options, opened)
+        opened.pop_all()  # the caller's from here on
+    return found
+
+
+def _open_others(
+    bundle: Bundle,
+    choice: Choice,
+    score: WatchedEngine,
+    options: EngineOptions,
+    opened: ExitStack,
+) -> OpenedEngines:
+    """What goes with the score graph, which another batch may replace."""
     # A CPU gains little from batches, as the caches are the limit, and starts later with them.
     batch = options.batch or 1
     if options.measure_batch:
@@ -59,8 +75,11 @@ def open_engines(
             lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
             batch_key(bundle, choice, options),
         )
+        opened.callback(score.close)
         choice = replace(choice, why=f"{choice.why} {found}")
     transforms = open_transforms(bundle, choice.kind, options)
+    for transform in transforms:
+        opened.callback(transform.close)
     fused = _fused(bundle, choice, replace(options, batch=batch))
     return OpenedEngines(score, transforms, choice, batch, fused)
 
@@ -70,22 +89,29 @@ def _open_score(
 ) -> tuple[Choice, WatchedEngine]:
     """The score graph on the engine asked for, or on the best that really opens it."""
 
-    rejected: dict[str, str] = {}
+    rejected: dict[tuple[str, str], str] = {}
     while True:
         choice = select(engine, precision, rejected)
         try:
             return choice, _watched(bundle, choice, options)
-        except EngineError as error:
+        except (EngineError, MissingDependencyError) as error:
             if engine != AUTO:
                 raise
-            rejected[choice.kind] = str(error)
+            rejected[choice.kind, choice.precision] = str(error)
 
 
 def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
     """The score graph on its engine, which was seen to compute what the bundle says."""
 
     def opened(graph: str, computes_in: str) -> Engine:
-        entry, data = bundle.manifest.graphs[f"score_{graph}"], bundle.graph(f"score_{graph}")
+        role = f"score_{graph}"
+        if role not in bundle.manifest.graphs:
+            raise EngineError(
+                f"{bundle.path}: has no graph '{role}' for {choice.kind} in {computes_in}; "
+                f"expected one of {', '.join(bundle.manifest.graphs)}. Choose another --precision, "
+                "or export the bundle again."
+            )
+        entry, data = bundle.manifest.graphs[role], bundle.graph(role)
         return open_engine(data, entry, choice.kind, computes_in, options)
 
     full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None

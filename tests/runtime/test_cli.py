@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import netCDF4
 import numpy as np
 import pytest
 from conftest import SAMPLE, edit_manifest
+from netcdf_files import add, coordinates
 
 from wdm_runtime import latency, sampling
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.errors import OutputError
+from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.io import read_field
 
 REPORT_KEYS = {
@@ -91,6 +93,57 @@ def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_pat
         cache.write_text(damage)
         assert infer("-o", "c.nc", "--overwrite", "--report", "c.json")[0] == 0
         assert json.loads((tmp_path / "c.json").read_text())["pixel_step_latency_ms"] > 0
+
+
+def test_a_run_without_rain_is_reported_like_any_other(infer, tmp_path):
+    with netCDF4.Dataset(SAMPLE) as data:
+        lat, lon = np.asarray(data["lat"][:20]), np.asarray(data["lon"][:20])
+    with netCDF4.Dataset(tmp_path / "dry.nc", "w") as data:
+        coordinates(data, lat, lon, [0.0])
+        rain = np.zeros((1, 20, 20))
+        add(data, "rain", rain, units="mm h-1", standard_name="lwe_precipitation_rate")
+    code, out, err = infer("--report", "r.json", source=tmp_path / "dry.nc")
+    assert code == 0 and "pixel model" in out, err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["step_latency_ms"] is None and report["speedup_vs_pixel"] > 0
+
+
+def test_a_pixel_model_that_does_not_run_costs_no_report(infer, tiny_copy, tmp_path):
+    (tiny_copy / "pixel_fp32.onnx").write_bytes(b"damaged")
+    words = ("--bundle", tiny_copy, "--engine", "ort-cpu", "--precision", "fp32")
+    code, out, err = infer(*words, "--report", "r.json")
+    assert code == 0 and "The pixel model was not timed" in " ".join((out + err).split())
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["wall_s"] > 0 and report["pixel_step_latency_ms"] is None
+
+
+def test_a_bundle_without_the_graph_of_a_precision_says_so(infer, tiny_copy):
+    manifest = json.loads((tiny_copy / "manifest.json").read_text())
+    del manifest["graphs"]["score_fp16"]
+    (tiny_copy / "manifest.json").write_text(json.dumps(manifest))
+    words = ("--bundle", tiny_copy, "--engine", "ort-cpu", "--no-pixel-probe")
+    code, _, err = infer(*words, "--precision", "fp16")
+    assert code == 4 and "has no graph 'score_fp16'" in err and "--precision" in err
+    assert infer(*words)[0] == 0
+
+
+def test_plans_are_built_of_tensorrt_alone(run, tiny):
+    code, _, err = run("build-engine", "--bundle", tiny, "--engine", "ort-cpu")
+    assert code == InputError.exit_code and "tensorrt or tensorrt-rtx" in err
+
+
+def test_threads_beyond_any_machine_are_refused(infer):
+    code, _, err = infer("--threads", "3000000000")
+    assert code == InputError.exit_code and "Set --threads" in err
+
+
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert latency.cache_folder().is_absolute()
 
 
 def test_without_the_probe_its_keys_are_null(infer, tmp_path):

@@ -196,7 +196,9 @@ PRECISIONS = (AUTO, "fp32", "fp16", "bf16")
 
 
 def select(
-    engine: str = AUTO, precision: str = AUTO, rejected: Mapping[str, str] | None = None
+    engine: str = AUTO,
+    precision: str = AUTO,
+    rejected: Mapping[tuple[str, str], str] | None = None,
 ) -> Choice:
     """Find an engine that works here.
 
@@ -207,7 +209,7 @@ def select(
     precision
         One of `PRECISIONS`; ``"auto"`` takes the engine's best.
     rejected
-        Engines that ``"auto"`` passes over, and why.
+        Engines and precisions that ``"auto"`` passes over, and why.
 
     Raises
     ------
@@ -230,16 +232,22 @@ def select(
     return _choice(engine, chosen, "as asked for.")
 
 
-def _best(precision: str, rejected: Mapping[str, str]) -> Choice:
+def _one_line(text: str) -> str:
+    """Libraries' messages may have several."""
+    return " ".join(text.split())
+
+
+def _best(precision: str, rejected: Mapping[tuple[str, str], str]) -> Choice:
     """The first of the order that works, and what came before it and does not."""
-    works: dict[str, tuple[str, ...]] = {kind: () for kind in rejected}
+    works: dict[str, tuple[str, ...]] = {}
     missing: dict[str, str] = {}
     for kind, candidate in _AUTO_ORDER:
         if precision not in (AUTO, candidate):
             continue
-        if kind in rejected:
-            missing[kind] = rejected[kind]
-        elif kind not in works:
+        if (kind, candidate) in rejected:
+            missing[kind] = _one_line(rejected[kind, candidate])
+            continue
+        if kind not in works:
             try:
                 works[kind] = _FAMILIES[kind].probe()
             except NoDeviceError:
@@ -249,7 +257,7 @@ def _best(precision: str, rejected: Mapping[str, str]) -> Choice:
                 missing[kind] = f"{kind} is not installed ({install_line(error.extra)})."
             except EngineError as error:
                 works[kind] = ()
-                missing[kind] = str(error)
+                missing[kind] = _one_line(str(error))
         if candidate in works[kind]:
             best = "the fastest that works here" if precision == AUTO else f"fastest in {candidate}"
             return _choice(kind, candidate, " ".join([f"{best}.", *filter(None, missing.values())]))

@@ -69,7 +69,6 @@ class OpenVinoEngine:
         core = _core()
         release = core.get_versions(_DEVICE)[_DEVICE].build_number
         self.version = f"openvino {release.partition('-')[0]}"
-        self.device = f"CPU, {threads} thread" + ("s" if threads > 1 else "")
         self.precision, self.inputs, self.outputs = precision, entry.inputs, entry.outputs
         hint = {ours: word for ours, _, word in _PRECISIONS}[precision]
         self._options: dict[str, Any] = {
@@ -91,8 +90,11 @@ class OpenVinoEngine:
         # A network for one tile is faster than one for any number, and a tile's bits do not depend
         # then on how many others come with it.
         single = _single(entry.inputs)
-        self._single = self._compile(single).create_infer_request() if single else None
-        self._fields = None if single else self._compile(None)  # a network for fields of any size
+        network = self._compile(single)
+        self._single = network.create_infer_request() if single else None
+        self._fields = None if single else network  # for fields of any size
+        taken = network.get_property("INFERENCE_NUM_THREADS")  # fewer where there are fewer cores
+        self.device = f"CPU, {taken} thread" + ("s" if taken > 1 else "")
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """The graph's first output for the inputs by name."""

@@ -19,6 +19,9 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+_MOST = 1 << 16  # threads, or tiles a call: no machine has more, and engines count in 32 bits
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How an engine is opened. Each family takes what concerns it.
@@ -56,8 +59,8 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("batch", self.batch)):
-            if value is not None and value < 1:
-                raise InputError(f"Got {name} {value}; expected at least 1. Set --{name}.")
+            if value is not None and not 1 <= value <= _MOST:
+                raise InputError(f"Got {name} {value}; expected 1 to {_MOST}. Set --{name}.")
 
     @property
     def cpu_threads(self) -> int:

@@ -92,10 +92,11 @@ class OrtCpuEngine:
 
         Raises
         ------
-        EngineError
-            ONNX Runtime is not installed, or twice.
+        EngineError, MissingDependencyError
+            ONNX Runtime is not installed, or twice, or cannot be imported.
         """
         check_distribution("ort-cpu", "cpu")
+        load_onnxruntime("ort-cpu", "cpu")
         return ("fp32", "fp16")
 
     def __init__(self, graph: bytes, entry: GraphEntry, precision: str, threads: int) -> None:

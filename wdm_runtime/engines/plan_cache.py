@@ -112,7 +112,8 @@ class PlanCache:
             yield
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # let go by the system if the process dies
+            with suppress(OSError):  # network homes may have no locks: build twice at worst
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # let go by the system if a process dies
             yield
         finally:
             os.close(descriptor)
