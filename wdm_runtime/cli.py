@@ -244,7 +244,9 @@ class _Progress:
         self._bar.stop()
 
     def on_plan(self, plan: Plan, note: str | None) -> None:
-        line = panels.plan_line(plan, self._downscaler.seconds_per_tile())
+        line = panels.plan_line(
+            plan, self._downscaler.seconds_per_tile(plan.evaluations // plan.steps)
+        )
         console.out.print(line, highlight=False, soft_wrap=True)
         console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
         if note:

@@ -88,10 +88,13 @@ def build_engine(
         options = engine_options(str(size), quiet=quiet)
         with Downscaler.open(opened_bundle, engine, precision, options) as opened:
             seconds = opened.seconds_per_tile()
+            rescue = opened.engine.full  # builds its plan: what fp16 cannot hold is computed again
             if opened.fused:
                 opened.fused.available()  # builds its plan too; what keeps it from that is noted
             console.out.print(
-                f"{opened.engine.kind} in {opened.choice.precision}, batch {size}: "
+                f"{opened.engine.kind} in {opened.choice.precision}"
+                f"{' (and fp32)' if rescue else ''}, batch {size}: "
                 f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",
                 highlight=False,
+                soft_wrap=True,
             )

@@ -154,11 +154,15 @@ class Downscaler:
             memory_bytes=self._sampling_bytes(field, at_once),
         )
 
-    def seconds_per_tile(self) -> float:
-        """Time the engine takes for one tile of a batch, after a warm-up."""
-        feeds = feeds_of(self.engine.inputs, self.batch)
+    def seconds_per_tile(self, tiles: int | None = None) -> float:
+        """Time the engine takes for one tile of a batch, after a warm-up.
+
+        ``tiles`` is how many there are in all, where they may not fill a batch.
+        """
+        size = max(1, min(self.batch, tiles or self.batch))
+        feeds = feeds_of(self.engine.inputs, size)
         self.engine.run(feeds)
-        return timed_call(self.engine, feeds) / self.batch
+        return timed_call(self.engine, feeds) / size
 
     def downscale(
         self,

@@ -8,8 +8,10 @@ from fake_cuda import cudaError_t
 from fake_tensorrt import VERSIONS
 from gpu_box import Box
 
+from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import select
 from wdm_runtime.engines import tensorrt as engine_module
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.errors import EngineError, NoDeviceError
 
@@ -70,9 +72,13 @@ def test_no_build_refuses_until_the_plan_is_there(box, infer, run, tiny):
     assert code == 0, error
     assert "batch 1" in out and "ms a tile on Fake RTX" in out
     assert "building the plan" in error
-    code, _, error = infer("--engine", box.kind, "--no-build", "--no-pixel-probe", "-o", "out.nc")
+    code, _, error = infer("--engine", box.kind, "--no-build", "-o", "out.nc")
     assert code == 0, error
-    assert "building" not in error
+    assert "building" not in error and "The pixel model was not timed" in " ".join(error.split())
+    options = EngineOptions(build=False)
+    with Downscaler.open(tiny, box.kind, options=options) as downscaler:
+        assert downscaler.choice.precision == "fp16"
+        assert downscaler.engine.full.precision == "fp32"  # for batches that fp16 cannot hold
 
 
 def test_one_command_builds_plans_of_several_batches(box10, infer, run, tiny):
