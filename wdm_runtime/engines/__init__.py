@@ -245,7 +245,7 @@ def _best(precision: str, rejected: Mapping[tuple[str, str], str]) -> Choice:
         if precision not in (AUTO, candidate):
             continue
         if (kind, candidate) in rejected:
-            missing[kind] = _one_line(rejected[kind, candidate])
+            missing.setdefault(kind, _one_line(rejected[kind, candidate]))  # the first says most
             continue
         if kind not in works:
             try:
