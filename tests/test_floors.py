@@ -25,7 +25,7 @@ RUNTIME_FLOORS = [
     | {"bench_meters", "bench_report"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
     | {"io.netcdf_library", "io.units"},
-    {"samplers", "skill"},
+    {"onnx_weights", "samplers", "skill"},
     {"presets"},
     {"precision"},
     {"manifest"},

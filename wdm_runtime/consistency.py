@@ -28,6 +28,7 @@ TOLERANCE_MM_H = 5e-5
 # the repository's sample; CRPS is the same for any limit from 3 up.
 MAX_SCALING = 10.0
 _BAND_CELLS = 1 << 19  # float64 copies of a band fit in the caches, or nearly
+_GATHERED_CELLS = 1 << 15  # of faint blocks at a time, of which there are ten copies
 
 
 def check_mode(mode: str) -> None:
@@ -236,8 +237,10 @@ def _gather(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor: int, le
         np.nan_to_num(seen, copy=False)
         thirds = seen[:-2] + seen[1:-1] + seen[2:]
         nearby = _blocks(thirds[:, :-2] + thirds[:, 1:-1] + thirds[:, 2:], factor)
-        cells, around = (part[faint].reshape(-1, factor**2) for part in (blocks, nearby))
-        blocks[faint] = _gathered(cells, around, least).reshape(-1, factor, factor)
+        places, size = np.argwhere(faint), max(1, _GATHERED_CELLS // factor**2)
+        for i, j in (places[first : first + size].T for first in range(0, len(places), size)):
+            cells, around = (part[i, j].reshape(-1, factor**2) for part in (blocks, nearby))
+            blocks[i, j] = _gathered(cells, around, least).reshape(-1, factor, factor)
 
 
 def _gathered(cells: Array, nearby: Array, least: float) -> Float64:

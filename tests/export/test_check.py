@@ -38,8 +38,10 @@ def checked(bundle, tiles=2):
 
 def scale_weight(bundle, name, factor):
     """Multiply a weight and its bias in both graphs: what follows may be too much for fp16."""
-    for role in ("score_fp32", "score_fp16"):
-        model = onnx.load_from_string(Bundle.open(bundle).graph(role))
+    opened = Bundle.open(bundle)
+    graphs = {role: opened.graph(role) for role in ("score_fp32", "score_fp16")}  # they share
+    for role, graph in graphs.items():
+        model = onnx.load_from_string(graph)
         found = [w for w in model.graph.initializer if name in w.name]
         assert found
         for weight in found:
