@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
+
+from wdm_runtime.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """This project's folder below the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home_cache()) / "wdm-edge"
+    """This project's folder below the user's cache folder.
 
-
-def _home_cache() -> Path:
+    Raises
+    ------
+    OutputError
+        The user has none: no home, as some services' users.
+    """
     try:
-        return Path.home() / ".cache"
-    except RuntimeError:  # a service's user may have no home, nor an entry that names one
-        return Path(tempfile.gettempdir()) / f"cache-of-{os.getuid()}"
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise OutputError(
+            f"There is no cache folder ({error}); expected a home. Set XDG_CACHE_HOME."
+        ) from error
+    return Path(root) / "wdm-edge"
 
 
 def private_folder(*names: str) -> Path | None:
@@ -25,8 +31,8 @@ def private_folder(*names: str) -> Path | None:
 
     What engines keep there is run as code, so a folder that others may write to is not used.
     """
-    path = cache_folder()
     try:
+        path = cache_folder()
         path.mkdir(parents=True, exist_ok=True)
         for name in names:
             path = path / name
@@ -36,6 +42,6 @@ def private_folder(*names: str) -> Path | None:
                 shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
                 if shared or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
                     return None
-    except OSError:  # full, read-only, or a file in the way: do without
+    except (OSError, OutputError):  # full, read-only, a file in the way, no home: do without
         return None
     return path if os.access(path, os.W_OK | os.X_OK) else None

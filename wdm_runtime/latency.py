@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from wdm_runtime.began import seconds_since_began
-from wdm_runtime.cache import cache_folder
+from wdm_runtime.cache import private_folder
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine
 from wdm_runtime.engines.options import EngineOptions
@@ -58,7 +58,7 @@ class Report:
     that cannot be true as they were written, ``fp32_redrawn_members`` those that fp32 drew again
     because of it, see `wdm_runtime.suspect`. ``wall_s``: import of the package to renamed output,
     ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the pixel model without
-    attention on one tile; ``speedup_vs_pixel`` its ratio to one of the score network between.
+    attention on one tile; ``speedup_vs_pixel`` its ratio to the score network's, timed in turns.
     """
 
     engine: str
@@ -155,12 +155,13 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> tuple[float
     if role not in graphs:
         return None
     facts = (bundle.sha256[:16], engine.version, engine.device, choice.precision, machine())
-    key = "|".join((*facts, str(options.cpu_threads)))
-    probes = Remembered(cache_folder() / "pixel-probe.json")
+    batch = downscaler.batch
+    key = "|".join((*facts, str(options.cpu_threads), str(batch)))
+    folder = private_folder("measured")
+    probes = Remembered(folder / "pixel.json" if folder else None)
     cached = probes.get(f"{key}|pixel"), probes.get(f"{key}|score")
     if cached[0] is not None and cached[1] is not None:
         return cached[0], cached[1]
-    batch = downscaler.batch
     options = replace(options, batch=1, measure_batch=False)
     pixel = open_engine(bundle.graph(role), graphs[role], choice.kind, choice.precision, options)
     timed = (

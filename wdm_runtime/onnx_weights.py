@@ -40,12 +40,16 @@ def with_weights(data: bytes, name: str, read: ReadFile) -> bytes:
     """
     with refusals(name):
         model = read_message(memoryview(data), MODEL, "model")
-        store, graphs = _Store(read), []
-        for part in model["graph"]:
-            graph = read_message(part, GRAPH, "graph")
-            weights = [store.filled(weight) for weight in graph["initializer"]]
-            graphs.append(write_message({**graph, "initializer": weights}, GRAPH))
-        return write_message({**model, "graph": graphs}, MODEL) if store.used else data
+        graphs = [read_message(part, GRAPH, "graph") for part in model["graph"]]
+        store = _Store(read)
+        filled = [
+            {**graph, "initializer": [store.filled(weight) for weight in graph["initializer"]]}
+            for graph in graphs
+        ]
+        if not store.used:
+            return data
+        parts = [write_message(graph, GRAPH) for graph in filled]
+        return write_message({**model, "graph": parts}, MODEL)
 
 
 class _Store:

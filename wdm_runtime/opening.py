@@ -54,33 +54,21 @@ def open_engines(
     with ExitStack() as opened:
         choice, score = _open_score(bundle, engine, precision, options)
         opened.callback(score.close)
-        found = _open_others(bundle, choice, score, options, opened)
-        opened.pop_all()  # the caller's from here on
-    return found
-
-
-def _open_others(
-    bundle: Bundle,
-    choice: Choice,
-    score: WatchedEngine,
-    options: EngineOptions,
-    opened: ExitStack,
-) -> OpenedEngines:
-    """What goes with the score graph, which another batch may replace."""
-    # A CPU gains little from batches, as the caches are the limit, and starts later with them.
-    batch = options.batch or 1
-    if options.measure_batch:
-        batch, score, found = fastest_batch(
-            score,
-            lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
-            batch_key(bundle, choice, options),
-        )
-        opened.callback(score.close)
-        choice = replace(choice, why=f"{choice.why} {found}")
-    transforms = open_transforms(bundle, choice.kind, options)
-    for transform in transforms:
-        opened.callback(transform.close)
-    fused = _fused(bundle, choice, replace(options, batch=batch))
+        # A CPU gains little from batches, as the caches are the limit, and starts later with them.
+        batch = options.batch or 1
+        if options.measure_batch:
+            batch, score, found = fastest_batch(
+                score,
+                lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
+                batch_key(bundle, choice, options),
+            )
+            opened.callback(score.close)
+            choice = replace(choice, why=f"{choice.why} {found}")
+        transforms = open_transforms(bundle, choice.kind, options)
+        for transform in transforms:
+            opened.callback(transform.close)
+        fused = _fused(bundle, choice, replace(options, batch=batch))
+        opened.pop_all()  # nothing failed: they are the caller's
     return OpenedEngines(score, transforms, choice, batch, fused)
 
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import SAMPLE, edit_manifest
 from netcdf_files import add, coordinates
 
-from wdm_runtime import latency, sampling
+from wdm_runtime import sampling
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.cache import cache_folder, private_folder
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.io import read_field
 
@@ -88,7 +89,7 @@ def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_pat
     a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     for key in ("pixel_step_latency_ms", "speedup_vs_pixel"):
         assert a[key] == b[key]  # of one measurement, whatever slows this run's steps
-    cache = latency.cache_folder() / "pixel-probe.json"
+    cache = private_folder("measured") / "pixel.json"
     for damage in ("{", "[]", '{"x": "y"}'):
         cache.write_text(damage)
         assert infer("-o", "c.nc", "--overwrite", "--report", "c.json")[0] == 0
@@ -137,13 +138,17 @@ def test_threads_beyond_any_machine_are_refused(infer):
     assert code == InputError.exit_code and "Set --threads" in err
 
 
-def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):
+def test_a_user_without_a_home_goes_without_a_cache(infer, monkeypatch, tmp_path):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
-    assert latency.cache_folder().is_absolute()
+    with pytest.raises(OutputError, match="Set XDG_CACHE_HOME"):
+        cache_folder()
+    code, _, err = infer("--report", "r.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "r.json").read_text())["pixel_step_latency_ms"] > 0
 
 
 def test_without_the_probe_its_keys_are_null(infer, tmp_path):

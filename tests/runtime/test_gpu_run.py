@@ -58,6 +58,27 @@ def test_an_engine_that_does_not_open_is_passed_over_by_auto_and_named(box10, in
     assert "engine: " in out and "does not build score_fp16.onnx" in out
 
 
+def test_auto_goes_on_to_fp32_where_no_lower_precision_opens(box10):
+    lower = (("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("ort-cuda", "fp16"))
+    chosen = select(rejected={way: "does not\nopen." for way in (*lower, ("openvino", "bf16"))})
+    assert (chosen.kind, chosen.precision) == ("tensorrt", "fp32")
+    assert "does not open." in chosen.why  # in one line
+
+
+def test_what_was_opened_is_closed_when_a_later_part_fails(box10, tiny):
+    build = box10.trt.Builder.build_serialized_network
+    box10.patch.setattr(
+        box10.trt.Builder,
+        "build_serialized_network",
+        lambda self, network, config: (
+            None if len(network._inputs) > 3 else build(self, network, config)
+        ),
+    )
+    with pytest.raises(EngineError, match="does not build .* with step.onnx"):
+        Downscaler.open(tiny, "tensorrt", options=EngineOptions(fused_step=True))
+    assert box10.cuda.live == 0
+
+
 def test_an_engine_asked_for_by_name_is_never_replaced(box10, infer, tmp_path):
     box10.trt.Builder.build_serialized_network = lambda *_: None
     code, _, error = infer("--engine", "tensorrt", "-o", "out.nc")
