@@ -74,7 +74,7 @@ def test_what_was_opened_is_closed_when_a_later_part_fails(box10, tiny):
             None if len(network._inputs) > 3 else build(self, network, config)
         ),
     )
-    with pytest.raises(EngineError, match="does not build .* with step.onnx"):
+    with pytest.raises(EngineError, match=r"does not build .* with step.onnx"):
         Downscaler.open(tiny, "tensorrt", options=EngineOptions(fused_step=True))
     assert box10.cuda.live == 0
 
