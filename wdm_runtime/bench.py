@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from wdm_runtime.batching import BATCHES
-from wdm_runtime.bench_meters import Meter, meters
+from wdm_runtime.bench_meters import meters
 from wdm_runtime.bench_models import PIXEL, Model, models_of, one_tile, wavelet_name
 from wdm_runtime.bench_processes import measure_opening
 from wdm_runtime.bench_report import (
@@ -31,7 +31,7 @@ from wdm_runtime.bench_report import (
 )
 from wdm_runtime.bench_turns import Candidate, Repeated, choices_of, noting
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import Choice
+from wdm_runtime.engines import Choice, gpu_of
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError, InputError, MissingDependencyError
 from wdm_runtime.presets import FAST, PRESETS
@@ -102,7 +102,7 @@ class Bench:
             self._open(stack)
             self._take_turns()
             self._run_to_end(stack)
-            self._meter(meters())
+            self._meter()
         self._complete = True
 
     def report(self) -> BenchReport:
@@ -205,11 +205,11 @@ class Bench:
                     one_tile(c.model.manifest, c.score, transforms[c.name], _WAY)
                     c.ends[i] = time.perf_counter() - began
 
-    def _meter(self, found: list[Meter]) -> None:
+    def _meter(self) -> None:
         """Energy of a step, over a few seconds of steps, for each meter that can be read."""
         for number, opening in enumerate(self._openings):
             single = self._single(self._models[0], opening.engine, opening.precision)
-            if single is None or not found:
+            if single is None or not (found := meters(gpu_of(opening.engine))):
                 continue
             self._say(f"{single.name}: energy")
             joules = {}

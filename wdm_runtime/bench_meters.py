@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from wdm_runtime.engines.probe import Gpu
+
 POWERCAP = Path("/sys/class/powercap")
 _NVIDIA_SMI = "nvidia-smi"
 _TIMEOUT_S = 10.0
@@ -53,11 +55,15 @@ class Rapl:
 
 
 class NvidiaSmi:
-    """The first GPU's board, by the power that `nvidia-smi` reads again and again."""
+    """A GPU's board, by the power that `nvidia-smi` reads again and again.
 
-    def __init__(self) -> None:
-        self.device = f"GPU {_ask_gpu('name')}"
-        float(_ask_gpu("power.draw"))
+    ``bus_id`` is the GPU's, as engines and `nvidia-smi` count GPUs differently.
+    """
+
+    def __init__(self, bus_id: str) -> None:
+        self._bus_id = bus_id
+        self.device = f"GPU {self._ask('name')}"
+        self._watts()
 
     def joules(self, work: Callable[[], object]) -> float | None:
         """Mean power times time."""
@@ -67,7 +73,7 @@ class NvidiaSmi:
         def watch() -> None:
             with suppress(OSError, ValueError, subprocess.SubprocessError):
                 while not done.is_set():
-                    watts.append(float(_ask_gpu("power.draw")))
+                    watts.append(self._watts())
                     done.wait(_PERIOD_S)
 
         watcher = threading.Thread(target=watch)
@@ -81,17 +87,27 @@ class NvidiaSmi:
             watcher.join()
         return seconds * sum(watts) / len(watts) if watts else None
 
+    def _watts(self) -> float:
+        return float(self._ask("power.draw"))
 
-def meters(powercap: Path = POWERCAP) -> list[Meter]:
-    """All that can be read here by this user; none on most virtual machines."""
+    def _ask(self, what: str) -> str:
+        return _nvidia_smi(f"--query-gpu={what}", f"--id={self._bus_id}").strip()
+
+
+def meters(gpu: Gpu | None, powercap: Path = POWERCAP) -> list[Meter]:
+    """Of an engine on a GPU, or on the CPU alone: all that can be read here by this user.
+
+    None on most virtual machines.
+    """
     found: list[Meter] = []
     for zone in sorted(powercap.glob("*:*")):
         with suppress(OSError, ValueError):
             # Zones within a package, such as its cores, are part of it.
             if (zone / "name").read_text().startswith("package"):
                 found.append(Rapl(zone))
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        found.append(NvidiaSmi())
+    if gpu:
+        with suppress(OSError, ValueError, subprocess.SubprocessError):
+            found.append(NvidiaSmi(gpu.bus_id))
     return found
 
 
@@ -105,12 +121,8 @@ def gpu_process_mib() -> float | None:
     return None
 
 
-def _ask_gpu(what: str) -> str:
-    return _nvidia_smi(f"--query-gpu={what}").splitlines()[0].strip()
-
-
-def _nvidia_smi(query: str) -> str:
-    command = [_NVIDIA_SMI, query, "--format=csv,noheader,nounits"]
+def _nvidia_smi(*query: str) -> str:
+    command = [_NVIDIA_SMI, *query, "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
     if not done.stdout.strip():
         raise ValueError("it says nothing")

@@ -208,6 +208,9 @@ def replay(
     engine: Annotated[
         str | None, typer.Option("--engine", help="Default: the one it was made with")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Default: the one it was made with")
+    ] = None,
     max_memory: MemoryOption = None,
     batch: BatchOption = None,
     threads: ThreadsOption = None,
@@ -219,7 +222,7 @@ def replay(
 
     console.out.quiet = quiet
     record = open_record(output, input)
-    engine, precision = engine or record.text("engine"), record.text("precision")
+    engine, precision = engine or record.text("engine"), precision or record.text("precision")
     options = engine_options(batch, threads, build, quiet, record.fused_step)
     opened = Bundle.open(bundle, require_signature)
     with (

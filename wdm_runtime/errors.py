@@ -46,13 +46,19 @@ class NoDeviceError(EngineError):
 
 
 class MissingDependencyError(WdmError):
-    """An optional package is not installed; `extra` names the extra that brings it."""
+    """An optional package is not installed; `extra` names the extra that brings it.
+
+    ``package`` is what is missing, as it is imported, and ``install`` the command that brings it.
+    """
 
     exit_code = 4
 
-    def __init__(self, message: str, extra: str) -> None:
+    def __init__(
+        self, message: str, extra: str, package: str = "", install: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.extra = extra
+        self.extra, self.package = extra, package
+        self.install = install or install_line(extra)
 
 
 class ParityError(WdmError):
@@ -96,4 +102,5 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs the Python package '{module}', which cannot be imported ({error}). "
             f"Install it with: {install_line(extra)}, in a clone: pip install '.[{extra}]'",
             extra,
+            module,
         ) from error

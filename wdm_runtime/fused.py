@@ -35,7 +35,7 @@ class FusedStep:
     ) -> None:
         self._open, self._required, self._note = open_engine, required, note
         self._engine: StepEngine | None = None
-        self._failed = self._overflowed = False
+        self._failed = self._overflowed = self._skipped = False
         self._lock = threading.Lock()  # the engine holds the states of one caller at a time
 
     def available(self) -> bool:
@@ -78,6 +78,15 @@ class FusedStep:
                 "by the loop in NumPy, which watches every batch."
             )
         return None
+
+    def skipped(self) -> None:
+        """Note that a draw covers more tiles than one, where fused steps were asked for."""
+        if self._required and not self._skipped:
+            self._skipped = True
+            self._note(
+                "Members that more than one tile covers are drawn by the loop in NumPy in spite of "
+                "--fused-step: their tiles are blended between steps."
+            )
 
     def close(self) -> None:
         """Free the engine if it was opened."""

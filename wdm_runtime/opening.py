@@ -12,6 +12,7 @@ from wdm_runtime.engines import (
     AUTO,
     Choice,
     Engine,
+    has_step,
     open_engine,
     open_step,
     open_transforms,
@@ -80,6 +81,11 @@ def _open_score(
     rejected: dict[tuple[str, str], str] = {}
     while True:
         choice = select(engine, precision, rejected)
+        if engine == AUTO and options.fused_step and not has_step(choice.kind, choice.precision):
+            rejected[choice.kind, choice.precision] = (
+                f"{choice.kind} has no fused step in {choice.precision}."
+            )
+            continue
         try:
             return choice, _watched(bundle, choice, options)
         except (EngineError, MissingDependencyError) as error:

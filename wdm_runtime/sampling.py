@@ -130,6 +130,8 @@ class Sampling:
         """
         single = [len(draw.frame.tiling.tiles) == 1 for draw, _ in draws]
         fused = self.fused if self.fused and any(single) and self.fused.available() else None
+        if self.fused and not all(single):
+            self.fused.skipped()
         if fused is None:
             single = [False] * len(draws)
         alone, others = (

@@ -6,6 +6,10 @@ import time
 import pytest
 
 from wdm_runtime.bench_meters import Rapl, gpu_process_mib, meters
+from wdm_runtime.engines import gpu_of
+from wdm_runtime.engines.probe import Gpu
+
+GPU = Gpu("A GPU", (8, 6), 8 << 30, (13, 0), "0000:65:00.0")
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def no_gpu(monkeypatch, tmp_path_factory):
 
 
 def test_only_packages_are_counted(powercap):
-    (meter,) = meters(powercap)
+    (meter,) = meters(None, powercap)
     assert meter.device == "CPU package-0"
 
 
@@ -53,18 +57,36 @@ def test_a_counter_that_vanishes_gives_nothing(powercap):
 
 def test_an_unreadable_counter_is_no_meter(powercap):
     (powercap / "intel-rapl:0" / "energy_uj").write_text("permission denied")
-    assert meters(powercap) == [] and meters(powercap / "nowhere") == []
+    assert meters(None, powercap) == [] and meters(None, powercap / "nowhere") == []
 
 
 def test_without_a_gpu_nothing_is_made_up(tmp_path):
-    assert gpu_process_mib() is None and meters(tmp_path) == []
+    assert gpu_process_mib() is None and meters(GPU, tmp_path) == []
+
+
+def test_energy_is_that_of_the_engines_own_gpu(no_gpu, tmp_path):
+    """nvidia-smi counts GPUs by where they sit, CUDA the fastest first and only those visible."""
+    no_gpu.write_text(
+        '#!/bin/sh\nif [ "$2" != --id=0000:65:00.0 ]; then echo "Idle GPU"; exit; fi\n'
+        'case "$1" in *name) echo "A GPU";; *power*) echo 40.0;; esac\n'
+    )
+    no_gpu.chmod(0o755)
+    (meter,) = meters(GPU, tmp_path)
+    assert meter.device == "GPU A GPU"
+
+
+@pytest.mark.parametrize("kind", ["ort-cpu", "openvino"])
+def test_a_gpu_that_does_other_work_is_not_counted_for_the_cpu(kind, no_gpu, powercap):
+    no_gpu.write_text("#!/bin/sh\necho 40.0\n")
+    no_gpu.chmod(0o755)
+    assert [meter.device for meter in meters(gpu_of(kind), powercap)] == ["CPU package-0"]
+    assert len(meters(GPU, powercap)) == 2
 
 
 def test_a_gpus_power_times_time(no_gpu, tmp_path):
     no_gpu.write_text('#!/bin/sh\ncase "$1" in *name) echo "A GPU";; *power*) echo 40.0;; esac\n')
     no_gpu.chmod(0o755)
-    (meter,) = meters(tmp_path)
-    assert meter.device == "GPU A GPU"
+    (meter,) = meters(GPU, tmp_path)
     began = time.perf_counter()
     joules = meter.joules(lambda: time.sleep(0.3))
     assert 0.3 * 40 <= joules <= (time.perf_counter() - began) * 40
@@ -74,7 +96,7 @@ def test_a_gpus_power_times_time(no_gpu, tmp_path):
 def test_a_gpu_that_does_not_say_is_no_meter(no_gpu, tmp_path, answer):
     no_gpu.write_text(f'#!/bin/sh\ncase "$1" in *name) echo "A GPU";; *) echo "{answer}";; esac\n')
     no_gpu.chmod(0o755)
-    assert meters(tmp_path) == [] and gpu_process_mib() is None
+    assert meters(GPU, tmp_path) == [] and gpu_process_mib() is None
 
 
 def test_device_memory_is_this_processes(no_gpu):

@@ -10,6 +10,7 @@ import pytest
 from conftest import edit_manifest
 from one_tile import CELLS, alone, first_steps, loop, shower_field, shower_mm_h
 
+from wdm_runtime import engines
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, open_step, select, step_pays
@@ -86,6 +87,24 @@ def test_frames_of_more_tiles_stay_with_numpy_and_no_batch_changes_a_member(tiny
         found, _ = downscaled(tiny, field, True, batch)
         for key, rate in expected.items():
             np.testing.assert_array_equal(found[key], rate)
+
+
+@pytest.mark.parametrize(("asked", "count"), [(True, 1), (None, 0), (False, 0)])
+def test_who_asked_for_it_is_told_once_where_it_does_not_serve(tiny, asked, count):
+    notes, field = [], shower_field(np.concatenate([shower_mm_h(wide=True)] * 2))
+    options = EngineOptions(fused_step=asked, note=notes.append)
+    with Downscaler.open(tiny, "ort-cpu", options=options) as downscaler:
+        assert len(list(downscaler.downscale(field, 2, steps=STEPS))) == 4
+    assert len(notes) == count and all("--fused-step" in note for note in notes)
+
+
+def test_auto_takes_an_engine_that_has_it_where_it_is_asked_for(tiny, monkeypatch):
+    bf16 = replace(engines._FAMILIES["openvino"], probe=lambda: ("bf16", "fp32"))
+    monkeypatch.setitem(engines._FAMILIES, "openvino", bf16)
+    options = EngineOptions(fused_step=True)
+    with Downscaler.open(tiny, options=options) as downscaler:
+        assert (downscaler.choice.kind, downscaler.choice.precision) == ("ort-cpu", "fp32")
+        assert "openvino has no fused step in bf16." in downscaler.choice.why
 
 
 def test_a_field_of_missing_and_dry_frames(tiny):
@@ -191,6 +210,13 @@ def test_a_run_says_who_did_the_updates_and_replay_does_the_same(
     assert fused_steps("out.nc") == count
     code, out, error = run("replay", "out.nc", "--bundle", tiny)
     assert code == 0 and "matches bit for bit" in out, error
+
+
+def test_replay_in_another_precision_says_what_changed(infer, run, tiny, tmp_path):
+    options = ("--engine", "ort-cpu", "--precision", "fp32", "-o", "out.nc")
+    assert infer(*options, source=alone(tmp_path / "shower.nc"))[0] == 0
+    code, _, error = run("replay", "out.nc", "--bundle", tiny, "--precision", "fp16")
+    assert code == 5 and "precision 'fp32' then, 'fp16' now" in error
 
 
 def test_an_output_of_a_version_without_it_is_replayed_in_numpy(infer, run, tiny, tmp_path):

@@ -6,13 +6,15 @@ so numbers are compared for real; the kernels of a GPU are not.
 
 import inspect
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, cudaError_t
 from fake_tensorrt import VERSIONS
-from gpu_box import Box
+from gpu_box import GPU, Box
 
+from wdm_runtime.engines import select
 from wdm_runtime.engines import tensorrt as engine_module
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.probe import Gpu
@@ -351,9 +353,18 @@ def test_missing_packages_name_their_extra(box10):
     box10.patch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"wdm-edge\[gpu\]"):
         box10.open()
-    box10.patch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MissingDependencyError, match=r"cuda.bindings.runtime"):
-        precisions("tensorrt")
+
+
+@pytest.mark.parametrize(("cuda", "pin"), [((12, 6), "13"), ((13, 2), "14")])
+def test_missing_cuda_bindings_are_named_and_fit_the_driver(box, cuda, pin):
+    """An extra would bring those of one CUDA, and on Jetson none."""
+    box.patch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    box.set_gpu(replace(GPU, cuda=cuda))
+    install = f"pip install 'cuda-bindings<{pin}'"
+    with pytest.raises(MissingDependencyError) as caught:
+        select(box.kind)
+    assert str(caught.value).endswith(install)
+    assert f"{box.kind} lacks cuda-bindings ({install})." in select().why
 
 
 def test_the_fake_gpu_is_like_the_real_one():

@@ -20,6 +20,9 @@ int cuDeviceGet(int *device, int ordinal) { *device = 7; return ordinal; }
 int cuDeviceGetName(char *name, int len, int dev) {
     strncpy(name, "Orin (nvgpu)", len); return dev == 7 ? 0 : 101;
 }
+int cuDeviceGetPCIBusId(char *id, int len, int dev) {
+    strncpy(id, "0000:65:00.0", len); return dev == 7 ? 0 : 101;
+}
 int cuDeviceTotalMem_v2(size_t *bytes, int dev) { *bytes = 64ull << 30; return dev == 7 ? 0 : 101; }
 int cuDeviceGetAttribute(int *pi, int attrib, int dev) {
     *pi = attrib == 75 ? 8 : attrib == 76 ? 7 : -1; return dev == 7 ? 0 : 101;
@@ -48,7 +51,7 @@ def driver(tmp_path):
 
 def test_the_first_gpu_is_described(driver):
     gpu = probe_gpu(driver())
-    assert gpu == Gpu("Orin (nvgpu)", (8, 7), 64 << 30, (12, 6))
+    assert gpu == Gpu("Orin (nvgpu)", (8, 7), 64 << 30, (12, 6), "0000:65:00.0")
     assert str(gpu) == "Orin (nvgpu), compute capability 8.7"
 
 

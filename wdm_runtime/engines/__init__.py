@@ -22,11 +22,12 @@ from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.engines.ort_cuda import OrtCudaEngine
 from wdm_runtime.engines.ort_cuda import precisions as ort_cuda_precisions
 from wdm_runtime.engines.plan_cache import PlanCache
+from wdm_runtime.engines.probe import Gpu, probe_gpu
 from wdm_runtime.engines.step import HostStep, StepEngine, step_graph
 from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
 from wdm_runtime.engines.tensorrt_step import TensorRtStep
-from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError, install_line
+from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError
 from wdm_runtime.manifest import GraphEntry, TensorSpec
 from wdm_runtime.onnx_gate import check_graph
 
@@ -86,7 +87,7 @@ class _Family:
     of which precision the graph has to be for each precision it computes in; ``any_size`` whether
     it takes graphs with more free sizes than the batch; ``open_step`` takes a fused step's graph
     where there is one, in the precisions ``step_precisions``, and ``step_pays`` says whether that
-    is faster than the loop in NumPy.
+    is faster than the loop in NumPy; ``on_gpu`` says where it runs.
     """
 
     probe: Callable[[], tuple[str, ...]]
@@ -96,6 +97,7 @@ class _Family:
     any_size: bool = True
     step_pays: bool = False
     step_precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def _tensorrt(kind: str) -> _Family:
         with_plan(TensorRtStep),
         any_size=False,
         step_pays=True,  # a step copies one tile instead of three; not measured on a GPU yet
+        on_gpu=True,
     )
 
 
@@ -171,7 +174,11 @@ _FAMILIES = {
         step_precisions=_OPENVINO_STEPS,
     ),
     "ort-cuda": _Family(
-        ort_cuda_precisions, OrtCudaEngine, {"fp16": "fp16", "fp32": "fp32"}, any_size=False
+        ort_cuda_precisions,
+        OrtCudaEngine,
+        {"fp16": "fp16", "fp32": "fp32"},
+        any_size=False,
+        on_gpu=True,
     ),
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
@@ -254,7 +261,7 @@ def _best(precision: str, rejected: Mapping[tuple[str, str], str]) -> Choice:
                 works[kind], missing[kind] = (), ""  # nobody expects it: not worth a word
             except MissingDependencyError as error:
                 works[kind] = ()
-                missing[kind] = f"{kind} is not installed ({install_line(error.extra)})."
+                missing[kind] = f"{kind} lacks {error.package} ({error.install})."
             except EngineError as error:
                 works[kind] = ()
                 missing[kind] = _one_line(str(error))
@@ -347,6 +354,17 @@ def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[
         return open_engine(bundle.graph(role), entries[role], kind, "fp32", options)
 
     return transform("dwt"), transform("idwt")
+
+
+def gpu_of(kind: str) -> Gpu | None:
+    """The GPU that an engine runs on; None for one on the CPU.
+
+    Raises
+    ------
+    EngineError
+        There is none.
+    """
+    return probe_gpu() if _FAMILIES[kind].on_gpu else None
 
 
 def step_pays(kind: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import EngineError, require
+from wdm_runtime.engines.probe import Gpu
+from wdm_runtime.errors import EngineError, MissingDependencyError
 
 _REMEDIES = {
     "cudaErrorMemoryAllocation": "Lower --batch, or close other programs on the GPU.",
@@ -41,6 +43,8 @@ class Device:
 
     Parameters
     ----------
+    runtime
+        What `cuda_runtime` gave.
     note
         Told what cannot be released; nobody can do anything about it but report it.
 
@@ -48,13 +52,10 @@ class Device:
     ------
     EngineError
         CUDA does not start: in each method, any status that is not success.
-    MissingDependencyError
-        cuda-bindings is not installed.
     """
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._runtime: Any = cuda_runtime()
-        self._note = note
+    def __init__(self, runtime: Any, note: Callable[[str], None]) -> None:
+        self._runtime, self._note = runtime, note
         with ExitStack() as owned:
             self._call("cudaSetDevice", 0)  # starts CUDA, so that a refusal is met here
             # Work on the default stream cannot be captured.
@@ -148,7 +149,7 @@ class Device:
             self._note(str(error))
 
 
-def cuda_runtime() -> Any:
+def cuda_runtime(gpu: Gpu) -> Any:
     """cuda-bindings' runtime module.
 
     Raises
@@ -156,4 +157,16 @@ def cuda_runtime() -> Any:
     MissingDependencyError
         It is not installed.
     """
-    return require("cuda.bindings.runtime", "gpu", "Running on an NVIDIA GPU")
+    module = "cuda.bindings.runtime"
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        # Not by an extra: whatever brought TensorRT, JetPack or pip, the driver decides which.
+        install = f"pip install 'cuda-bindings<{gpu.cuda[0] + 1}'"
+        raise MissingDependencyError(
+            f"Running on an NVIDIA GPU needs the Python package '{module}', which cannot be "
+            f"imported ({error}). Install it with: {install}",
+            "gpu",
+            "cuda-bindings",
+            install,
+        ) from error

@@ -13,20 +13,22 @@ from wdm_runtime.errors import EngineError, NoDeviceError
 
 DRIVER_LIBRARY = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-_NAME_BYTES = 256
+_NAME_BYTES, _BUS_ID_BYTES = 256, 32
 
 
 @dataclass(frozen=True)
 class Gpu:
     """The first GPU the driver shows (`CUDA_VISIBLE_DEVICES` decides which that is).
 
-    ``cuda`` is the newest CUDA the driver can run, as (major, minor).
+    ``cuda`` is the newest CUDA the driver can run, as (major, minor); ``bus_id`` where it sits on
+    the PCI bus, which names it to other tools whatever the order they count in.
     """
 
     name: str
     capability: tuple[int, int]
     memory_bytes: int
     cuda: tuple[int, int]
+    bus_id: str = ""
 
     def __str__(self) -> str:
         major, minor = self.capability
@@ -57,6 +59,7 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
         ) from error
     version, count, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_size_t()
+    bus_id = ctypes.create_string_buffer(_BUS_ID_BYTES)
     _call(driver, "cuInit", ctypes.c_uint(0))
     _call(driver, "cuDriverGetVersion", ctypes.byref(version))
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))
@@ -68,6 +71,7 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
     _call(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
     _call(driver, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
     _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    _call(driver, "cuDeviceGetPCIBusId", bus_id, ctypes.c_int(_BUS_ID_BYTES), device)
     return Gpu(
         name.value.decode(errors="replace"),
         (
@@ -76,6 +80,7 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
         ),
         memory.value,
         (version.value // 1000, version.value % 1000 // 10),
+        bus_id.value.decode(errors="replace"),
     )
 
 

@@ -51,9 +51,9 @@ def precisions(kind: str) -> tuple[str, ...]:
     MissingDependencyError
         TensorRT or cuda-bindings is not installed.
     """
-    probe_gpu()
-    cuda_runtime()
-    load_module(kind)
+    gpu = probe_gpu()
+    load_module(kind)  # first: without it nobody asks for what it would run on
+    cuda_runtime(gpu)
     return ("fp16", "fp32")
 
 
@@ -93,7 +93,7 @@ class LoadedPlan(ABC):
         options: EngineOptions,
     ) -> None:
         self._gpu = probe_gpu()
-        cuda_runtime()  # cheap, where TensorRT takes its time
+        runtime = cuda_runtime(self._gpu)  # cheap, where TensorRT takes its time
         self._trt = load_module(kind)
         self.kind, self.precision, self.batch = kind, precision, options.batch or 1
         self.device, self.version = str(self._gpu), version_of(self._trt)
@@ -104,7 +104,7 @@ class LoadedPlan(ABC):
         self._known_kernels: bytes | None = None
         self._key = plan_key(self._trt, kind, graph, self.batch, self._gpu)
         with ExitStack() as owned:
-            self._device = Device(options.note)
+            self._device = Device(runtime, options.note)
             owned.callback(self._device.close)
             self._load(graph, entry, owned)
             self._allocate()
