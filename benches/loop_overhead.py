@@ -191,9 +191,7 @@ def main() -> None:
         for sample in downscaler.downscale(
             one_frame,
             options.members,
-            steps=way.steps,
-            sampler=way.sampler,
-            noise_scale=way.noise_scale,
+            preset=way,
             on_step=steps.append,
         ):
             # As in the latency report, the very first step is warm-up.

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from wdm_export.config import TrainConfig
+from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.presets import Preset
+
+# Of a training's settings, those that a card names only where they are something else.
+_USUALLY_DEFAULT = ("time_sampling", "loss_target", "intensity_spread", "ema_decay")
 
 
 def model_card(manifest: Manifest) -> str:
@@ -47,8 +52,13 @@ def model_card(manifest: Manifest) -> str:
     scores = manifest.scores
     lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
     if "engine" in scores:
-        # Scores of older bundles do not name the scale.
-        way = Preset(scores["sampler"], scores["steps"], scores.get("noise_scale", 1.0))
+        # Scores of older bundles do not name the scale or the grid.
+        way = Preset(
+            scores["sampler"],
+            scores["steps"],
+            scores.get("noise_scale", 1.0),
+            scores.get("time_grid", LOGSNR),
+        )
         lines += [
             f"On {scores['engine']} in {scores['precision']}: {way}. In brackets: 95 % of "
             f"{scores['bootstrap_draws']} bootstrap draws of the tiles. The command prints what "
@@ -76,6 +86,10 @@ def _run_line(run: dict[str, Any]) -> str:
         f"rain weight {settings.get('rain_weight', 0):g}, seed "
         f"{settings['seed']}"
     )
+    for name in _USUALLY_DEFAULT:
+        usual = getattr(TrainConfig, name)
+        if settings.get(name, usual) != usual:
+            line += f", {name.replace('_', ' ')} {settings[name]}"
     if not run["curve"]:
         return f"{line}; no loss curve is kept"
     points = ", ".join(f"{loss:.3f} ({step})" for step, loss in run["curve"])

@@ -111,6 +111,7 @@ def check_precision(
         steps=draws.way.steps,
         sampler=draws.way.sampler,
         noise_scale=draws.way.noise_scale,
+        time_grid=draws.way.time_grid,
         consistency=draws.consistency,
         ranges=_ranges(watched),
         runs=tuple(runs),

@@ -120,9 +120,7 @@ def draw(
                 tile,
                 members=draws.members,
                 seed=draws.seed,
-                steps=draws.way.steps,
-                sampler=draws.way.sampler,
-                noise_scale=draws.way.noise_scale,
+                preset=draws.way,
                 consistency=draws.consistency,
             ):
                 on_sample()

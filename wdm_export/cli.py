@@ -208,6 +208,18 @@ def train(
     seed: Seed = None,
     threads: Threads = None,
     shards: Shards = None,
+    time_sampling: Annotated[
+        str | None, typer.Option(help="Times drawn evenly in: uniform (t) | logsnr")
+    ] = None,
+    loss_target: Annotated[
+        str | None, typer.Option(help="Whose error the loss measures: v | eps | x0")
+    ] = None,
+    intensity_spread: Annotated[
+        float | None, typer.Option(help="Of the logarithm of a random factor of a crop's rates")
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="What a step keeps of the averaged weights, below 1")
+    ] = None,
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
@@ -227,8 +239,9 @@ def train(
     patches = PatchStore.open(store)
     settings = given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
-        tv_weight=tv_weight, rain_weight=rain_weight, seed=seed, threads=threads, shards=shards,
-        objective=objective,
+        tv_weight=tv_weight, rain_weight=rain_weight, time_sampling=time_sampling,
+        loss_target=loss_target, intensity_spread=intensity_spread, ema_decay=ema_decay, seed=seed,
+        threads=threads, shards=shards, objective=objective,
     )  # fmt: skip
     if resume:
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {

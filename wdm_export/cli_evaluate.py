@@ -15,6 +15,7 @@ import typer
 from wdm_export.cli_parts import Files, Threads, given, progress_bars
 from wdm_runtime import console
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
+from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError, MissingDependencyError
 from wdm_runtime.presets import Preset, chosen
@@ -35,6 +36,7 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
     noise_scale: Annotated[float | None, typer.Option(help="Factor of the noise")] = None,
+    time_grid: Annotated[str | None, typer.Option(help=" | ".join(GRIDS))] = None,
     consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
     engine: Annotated[str | None, typer.Option(help="As of wdm-run; default: the best")] = None,
     precision: Annotated[str | None, typer.Option(help="What the engine computes in")] = None,
@@ -82,11 +84,14 @@ def evaluate(
         check_destination(bundle / MANIFEST_NAME, overwrite=True)
     options = given(
         members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
-        noise_scale=noise_scale, consistency=consistency, engine=engine, precision=precision,
-        threads=threads, bbox=bbox, bootstrap=draws,
+        noise_scale=noise_scale, time_grid=time_grid, consistency=consistency, engine=engine,
+        precision=precision, threads=threads, bbox=bbox, bootstrap=draws,
     )  # fmt: skip
     command = _command(bundle, files, options, against or [], rainfarm, outside)
-    asked = {"preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale}
+    asked = {
+        "preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale,
+        "time_grid": time_grid,
+    }  # fmt: skip
     consistency = consistency or DEFAULT_CONSISTENCY
     opening: dict[str, Any] = given(engine=engine, precision=precision)
     opening["options"] = EngineOptions(threads=threads, note=_note)

@@ -12,6 +12,8 @@ from wdm_runtime.wavelets import WaveletSpec
 
 DIFFUSION, REGRESSION = "diffusion", "regression"
 OBJECTIVES = (DIFFUSION, REGRESSION)
+TIME_SAMPLINGS = ("uniform", "logsnr")
+V, EPS, X0 = LOSS_TARGETS = ("v", "eps", "x0")
 _MOST = 2.0**63  # of torch's seeds, and of anything else
 _LEAST_CHANNELS = 4  # two sinusoids of the time
 
@@ -77,6 +79,11 @@ class TrainConfig:
     ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
     rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do.
 
+    ``time_sampling`` draws times evenly in t or in log SNR between the schedule's ends.
+    ``loss_target`` is whose error the loss measures: of v, or of the noise or the clean
+    coefficients that follow from v, which count late or early times less. ``intensity_spread`` is
+    the standard deviation of the logarithm of a factor that each crop's rates are multiplied by.
+
     ``objective`` ``"regression"`` trains a deterministic baseline: the same network is shown no
     noise, x = 0 at t = 1, and learns the mean of the standardised coefficients.
     """
@@ -92,6 +99,9 @@ class TrainConfig:
     ema_decay: float = 0.999
     tv_weight: float = 1e-5
     rain_weight: float = 0.0
+    time_sampling: str = TIME_SAMPLINGS[0]
+    loss_target: str = V
+    intensity_spread: float = 0.0
     seed: int = 0
     threads: int = 2
     shards: int = 1
@@ -104,14 +114,23 @@ class TrainConfig:
                 f"Training got minutes={self.minutes} and steps={self.steps}; expected exactly "
                 "one of them. Give --minutes or --steps."
             )
-        if self.objective not in OBJECTIVES:
+        for name, known in (
+            ("objective", OBJECTIVES),
+            ("time_sampling", TIME_SAMPLINGS),
+            ("loss_target", LOSS_TARGETS),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"--{name.replace('_', '-')} got '{getattr(self, name)}'; expected one of "
+                    f"{', '.join(known)}. Correct it."
+                )
+        if not 0 <= self.ema_decay < 1:
             raise InputError(
-                f"--objective got '{self.objective}'; expected one of {', '.join(OBJECTIVES)}. "
-                "Correct it."
+                f"--ema-decay got {self.ema_decay}; expected 0 to less than 1. Correct it."
             )
         counts = ("minutes", "steps", "batch", "threads", "shards", "warmup_steps")
         positive = (*counts, "learning_rate")
-        for name in (*positive, "tv_weight", "rain_weight", "seed"):
+        for name in (*positive, "tv_weight", "rain_weight", "intensity_spread", "seed"):
             value = getattr(self, name)
             if value is None:
                 continue

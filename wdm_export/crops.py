@@ -56,8 +56,14 @@ class CropSampler:
                 "many files with rain as shards. Lower --shards, or prepare more files."
             )
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Fine and coarse crops, each (count, 1, crop, crop) [mm h-1], float32."""
+    def draw(
+        self, rng: np.random.Generator, count: int, intensity_spread: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Fine and coarse crops, each (count, 1, crop, crop) [mm h-1], float32.
+
+        Rates of a crop are multiplied by exp(n), n normal with the standard deviation
+        ``intensity_spread``.
+        """
         out = np.empty((2, count, 1, self.crop, self.crop), dtype=np.float32)
         choices = (self.store.fine.shape[1] - self.crop) // self.stride + 1
         for i in range(count):
@@ -69,6 +75,8 @@ class CropSampler:
             for target, source in zip(out, (self.store.fine, self.store.coarse), strict=True):
                 crop = source[window][:: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
                 target[i, 0] = crop.T if transpose else crop
+        if intensity_spread:
+            out *= np.exp(rng.normal(0, intensity_spread, (count, 1, 1, 1))).astype(np.float32)
         return torch.from_numpy(out[0]), torch.from_numpy(out[1])
 
 

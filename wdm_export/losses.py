@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+from wdm_export.config import EPS, X0, V
 
 
 def amplitudes(t: Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma of the cosine schedule at t (b,), shaped (b, 1, 1, 1)."""
     angle = 0.5 * math.pi * t[:, None, None, None]
     return angle.cos(), angle.sin()
+
+
+def target_weight(t: Tensor, target: str) -> Tensor:
+    """What an error of v counts where the loss is of another quantity, (b, 1, 1, 1).
+
+    The noise is sigma x + alpha v and the clean coefficients are alpha x - sigma v, so their
+    squared errors are alpha^2 and sigma^2 times that of v.
+
+    Parameters
+    ----------
+    t
+        Times (b,).
+    target
+        One of ``LOSS_TARGETS``.
+    """
+    alpha, sigma = amplitudes(t)
+    return {V: torch.ones_like(alpha), EPS: alpha.square(), X0: sigma.square()}[target]
 
 
 def total_variation(coeffs: Tensor) -> Tensor:
@@ -46,8 +66,8 @@ def training_loss(
         lambda of Yi et al. (arXiv 2507.01354); 0 leaves the term out.
 
     weights
-        w of each place, (b, 1, h, w); 1 by default. Where they depend on the condition alone the
-        best answer stays the same at each place, and only what is learnt first changes.
+        w of each place, (b, 1, h, w); 1 by default. Where they depend on condition and time alone
+        the best answer stays the same at each place, and only what is learnt first changes.
 
     Returns
     -------

@@ -66,9 +66,7 @@ class DownscalerLike(Protocol):
         *,
         members: int,
         seed: int,
-        steps: int | None,
-        sampler: str | None,
-        noise_scale: float | None,
+        preset: Preset,
         consistency: str,
         wanted: npt.NDArray[np.bool_] | None,
     ) -> Iterator[SampleLike]:
@@ -111,9 +109,7 @@ class Ensemble:
             coarse,
             members=members,
             seed=seed,
-            steps=self.way.steps,
-            sampler=self.way.sampler,
-            noise_scale=self.way.noise_scale,
+            preset=self.way,
             consistency=self.consistency,
             wanted=wanted_cells(shape, places, size),
         ):

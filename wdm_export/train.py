@@ -24,7 +24,7 @@ from wdm_export.checkpoint import Checkpoint, Curve, optimizer_tensors, restore_
 from wdm_export.config import REGRESSION, ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.crops import Coefficients, crop_samplers, measure_scales
 from wdm_export.data import PatchStore
-from wdm_export.losses import amplitudes, training_loss
+from wdm_export.losses import amplitudes, target_weight, training_loss
 from wdm_export.parallel import ALONE, Processes
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
@@ -56,9 +56,19 @@ class Progress:
         return self.seconds * (1 - self.share) / max(self.share, 1e-9)
 
 
-def _stratified_times(generator: torch.Generator, count: int) -> Tensor:
-    """One uniform time in each of ``count`` equal parts of [0, 1): a mean with less variance."""
-    return (torch.arange(count) + torch.rand(count, generator=generator)) / count
+def _stratified_times(
+    generator: torch.Generator, count: int, sampling: str, schedule: VPSchedule
+) -> Tensor:
+    """One time in each of ``count`` equal parts of the range: a mean with less variance.
+
+    The range is [0, 1) in t, or that of the schedule in log SNR.
+    """
+    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    if sampling == "uniform":
+        return even
+    first, last = schedule.logsnr_start, schedule.logsnr_end
+    times = schedule.time_of_logsnr(first + even.double().numpy() * (last - first))
+    return torch.from_numpy(times).float()
 
 
 def _joined(domain: Domain, other: Domain) -> Domain:
@@ -310,15 +320,18 @@ class Trainer:
         for sampler in self.samplers:
             rng = np.random.default_rng([self.config.seed, begun + self.step, sampler.shard])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            crops = sampler.draw(rng, self.config.batch // self.config.shards)
+            count = self.config.batch // self.config.shards
+            crops = sampler.draw(rng, count, self.config.intensity_spread)
             x0, condition = self.coefficients(*crops)
             x0, condition = (x0 - mean) / std, (condition - condition_mean) / condition_std
-            if self.config.objective == REGRESSION:
-                t, eps = torch.ones(len(x0)), torch.zeros_like(x0)
-            else:
-                t = _stratified_times(generator, len(x0))
-                eps = torch.randn(x0.shape, generator=generator)
             weights = self.coefficients.weights(crops[1], self.config.rain_weight)
+            if self.config.objective == REGRESSION:
+                t, eps = torch.ones(count), torch.zeros_like(x0)
+            else:
+                sampling, schedule = self.config.time_sampling, self.model.schedule
+                t = _stratified_times(generator, count, sampling, schedule)
+                eps = torch.randn(x0.shape, generator=generator)
+                weights = weights * target_weight(t, self.config.loss_target)
             parts.append((x0, condition, t, eps, weights))
         x0, condition, t, eps, weights = (torch.cat(values) for values in zip(*parts, strict=True))
         return x0, condition, t, eps, weights

@@ -23,6 +23,7 @@ from wdm_runtime.cli_options import (
     engine_options,
 )
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
+from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
@@ -92,6 +93,9 @@ def infer(
     noise_scale: Annotated[
         float | None, typer.Option(help="Factor of the noise: more widens; default: the preset's")
     ] = None,
+    time_grid: Annotated[
+        str | None, typer.Option(help=f"{' | '.join(GRIDS)}; default: the preset's")
+    ] = None,
     consistency: Annotated[
         str | None,
         typer.Option(help=f"Block means: {' | '.join(MODES)}; {DEFAULT_CONSISTENCY}"),
@@ -148,6 +152,7 @@ def infer(
         steps=steps,
         sampler=sampler,
         noise_scale=noise_scale,
+        time_grid=time_grid,
         preset=preset,
         consistency=consistency,
         noise_decorrelation_min=noise_decorrelation,

@@ -18,6 +18,7 @@ from wdm_runtime.cli_options import (
     ThreadsOption,
     engine_options,
 )
+from wdm_runtime.diffusion import GRIDS, LOGSNR
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
@@ -47,6 +48,7 @@ def run_tune(
     noise_scales: Annotated[
         str, typer.Option(help="Factors of the noise to try")
     ] = "1,1.05,1.1,1.15",
+    time_grids: Annotated[str, typer.Option(help=f"Some of {', '.join(GRIDS)}, or all")] = LOGSNR,
     members: Annotated[int, typer.Option(help="Ensemble size, at least 2")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the ensembles")] = 0,
     tiles: Annotated[int, typer.Option(help="Tiles with rain to score at most")] = 12,
@@ -62,9 +64,11 @@ def run_tune(
 ) -> None:
     """Weigh skill against cost of samplers, steps and noise on known truth, and suggest presets."""
     console.out.quiet = quiet
-    names = list(SAMPLERS) if samplers == "all" else samplers.split(",")
     tried = ways(
-        names, _numbers(steps, "--steps", int), _numbers(noise_scales, "--noise-scales", float)
+        list(SAMPLERS) if samplers == "all" else samplers.split(","),
+        _numbers(steps, "--steps", int),
+        _numbers(noise_scales, "--noise-scales", float),
+        GRIDS if time_grids == "all" else time_grids.split(","),
     )
     for path, other in ((json, chart), (chart, None)):
         if path:

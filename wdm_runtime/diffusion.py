@@ -17,7 +17,8 @@ Array = npt.NDArray[np.float32]
 
 SCHEDULES = ("cosine",)
 PREDICTIONS = ("v",)
-GRIDS = ("logsnr", "karras", "time")
+LOGSNR = "logsnr"
+GRIDS = (LOGSNR, "karras", "time")
 KARRAS_RHO = 7.0  # Karras et al. 2022, arXiv 2206.00364, section 3
 
 
@@ -55,7 +56,7 @@ class VPSchedule:
         """Inverse of log(alpha^2 / sigma^2)."""
         return np.asarray(2.0 / np.pi * np.arctan(np.exp(-0.5 * logsnr)), dtype=np.float64)
 
-    def times(self, steps: int, grid: str = "logsnr") -> npt.NDArray[np.float64]:
+    def times(self, steps: int, grid: str = LOGSNR) -> npt.NDArray[np.float64]:
         """Falling times at which the network is called, (steps,).
 
         Parameters
@@ -68,14 +69,10 @@ class VPSchedule:
         """
         if steps < 2:
             raise InputError(f"Got {steps} sampling steps; expected at least 2. Raise --steps.")
-        if grid not in GRIDS:
-            raise InputError(
-                f"Time grid '{grid}' is unknown; expected one of {', '.join(GRIDS)}. "
-                "Choose one of them."
-            )
+        check_grid(grid)
         ends = np.array([self.logsnr_start, self.logsnr_end])
         fraction = np.linspace(0.0, 1.0, steps)
-        if grid == "logsnr":
+        if grid == LOGSNR:
             return self.time_of_logsnr(ends[0] + fraction * (ends[1] - ends[0]))
         if grid == "karras":
             first, last = np.exp(-0.5 * ends) ** (1.0 / KARRAS_RHO)
@@ -83,6 +80,21 @@ class VPSchedule:
             return self.time_of_logsnr(-2.0 * np.log(ratio))
         first, last = self.time_of_logsnr(ends)
         return np.asarray(first + fraction * (last - first), dtype=np.float64)
+
+
+def check_grid(name: str) -> None:
+    """Whether there is such a time grid.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if name not in GRIDS:
+        raise InputError(
+            f"Time grid '{name}' is unknown; expected one of {', '.join(GRIDS)}. Choose one with "
+            "--time-grid."
+        )
 
 
 def denoised_from_v(x: Array, v: Array, alpha: float, sigma: float) -> Array:

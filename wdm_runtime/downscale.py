@@ -27,7 +27,7 @@ from wdm_runtime.noise import noise_of
 from wdm_runtime.opening import OpenedEngines, open_engines
 from wdm_runtime.orientation import orientation_of
 from wdm_runtime.plan import Plan, sampling_bytes
-from wdm_runtime.presets import chosen
+from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.sampling import Balance, Draw, Member, Sampling
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, check_policy, highest_mm_h
@@ -128,7 +128,7 @@ class Downscaler:
         members: int = 1,
         steps: int | None = None,
         max_bytes: int | None = None,
-        preset: str | None = None,
+        preset: str | Preset | None = None,
     ) -> Plan:
         """What a run would take. Reads every frame once.
 
@@ -177,8 +177,9 @@ class Downscaler:
         on_step: Callable[[StepTime], None] | None = None,
         wanted: Mask | None = None,
         on_suspect: str = DEFAULT_POLICY,
-        preset: str | None = None,
+        preset: str | Preset | None = None,
         noise_scale: float | None = None,
+        time_grid: str | None = None,
     ) -> Iterator[Sample]:
         """Draw an ensemble, frame by frame and member by member.
 
@@ -213,11 +214,14 @@ class Downscaler:
             gives it with its fault, ``"fp32"`` draws it again in fp32 first where the engine
             computes in less, ``"fail"`` raises.
         preset
-            Sampler, steps and noise scale by name, see `wdm_runtime.presets`: ``"fast"`` is the
-            default, ``"best"`` may take more network calls.
+            How members are drawn, a `Preset` or its name: ``"fast"`` is the default, ``"best"``
+            may take more network calls.
         noise_scale
             Factor of the sampler's noise, which sets the ensemble's spread. None takes the
-            preset's, or 1 where its steps or sampler are not what is asked for.
+            preset's, or 1 where its steps, sampler or grid are not what is asked for.
+        time_grid
+            At which times the network is called, one of `wdm_runtime.diffusion.GRIDS`; None takes
+            the preset's.
 
         Returns
         -------
@@ -227,9 +231,9 @@ class Downscaler:
         Raises
         ------
         InputError
-            No members, an unknown preset, sampler or mode, steps or a scale out of range, noise for
-            a sampler that takes none, wanted cells of another shape, times or an origin the noise
-            cannot be addressed by, or more memory needed than given.
+            No members, an unknown preset, sampler, grid or mode, steps or a scale out of range,
+            noise for a sampler that takes none, wanted cells of another shape, times or an origin
+            the noise cannot be addressed by, or more memory needed than given.
         SuspectError
             A member cannot be true, under ``"fail"``.
         """
@@ -243,7 +247,7 @@ class Downscaler:
             )
         check_mode(consistency)
         check_policy(on_suspect)
-        way = chosen(self.manifest.presets, preset, sampler, steps, noise_scale)
+        way = chosen(self.manifest.presets, preset, sampler, steps, noise_scale, time_grid)
         sampling = Sampling(
             self.manifest,
             self.engine,

@@ -116,13 +116,21 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
         steps=way.steps,
         sampler=way.sampler,
         noise_scale=way.noise_scale,
+        time_grid=way.time_grid,
         consistency=settings.consistency or DEFAULT_CONSISTENCY,
         on_suspect=settings.on_suspect or DEFAULT_POLICY,
     )
 
 
 def _way(settings: Settings, presets: Mapping[str, Preset]) -> Preset:
-    return chosen(presets, settings.preset, settings.sampler, settings.steps, settings.noise_scale)
+    return chosen(
+        presets,
+        settings.preset,
+        settings.sampler,
+        settings.steps,
+        settings.noise_scale,
+        settings.time_grid,
+    )
 
 
 def run(
@@ -168,7 +176,8 @@ def run(
     domain = downscaler.manifest.domain
     check_spacing(coarse, domain.spacing_km, downscaler.factor, settings.assume_factor)
     budget = _budget(max_bytes)
-    plan = downscaler.plan(coarse, settings.members, settings.steps, budget, settings.preset)
+    way = _way(settings, downscaler.manifest.presets)
+    plan = downscaler.plan(coarse, settings.members, max_bytes=budget, preset=way)
     if on_plan:
         on_plan(plan, outside_training(coarse, domain.latitudes))
     watch, reruns_before = _Watch(), downscaler.engine.fp32_reruns
@@ -182,15 +191,12 @@ def run(
         coarse,
         settings.members,
         settings.seed,
-        settings.steps,
-        settings.sampler,
-        settings.consistency or DEFAULT_CONSISTENCY,
-        settings.noise_decorrelation_min,
-        budget,
-        note,
+        consistency=settings.consistency or DEFAULT_CONSISTENCY,
+        noise_decorrelation_min=settings.noise_decorrelation_min,
+        max_bytes=budget,
+        on_step=note,
         on_suspect=settings.on_suspect or DEFAULT_POLICY,
-        preset=settings.preset,
-        noise_scale=settings.noise_scale,
+        preset=way,
     )
     statistics = None
     if settings.stats != "none":
@@ -223,7 +229,7 @@ def run(
         reruns = downscaler.engine.fp32_reruns - reruns_before
         outcome = Outcome(
             plan,
-            _way(settings, downscaler.manifest.presets),
+            way,
             tuple(watch.steps),
             reruns,
             watch.suspects,

@@ -40,6 +40,7 @@ def downscale(
     steps: int | None = None,
     sampler: str | None = None,
     noise_scale: float | None = None,
+    time_grid: str | None = None,
     preset: str | None = None,
     consistency: str | None = None,
     noise_decorrelation_min: float = 0.0,
@@ -61,7 +62,9 @@ def downscale(
         An open one.
     variable, accumulation_h
         As in `wdm_runtime.io.xarray_reader.field_from_dataarray`.
-    members, seed, steps, sampler, noise_scale, preset, consistency, noise_decorrelation_min
+    members, seed, steps, sampler, noise_scale, time_grid, preset
+        As in `Downscaler.downscale`; where None is allowed it takes the default.
+    consistency, noise_decorrelation_min
         As in `Downscaler.downscale`; where None is allowed it takes the default.
     units
         Of the result, for example ``"mm h-1"``; None for the input's.
@@ -94,6 +97,7 @@ def downscale(
             steps=steps,
             sampler=sampler,
             noise_scale=noise_scale,
+            time_grid=time_grid,
             preset=preset,
             consistency=consistency,
             noise_decorrelation_min=noise_decorrelation_min,
@@ -125,6 +129,7 @@ def downscale(
         room,
         step_times.append,
         noise_scale=settings.noise_scale,
+        time_grid=settings.time_grid,
     )
     reruns_before = downscaler.engine.fp32_reruns
     values, balances, suspects = _collected(samples, shape, layout.quantity.mm_h)

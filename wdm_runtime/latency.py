@@ -67,6 +67,7 @@ class Report:
     sampler: str
     steps: int
     noise_scale: float
+    time_grid: str
     members: int
     frames: int
     tiles_total: int
@@ -91,7 +92,7 @@ class Report:
     @property
     def way(self) -> Preset:
         """How the members were drawn."""
-        return Preset(self.sampler, self.steps, self.noise_scale)
+        return Preset(self.sampler, self.steps, self.noise_scale, self.time_grid)
 
     def to_json(self) -> str:
         """The report as JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.presets import Preset
 from wdm_runtime.records import OPTIONAL
 
@@ -75,7 +76,8 @@ class PrecisionCheck:
     """A check that passed, with all it takes to make it again.
 
     ``tiles`` were the wettest of ``files``; ``not_measured`` gives the reason for each precision
-    that could not be had. ``noise_scale`` is None in older records, which lack it.
+    that could not be had. ``noise_scale`` is None in older records, which lack it as they lack the
+    time grid.
     """
 
     command: str
@@ -91,8 +93,9 @@ class PrecisionCheck:
     runs: tuple[PrecisionRun, ...]
     not_measured: dict[str, str]
     noise_scale: float | None = field(default=None, metadata=OPTIONAL)
+    time_grid: str = field(default=LOGSNR, metadata=OPTIONAL)
 
     @property
     def way(self) -> Preset:
         """How the members were drawn."""
-        return Preset(self.sampler, self.steps, self.noise_scale or 1.0)
+        return Preset(self.sampler, self.steps, self.noise_scale or 1.0, self.time_grid)

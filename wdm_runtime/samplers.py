@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.diffusion import VPSchedule, denoised_from_v
+from wdm_runtime.diffusion import LOGSNR, VPSchedule, denoised_from_v
 from wdm_runtime.errors import InputError
 
 State = npt.NDArray[np.float32]
@@ -52,7 +52,7 @@ class Step:
 Sampler = Callable[[VPSchedule, int, str], tuple[Step, ...]]
 
 
-def euler_maruyama(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+def euler_maruyama(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ...]:
     """Plain Euler-Maruyama on the reverse SDE (Song et al. 2021, arXiv 2011.13456).
 
     With B the integral of beta over the step: x <- x + B (x / 2 + score) + sqrt(B) z.
@@ -69,7 +69,7 @@ def euler_maruyama(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tu
     return (*steps, _last(schedule, times))
 
 
-def exponential(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+def exponential(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ...]:
     """First-order exponential Euler-Maruyama: the linear part solved exactly (ancestral step).
 
     With h half the log SNR increment:
@@ -78,7 +78,7 @@ def exponential(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple
     return _exponential(schedule, schedule.times(calls, grid), order=1, noise=True)
 
 
-def second_order(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+def second_order(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ...]:
     """Second-order exponential Euler-Maruyama: DPM-Solver++ 2M in SDE form (arXiv 2211.01095).
 
     `exponential` with E = D + (D - D_prev) h / (2 h_prev) for D from the second step on.
@@ -86,7 +86,7 @@ def second_order(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tupl
     return _exponential(schedule, schedule.times(calls, grid), order=2, noise=True)
 
 
-def dpm_solver_2m(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+def dpm_solver_2m(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ...]:
     """DPM-Solver++ 2M on the probability-flow ODE (Lu et al. 2022, arXiv 2211.01095).
 
     With E of `second_order`: x <- (sigma' / sigma) x + alpha' (1 - exp(-h)) E.
@@ -122,7 +122,7 @@ def _exponential(
     return (*steps, _last(schedule, times))
 
 
-def heun(schedule: VPSchedule, calls: int, grid: str = "logsnr") -> tuple[Step, ...]:
+def heun(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ...]:
     """Heun's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364, alg. 1).
 
     With y = x / alpha, s = sigma / alpha and r = s' / s, Euler's step is y' = r y + (1 - r) D.

@@ -24,6 +24,7 @@ class Settings:
     steps: int | None = None
     sampler: str | None = None
     noise_scale: float | None = None
+    time_grid: str | None = None
     preset: str | None = None
     consistency: str | None = None
     noise_decorrelation_min: float = 0.0

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import valid_cells
+from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
@@ -136,18 +137,22 @@ class _Frame:
 
 
 def ways(
-    samplers: Sequence[str], steps: Sequence[int], noise_scales: Sequence[float]
+    samplers: Sequence[str],
+    steps: Sequence[int],
+    noise_scales: Sequence[float],
+    time_grids: Sequence[str] = (LOGSNR,),
 ) -> tuple[Preset, ...]:
     """All combinations, deterministic samplers with the scale 1 alone.
 
     Raises
     ------
     InputError
-        A sampler is unknown or a number out of range.
+        A sampler or grid is unknown, or a number out of range.
     """
     return tuple(
-        Preset(sampler, count, scale)
+        Preset(sampler, count, scale, grid)
         for sampler in samplers
+        for grid in time_grids
         for count in steps
         for scale in ((1.0,) if sampler in DETERMINISTIC else noise_scales)
     )
@@ -280,9 +285,7 @@ def _drawn(
         frame.coarse,
         members=members,
         seed=seed,
-        sampler=way.sampler,
-        steps=way.steps,
-        noise_scale=way.noise_scale,
+        preset=way,
         wanted=frame.wanted,
     ):
         yield _cut(sample.rate_mm_h, frame.places, downscaler.manifest.tile_px)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
     table.add_column("sampler", no_wrap=True)
     bands = ", ".join(f"{low}-{high}" for low, high in BANDS_KM)
     scores = ("CRPS /\nbicubic", "spread/\nskill", f"spectrum (dB) in\n{bands} km")
-    for name in ("steps", "noise", "s a\nmember", *scores, "p99.9 /\ntruth"):
+    for name in ("grid", "steps", "noise", "s a\nmember", *scores, "p99.9 /\ntruth"):
         table.add_column(name, justify="right")
     names: dict[Preset, str] = {}
     for name, way in tuning.suggested.items():
@@ -52,6 +53,7 @@ def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
 def _cells(trial: Trial) -> tuple[str, ...]:
     return (
         trial.way.sampler,
+        trial.way.time_grid,
         str(trial.way.steps),
         f"{trial.way.noise_scale:g}",
         f"{trial.seconds:.2f}",
@@ -68,12 +70,13 @@ def draw_tuning(tuning: Tuning, path: Path) -> None:
 
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     panels = figure.subplots(2, 2)
-    kinds = list(dict.fromkeys((t.way.sampler, t.way.noise_scale) for t in tuning.trials))
-    for number, (sampler, scale) in enumerate(kinds):
-        own = [t for t in tuning.trials if t.way.sampler == sampler and t.way.noise_scale == scale]
-        trials = sorted(own, key=lambda t: t.way.steps)
+    # A line for each way but for its steps.
+    kinds: dict[Preset, list[Trial]] = {}
+    for trial in sorted(tuning.trials, key=lambda t: t.way.steps):
+        kinds.setdefault(replace(trial.way, steps=FAST_STEPS), []).append(trial)
+    for number, (kind, trials) in enumerate(kinds.items()):
         calls = [t.way.steps for t in trials]
-        label = sampler if scale == 1 else f"{sampler}, noise x {scale:g}"
+        label = str(kind).replace(f", {FAST_STEPS} steps", "")
         values = (
             [t.crps_ratio for t in trials],
             [t.spread_skill for t in trials],

@@ -57,6 +57,22 @@ GROUPS: dict[str, dict[str, Options]] = {
         DEFAULT: {},
         "crop288": {"--crop": "288", "--batch": "8"},
     },
+    "loss": {
+        DEFAULT: {},
+        "times-in-logsnr": {"--time-sampling": "logsnr"},
+        "of-eps": {"--loss-target": "eps"},
+        "of-x0": {"--loss-target": "x0"},
+        "rain0.5": {"--rain-weight": "0.5"},
+    },
+    "augmentation": {
+        DEFAULT: {},
+        "intensity0.5": {"--intensity-spread": "0.5"},
+    },
+    "ema": {
+        "ema.99": {"--ema-decay": "0.99"},
+        DEFAULT: {},
+        "ema.9995": {"--ema-decay": "0.9995"},
+    },
     "rate": {
         "rate2e-4": {"--learning-rate": "2e-4"},
         DEFAULT: {},

@@ -17,7 +17,7 @@ from wdm_export.score_table import ScoreTable
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
-from wdm_runtime.presets import Preset
+from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.skill import find_tiles
 
 TILE, FACTOR = 64, 10
@@ -47,9 +47,7 @@ class Oracle:
         *,
         members: int,
         seed: int,
-        steps: int | None = None,
-        sampler: str | None = None,
-        noise_scale: float | None = None,
+        preset: Preset = PRESETS[FAST],
         consistency: str = "none",
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Iterator[Sample]:

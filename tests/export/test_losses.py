@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_export.crops import Coefficients  # noqa: E402
 from wdm_export.filter_banks import named_wavelet  # noqa: E402
-from wdm_export.losses import amplitudes, total_variation, training_loss  # noqa: E402
+from wdm_export.losses import amplitudes, target_weight, total_variation, training_loss  # noqa: E402
 from wdm_runtime.diffusion import VPSchedule, denoised_from_v  # noqa: E402
 from wdm_runtime.transform import PrecipTransform  # noqa: E402
 
@@ -154,3 +154,19 @@ def test_variation_pulls_the_gradient_towards_smooth_details():
     training_loss(v_hat, x, x0, eps, t, WEIGHT)[0].backward()
     assert v_hat.grad is not None and torch.isfinite(v_hat.grad).all()
     assert v_hat.grad[:, 0].abs().max() == 0 and v_hat.grad[:, 1:].abs().max() > 0
+
+
+def test_the_loss_of_another_target_is_the_error_of_that_target():
+    x0, eps, v_hat = torch.randn(3, 4, 16, 6, 6, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.1, 0.4, 0.7, 0.95])
+    alpha, sigma = amplitudes(t)
+    x = alpha * x0 + sigma * eps
+    expected = {
+        "v": (v_hat - (alpha * eps - sigma * x0)).square().mean(),
+        "eps": (sigma * x + alpha * v_hat - eps).square().mean(),
+        "x0": (alpha * x - sigma * v_hat - x0).square().mean(),
+    }
+    for target, error in expected.items():
+        loss, matching = training_loss(v_hat, x, x0, eps, t, 0.0, target_weight(t, target))
+        torch.testing.assert_close(loss, error)
+        torch.testing.assert_close(matching, expected["v"])

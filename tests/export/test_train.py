@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,32 @@ def test_every_step_sees_other_crops_noise_and_times(store, tmp_path):
     assert torch.equal((8 * times).floor(), torch.arange(8.0).expand(6, 8))
     # late times are noise of unit variance, whatever the rain
     assert states[:, -1].std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_times_even_in_log_snr_cover_what_samplers_use(store, tmp_path):
+    trainer = Trainer.start(
+        store, tmp_path, SMALL, settings(steps=3, batch=7, time_sampling="logsnr")
+    )
+    seen = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+    trainer.run()
+    angles = 0.5 * math.pi * torch.stack(seen).double()
+    logsnr = 2 * (angles.cos() / angles.sin()).log()
+    # -6 to 8: one time in each seventh of the range is one in each step of 2
+    assert torch.equal(((logsnr + 6) / 2).floor(), torch.arange(7.0).double().expand(3, 7))
+
+
+def test_intensity_multiplies_a_crop_by_one_factor(store):
+    sampler = CropSampler(store, CROP, 4)
+    plain, other = (sampler.draw(np.random.default_rng(1), 200, spread) for spread in (0.0, 0.5))
+    peaks = [torch.cat(pair, dim=1).amax(dim=(1, 2, 3)) for pair in (plain, other)]
+    factors = torch.where(peaks[0] > 0, peaks[1] / peaks[0], 1.0)
+    for before, after in zip(plain, other, strict=True):
+        torch.testing.assert_close(after, before * factors[:, None, None, None])
+    factors = factors[peaks[0] > 0]
+    assert len(factors) > 100
+    assert factors.log().std() == pytest.approx(0.5, rel=0.15)
+    assert abs(factors.log().mean()) < 0.12
 
 
 # --- reproducible and resumable ------------------------------------------------------------------
@@ -354,6 +381,10 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
         {"steps": 1, "learning_rate": -1e-3},
         {"steps": 1, "tv_weight": -1.0},
         {"steps": 1, "seed": -1},
+        {"steps": 1, "time_sampling": "even"},
+        {"steps": 1, "loss_target": "score"},
+        {"steps": 1, "intensity_spread": -0.1},
+        {"steps": 1, "ema_decay": 1.0},
     ],
 )
 def test_a_run_needs_one_limit_and_sensible_settings(values):

@@ -1,6 +1,7 @@
 """Samplers on Gaussians, whose score is known: mean and spread must come back."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -218,9 +219,12 @@ def test_a_bundles_presets_come_first_and_what_is_asked_for_before_them():
     assert chosen(own, BEST) == PRESETS[BEST]
     assert chosen(own, FAST, noise_scale=1.3) == Preset("second-order", 8, 1.3)
     assert chosen(own, steps=8, sampler="second-order") == own[FAST]
-    # its scale was fitted for its own steps and sampler
+    # its scale was fitted for its own steps, sampler and grid
     assert chosen(own, steps=12) == Preset("second-order", 12, 1.0)
     assert chosen(own, sampler="heun") == Preset("heun", 8, 1.0)
+    assert chosen(own, time_grid="karras") == Preset("second-order", 8, 1.0, "karras")
+    one = Preset("heun", 9, time_grid="time")
+    assert chosen(own, one) == one and chosen(own, one, steps=5) == replace(one, steps=5)
     with pytest.raises(InputError, match="fast, best"):
         chosen(own, "slow")
 
@@ -230,6 +234,7 @@ def test_a_bundles_presets_come_first_and_what_is_asked_for_before_them():
     [
         ({"sampler": "ddim"}, "euler-maruyama"),
         ({"steps": 1}, "expected 2 to"),
+        ({"time_grid": "linear"}, "logsnr, karras, time"),
         ({"steps": 10**6}, "expected 2 to"),
         ({"noise_scale": 0.0}, "above 0"),
         ({"noise_scale": float("nan")}, "above 0"),

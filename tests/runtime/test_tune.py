@@ -9,6 +9,7 @@ import pytest
 from conftest import SAMPLE, TRUTH
 
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import block_mean
@@ -63,6 +64,15 @@ def test_deterministic_samplers_have_no_scales():
     assert len(found) == 6 and {w.noise_scale for w in found if w.sampler == "heun"} == {1.0}
     with pytest.raises(InputError, match="ddim"):
         ways(("ddim",), (8,), (1.0,))
+
+
+def test_every_time_grid_is_tried_and_calls_the_network_at_other_times(downscaler, pair):
+    tried = ways(("second-order",), (3,), (1.0,), GRIDS)
+    trials = tune(downscaler, *pair, tried, members=2, tiles=1).trials
+    assert tuple(trial.way.time_grid for trial in trials) == GRIDS
+    assert len({trial.crps_mm_h for trial in trials}) == len(GRIDS)
+    with pytest.raises(InputError, match="karras"):
+        ways(("second-order",), (3,), (1.0,), ("linear",))
 
 
 def test_more_noise_is_more_spread_and_runs_repeat(downscaler, pair):
@@ -120,7 +130,7 @@ def test_kept_presets_are_the_bundles_defaults_and_end_its_signature(tiny, tmp_p
     folder = tmp_path / "bundle"
     shutil.copytree(tiny, folder)
     (folder / SIGNATURE_NAME).write_text("of the manifest before")
-    way = Preset("second-order", 3, 1.3)
+    way = Preset("second-order", 3, 1.3, "karras")
     kept = keep_presets(Bundle.open(folder), {FAST: way})
     assert kept.manifest.presets == {FAST: way} and not (folder / SIGNATURE_NAME).exists()
     kept.verify()
@@ -128,11 +138,16 @@ def test_kept_presets_are_the_bundles_defaults_and_end_its_signature(tiny, tmp_p
     with Downscaler.open(folder, "ort-cpu", "fp32") as opened:
         (own,) = opened.downscale(pair[0], seed=1)
         (same,) = opened.downscale(
-            pair[0], seed=1, sampler=way.sampler, steps=way.steps, noise_scale=way.noise_scale
-        )
-        (other,) = opened.downscale(pair[0], seed=1, steps=3, noise_scale=1.0)
+            pair[0], seed=1, sampler=way.sampler, steps=way.steps, noise_scale=way.noise_scale,
+            time_grid=way.time_grid,
+        )  # fmt: skip
+        others = [
+            next(opened.downscale(pair[0], seed=1, **change))
+            for change in ({"noise_scale": 1.0}, {"noise_scale": 1.3, "time_grid": "time"})
+        ]
     np.testing.assert_array_equal(own.rate_mm_h, same.rate_mm_h)
-    assert np.abs(own.rate_mm_h - other.rate_mm_h).max() > 0
+    for other in others:
+        assert np.abs(own.rate_mm_h - other.rate_mm_h).max() > 0
 
 
 def test_json_says_what_is_suggested():
@@ -163,16 +178,19 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_drawn(run, tmp_path)
         return code == 2 and err
 
     assert "ddim" in refused("--samplers", "ddim")
+    assert "karras" in refused("--time-grids", "linear")
     assert "--steps got 'many'" in refused("--steps", "many")
     assert "expected 2 to" in refused("--steps", "1")
     assert "--chart" in refused("--chart", tmp_path / "chart.txt")
 
 
 def test_infer_takes_a_preset_and_says_what_it_was(infer, run, tiny, tmp_path):
-    code, _, err = infer("--preset", "best", "--steps", 3, "--noise-scale", 1.2, "-o", "a.nc")
-    assert code == 0, err
+    way = ("--steps", 3, "--noise-scale", 1.2, "--time-grid", "karras")
+    code, out, err = infer("--preset", "best", *way, "-o", "a.nc")
+    assert code == 0 and "karras grid" in out, err
     attributes = read_attributes(tmp_path / "a.nc")
     assert attributes["wdm_preset"] == "best" and attributes["wdm_noise_scale"] == 1.2
+    assert attributes["wdm_time_grid"] == "karras"
     assert run("replay", "a.nc", "--bundle", tiny)[0] == 0
     code, _, err = infer("--preset", "slow", "-o", "b.nc")
     assert code == 2 and "fast, best" in err

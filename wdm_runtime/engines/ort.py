@@ -68,7 +68,8 @@ def session_options(ort: Any) -> Any:
     return options
 
 
-def _cpu_options(ort: Any, threads: int, entry: GraphEntry) -> Any:
+def cpu_options(ort: Any, threads: int, entry: GraphEntry) -> Any:
+    """Options of a session on the CPU, as benches/ort_options.py found them for a single stream."""
     options = session_options(ort)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
@@ -106,7 +107,7 @@ class OrtCpuEngine:
         self.precision, self.inputs, self.outputs = precision, entry.inputs, entry.outputs
         try:
             self._session: Any = ort.InferenceSession(
-                graph, _cpu_options(ort, threads, entry), providers=[_PROVIDER]
+                graph, cpu_options(ort, threads, entry), providers=[_PROVIDER]
             )
         except Exception as error:  # its exceptions share no base class below Exception
             raise EngineError(
