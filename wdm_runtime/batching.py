@@ -57,8 +57,12 @@ def fastest_batch(
         text = f"Batch {batch} measured fastest here."
         if batch == 1:
             return 1, single, text
+        try:
+            larger = open_for(batch)
+        except EngineError as error:  # what else the device holds may leave no room today
+            return 1, single, f"{text} It cannot be had now: {' '.join(str(error).split())}"
         single.close()
-        return batch, open_for(batch), text
+        return batch, larger, text
     batch, engine, ms, failed = _measured(single, open_for)
     times = ", ".join(f"{value:.1f} ms at {size}" for size, value in ms.items())
     text = f"Batch {batch} is the fastest: a tile takes {times}."

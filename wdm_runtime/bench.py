@@ -33,7 +33,7 @@ from wdm_runtime.bench_turns import Candidate, Repeated, choices_of, noting
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Choice, gpu_of
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.errors import EngineError, InputError, MissingDependencyError
+from wdm_runtime.errors import EngineError, InputError, WdmError
 from wdm_runtime.presets import FAST, PRESETS
 from wdm_runtime.process import load, machine
 from wdm_runtime.timing import feeds_of, timed_call
@@ -150,7 +150,7 @@ class Bench:
                 opening = measure_opening(
                     self._bundle.path, choice, self._options.threads, self._key
                 )
-            except EngineError as error:
+            except WdmError as error:
                 self._problems.append(Problem(name, str(error)))
                 self._choices.remove(choice)  # it would not open here either
             else:
@@ -172,7 +172,7 @@ class Bench:
             return
         try:
             score = model.open_score(choice, replace(self._options, batch=batch))
-        except (EngineError, MissingDependencyError) as error:
+        except WdmError as error:
             self._problems.append(Problem(name, str(error)))
             return
         stack.callback(score.close)
@@ -192,9 +192,10 @@ class Bench:
         singles = [c for c in self._working() if c.batch == 1]
         transforms = {}
         for c in singles:
-            transforms[c.name] = c.model.open_transforms(c.choice, self._options)
-            for transform in transforms[c.name]:
-                stack.callback(transform.close)
+            with noting(c, self._problems):
+                transforms[c.name] = c.model.open_transforms(c.choice, self._options)
+                for transform in transforms[c.name]:
+                    stack.callback(transform.close)
         for i in range(min(_ENDS, self._calls)):
             for c in (c for c in singles if not c.failed):
                 self._say(f"end to end, round {i + 1}: {c.name}")
@@ -209,15 +210,16 @@ class Bench:
         """Energy of a step, over a few seconds of steps, for each meter that can be read."""
         for number, opening in enumerate(self._openings):
             single = self._single(self._models[0], opening.engine, opening.precision)
-            if single is None or not (found := meters(gpu_of(opening.engine))):
+            if single is None:
                 continue
-            self._say(f"{single.name}: energy")
             joules = {}
-            for meter in found:
-                steps = Repeated(single.score)
-                energy = meter.joules(steps)
-                if energy is not None:
-                    joules[meter.device] = round(energy / steps.done, 4)
+            with noting(single, self._problems):
+                for meter in meters(gpu_of(opening.engine)):
+                    self._say(f"{single.name}: energy")
+                    steps = Repeated(single.score)
+                    energy = meter.joules(steps)
+                    if energy is not None:
+                        joules[meter.device] = round(energy / steps.done, 4)
             self._openings[number] = replace(opening, joules=joules or None)
 
     def _working(self) -> Iterator[Candidate]:

@@ -64,10 +64,6 @@ def main() -> None:
     """Print what was measured, or what is in the way."""
     warnings.simplefilter("ignore")  # the one line of output is the parent's
     try:
-        print(json.dumps(asdict(start(**json.loads(sys.argv[1])))))
+        print(json.dumps(asdict(start(**json.loads(sys.argv[2])))))
     except WdmError as error:
         print(json.dumps({"problem": str(error)}))
-
-
-if __name__ == "__main__":
-    main()

@@ -61,6 +61,8 @@ class NvidiaSmi:
     """
 
     def __init__(self, bus_id: str) -> None:
+        if not bus_id:
+            raise ValueError("the driver does not say which GPU it is")
         self._bus_id = bus_id
         self.device = f"GPU {self._ask('name')}"
         self._watts()
@@ -97,17 +99,20 @@ class NvidiaSmi:
 def meters(gpu: Gpu | None, powercap: Path = POWERCAP) -> list[Meter]:
     """Of an engine on a GPU, or on the CPU alone: all that can be read here by this user.
 
-    None on most virtual machines.
+    None on most virtual machines, and none of a GPU engine's where its GPU's cannot be read: what
+    the CPU takes beside it would pass for all.
     """
     found: list[Meter] = []
+    if gpu:
+        try:
+            found.append(NvidiaSmi(gpu.bus_id))
+        except (OSError, ValueError, subprocess.SubprocessError):
+            return []
     for zone in sorted(powercap.glob("*:*")):
         with suppress(OSError, ValueError):
             # Zones within a package, such as its cores, are part of it.
             if (zone / "name").read_text().startswith("package"):
                 found.append(Rapl(zone))
-    if gpu:
-        with suppress(OSError, ValueError, subprocess.SubprocessError):
-            found.append(NvidiaSmi(gpu.bus_id))
     return found
 
 

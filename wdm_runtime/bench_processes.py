@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from wdm_runtime.bench_child import Start
 from wdm_runtime.bench_report import Opening
 from wdm_runtime.engines import Choice
 from wdm_runtime.errors import EngineError
+from wdm_runtime.io.child import command_of
 
 _STARTS = 3  # with a cache, after the one that fills it and warms the disk
 
@@ -59,7 +59,7 @@ def _start(
         "key": None if key is None else str(key),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "wdm_runtime.bench_child", json.dumps(request)],
+        command_of("wdm_runtime.bench_child", json.dumps(request)),
         capture_output=True,
         text=True,
         env={**os.environ, "XDG_CACHE_HOME": cache},

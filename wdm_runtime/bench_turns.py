@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from wdm_runtime.bench_models import Model
 from wdm_runtime.bench_report import Problem
 from wdm_runtime.engines import AUTO, Choice, Engine, select, survey
-from wdm_runtime.errors import EngineError
+from wdm_runtime.errors import WdmError
 from wdm_runtime.timing import feeds_of
 
 ALL = "all"
@@ -80,9 +80,9 @@ class Repeated:
 
 @contextmanager
 def noting(candidate: Candidate, problems: list[Problem]) -> Iterator[None]:
-    """An engine that fails is a problem of one candidate, which then takes no more turns."""
+    """What fails is a problem of one candidate, which then takes no more turns."""
     try:
         yield
-    except EngineError as error:
+    except WdmError as error:
         candidate.failed = True
         problems.append(Problem(candidate.name, str(error)))

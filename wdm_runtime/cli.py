@@ -25,7 +25,7 @@ from wdm_runtime.cli_options import (
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import ENGINES, PRECISIONS
+from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
@@ -220,6 +220,7 @@ def replay(
     batch: BatchOption = None,
     threads: ThreadsOption = None,
     build: BuildOption = True,
+    fused_step: FusedOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Make an output again from its own attributes, and say whether it matches."""
@@ -228,7 +229,10 @@ def replay(
     console.out.quiet = quiet
     record = open_record(output, input)
     engine, precision = engine or record.text("engine"), precision or record.text("precision")
-    options = engine_options(batch, threads, build, quiet, record.fused_step)
+    if fused_step is None:
+        choice = select(engine, precision)
+        fused_step = record.fused_step and has_step(choice.kind, choice.precision)
+    options = engine_options(batch, threads, build, quiet, fused_step)
     opened = Bundle.open(bundle, require_signature)
     with (
         Downscaler.open(opened, engine, precision, options) as downscaler,

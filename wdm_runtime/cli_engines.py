@@ -21,6 +21,7 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import AUTO, ENGINES
 from wdm_runtime.errors import EngineError, InputError, ParityError
 from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.latency import pixel_times
 from wdm_runtime.selftest import report, selftest
 
 
@@ -73,7 +74,9 @@ def build_engine(
     require_signature: KeyOption = None,
     engine: Annotated[str, typer.Option(help="tensorrt | tensorrt-rtx")] = "tensorrt",
     precision: Annotated[str, typer.Option(help="auto | fp16 | fp32")] = AUTO,
-    batch: Annotated[list[int] | None, typer.Option(help="Tiles a launch; repeatable; 1")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tiles a launch; repeatable; 1")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Build TensorRT plans on this machine, so that no later run has to."""
@@ -91,10 +94,12 @@ def build_engine(
             rescue = opened.engine.full  # builds its plan: what fp16 cannot hold is computed again
             if opened.fused:
                 opened.fused.available()  # builds its plan too; what keeps it from that is noted
+            pixel = pixel_times(opened, options)  # that of the model a run is compared with
             console.out.print(
                 f"{opened.engine.kind} in {opened.choice.precision}"
                 f"{' (and fp32)' if rescue else ''}, batch {size}: "
-                f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}",
+                f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}"
+                f"{f', the pixel model {pixel[0]:.2f} ms' if pixel else ''}",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -38,7 +38,7 @@ FusedOption = Annotated[
         "(default on GPUs) or NumPy",
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only")]
 
 
 def engine_options(

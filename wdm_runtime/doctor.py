@@ -6,12 +6,11 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from wdm_runtime.engines import Finding, select, survey
 from wdm_runtime.engines.options import available_threads
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
-from wdm_runtime.engines.probe import Gpu, probe_gpu
+from wdm_runtime.engines.probe import Gpu, jetson_release, probe_gpu
 from wdm_runtime.errors import EngineError, WdmError
 from wdm_runtime.version import version
 
@@ -20,7 +19,6 @@ _PACKAGES = (
     *("numpy", "netCDF4", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings"),
     *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "torch"),
 )
-_JETSON_RELEASE = Path("/etc/nv_tegra_release")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look at this machine. Engines are asked exactly as a run asks them."""
     gpu, problem = _gpu()
-    packages, jetson = _packages(), _jetson()
+    packages, jetson = _packages(), jetson_release()
     parts, findings = providers(), survey()
     try:
         auto: str | None = select().why
@@ -94,14 +92,6 @@ def _packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _jetson() -> str | None:
-    """The first line of the release file that JetPack installs."""
-    try:
-        return _JETSON_RELEASE.read_text(errors="replace").splitlines()[0].strip()
-    except (OSError, IndexError):
-        return None
 
 
 def _advice(

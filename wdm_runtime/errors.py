@@ -48,7 +48,7 @@ class NoDeviceError(EngineError):
 class MissingDependencyError(WdmError):
     """An optional package is not installed; `extra` names the extra that brings it.
 
-    ``package`` is what is missing, as it is imported, and ``install`` the command that brings it.
+    ``package`` names what is missing, and ``install`` is the command that brings it.
     """
 
     exit_code = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -64,28 +65,34 @@ class FusedStep:
         steps: Sequence[Step],
         noise: Noise,
         on_step: Callable[[StepTime], None] | None,
-    ) -> Array | None:
-        """As `integrate_on_engine`, where `available`; None where that is not finite."""
+    ) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """As `integrate_on_engine`, where `available`, and which estimates are finite (n,).
+
+        Steps are told of once that is known, and of the finite alone.
+        """
         assert self._engine is not None, "available() comes first"
+        taken: list[StepTime] = []
         with self._lock:
-            found = integrate_on_engine(self._engine, x, condition, steps, noise, on_step)
-        if np.isfinite(found).all():
-            return found
-        if not self._overflowed:
+            found = integrate_on_engine(self._engine, x, condition, steps, noise, taken.append)
+        finite = np.asarray(np.isfinite(found).all(axis=(1, 2, 3)))
+        if on_step and finite.any():
+            for step in taken:
+                on_step(replace(step, tiles=int(finite.sum())))
+        if not finite.all() and not self._overflowed:
             self._overflowed = True
             self._note(
                 "Fused steps gave values that are not finite; such samples are computed again "
                 "by the loop in NumPy, which watches every batch."
             )
-        return None
+        return found, finite
 
     def skipped(self) -> None:
         """Note that a draw covers more tiles than one, where fused steps were asked for."""
         if self._required and not self._skipped:
             self._skipped = True
             self._note(
-                "Members that more than one tile covers are drawn by the loop in NumPy in spite of "
-                "--fused-step: their tiles are blended between steps."
+                "Members that more than one tile covers are drawn by the loop in NumPy, not by "
+                "fused steps: their tiles are blended between steps."
             )
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import Engine
+from wdm_runtime.engines import Choice, Engine
+from wdm_runtime.engines.step import StepEngine
 from wdm_runtime.errors import BundleError, EngineError
 from wdm_runtime.manifest import GOLDEN_NAME
 
@@ -107,10 +108,17 @@ def _array(raw: bytes) -> Array:
     return values.reshape(shape).astype(np.float32)
 
 
+# The factors of a `wdm_runtime.samplers.Step` with which the denoised estimate and the new state
+# are v, and then those with which the estimate is the state.
+_V_TO_STATE = np.array([0, -1, 0, 1, 0, 0], dtype=np.float32)
+_STATE_AS_IT_IS = np.array([1, 0, 0, 0, 0, 0], dtype=np.float32)
+
+
 def check_engine(bundle: Bundle, engine: Engine) -> None:
     """Refuse an engine that computes something else than the bundle's network, by one call.
 
-    Bundles without a golden file are let pass.
+    An engine of a fixed batch has to give it for each of the tiles. Bundles without a golden file
+    are let pass.
 
     Raises
     ------
@@ -119,15 +127,47 @@ def check_engine(bundle: Bundle, engine: Engine) -> None:
     BundleError
         The golden file is altered.
     """
-    if all(entry.file != GOLDEN_NAME for entry in bundle.manifest.files):
+    if not _has_golden(bundle):
         return
-    golden, tolerance = read_golden(bundle), TOLERANCES[engine.precision]
-    answer = engine.run(golden.feeds(golden.x, float(golden.t[0])))[0]
-    difference = float(np.abs(answer - golden.v[0]).max() / np.abs(golden.v[0]).max())
+    golden = read_golden(bundle)
+    tiles = np.repeat(golden.x, getattr(engine, "batch", 1), axis=0)
+    answer = engine.run(golden.feeds(tiles, float(golden.t[0])))
+    who = f"Engine '{engine.kind}' in {engine.precision} ({engine.version})"
+    _check_answer(answer, golden, engine.precision, who)
+
+
+def check_step(bundle: Bundle, step: StepEngine, choice: Choice, batch: int) -> None:
+    """As `check_engine`, of a fused step: what the network gives, by way of the state it keeps.
+
+    Parameters
+    ----------
+    bundle, choice, batch
+        What it was opened with.
+    step
+        Its states are lost.
+    """
+    if not _has_golden(bundle):
+        return
+    golden = read_golden(bundle)
+    tiles = golden.feeds(np.repeat(golden.x, batch, axis=0), float(golden.t[0]))
+    step.load(tiles["x"], tiles["condition"])
+    for scalars in (_V_TO_STATE, _STATE_AS_IT_IS):
+        step.step(float(golden.t[0]), scalars, None)
+    who = f"The fused step of engine '{choice.kind}' in {choice.precision}"
+    _check_answer(step.read(), golden, choice.precision, who)
+
+
+def _has_golden(bundle: Bundle) -> bool:
+    return any(entry.file == GOLDEN_NAME for entry in bundle.manifest.files)
+
+
+def _check_answer(answer: Array, golden: Golden, precision: str, who: str) -> None:
+    """All tiles' v (b, c, h, w) at the first of the golden times."""
+    tolerance = TOLERANCES[precision]
+    difference = float(np.abs(answer - golden.v[:1]).max() / np.abs(golden.v[0]).max())
     if not difference <= tolerance:  # NaN fails too
         raise EngineError(
-            f"Engine '{engine.kind}' in {engine.precision} ({engine.version}) gives other numbers "
-            f"than the bundle's network: they differ by {difference:.1e} of the largest; expected "
-            f"at most {tolerance:.0e}. Choose another --engine or --precision, and look closer "
-            "with 'wdm-run selftest'."
+            f"{who} gives other numbers than the bundle's network: they differ by "
+            f"{difference:.1e} of the largest; expected at most {tolerance:.0e}. Choose another "
+            "--engine or --precision, and look closer with 'wdm-run selftest'."
         )

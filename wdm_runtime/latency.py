@@ -183,17 +183,19 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> tuple[float
     return pixel_ms, score_ms
 
 
-def with_pixel_probe(report: Report, downscaler: Downscaler, options: EngineOptions) -> Report:
-    """A report with the pixel model's time and its ratio to the score network's beside it.
-
-    Whatever keeps the pixel model from running is noted: the run itself is done.
-    """
-    began = time.perf_counter()
+def pixel_times(downscaler: Downscaler, options: EngineOptions) -> tuple[float, float] | None:
+    """As `measure_pixel`; None, and a note, where something keeps the pixel model from running."""
     try:
-        found = measure_pixel(downscaler, options)
+        return measure_pixel(downscaler, options)
     except WdmError as error:
         options.note(f"The pixel model was not timed: {error}")
-        found = None
+        return None
+
+
+def with_pixel_probe(report: Report, downscaler: Downscaler, options: EngineOptions) -> Report:
+    """A report with the pixel model's time and its ratio to the score network's beside it."""
+    began = time.perf_counter()
+    found = pixel_times(downscaler, options)
     return replace(
         report,
         pixel_step_latency_ms=found[0] if found else None,

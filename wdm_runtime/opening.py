@@ -12,7 +12,6 @@ from wdm_runtime.engines import (
     AUTO,
     Choice,
     Engine,
-    has_step,
     open_engine,
     open_step,
     open_transforms,
@@ -20,10 +19,11 @@ from wdm_runtime.engines import (
     step_pays,
 )
 from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.step import StepEngine
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, MissingDependencyError, WdmError
 from wdm_runtime.fused import FusedStep
-from wdm_runtime.golden import check_engine
+from wdm_runtime.golden import check_engine, check_step
 from wdm_runtime.manifest import STEP_ROLE
 
 
@@ -81,11 +81,6 @@ def _open_score(
     rejected: dict[tuple[str, str], str] = {}
     while True:
         choice = select(engine, precision, rejected)
-        if engine == AUTO and options.fused_step and not has_step(choice.kind, choice.precision):
-            rejected[choice.kind, choice.precision] = (
-                f"{choice.kind} has no fused step in {choice.precision}."
-            )
-            continue
         try:
             return choice, _watched(bundle, choice, options)
         except (EngineError, MissingDependencyError) as error:
@@ -95,7 +90,7 @@ def _open_score(
 
 
 def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
-    """The score graph on its engine, which was seen to compute what the bundle says."""
+    """The score graph on its engine; it and its fp32 are seen to compute what the bundle says."""
 
     def opened(graph: str, computes_in: str) -> Engine:
         role = f"score_{graph}"
@@ -106,16 +101,16 @@ def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedE
                 "or export the bundle again."
             )
         entry, data = bundle.manifest.graphs[role], bundle.graph(role)
-        return open_engine(data, entry, choice.kind, computes_in, options)
+        engine = open_engine(data, entry, choice.kind, computes_in, options)
+        try:
+            check_engine(bundle, engine)
+        except WdmError:
+            engine.close()
+            raise
+        return engine
 
     full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
-    score = opened(choice.graph, choice.precision)
-    try:
-        check_engine(bundle, score)
-    except WdmError:
-        score.close()
-        raise
-    return WatchedEngine(score, full, options.note)
+    return WatchedEngine(opened(choice.graph, choice.precision), full, options.note)
 
 
 def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep | None:
@@ -125,7 +120,17 @@ def _fused(bundle: Bundle, choice: Choice, options: EngineOptions) -> FusedStep 
         asked or (asked is None and step_pays(choice.kind) and STEP_ROLE in bundle.manifest.graphs)
     ):
         return None
-    fused = FusedStep(partial(open_step, bundle, choice, options), bool(asked), options.note)
+
+    def opened() -> StepEngine:
+        step = open_step(bundle, choice, options)
+        try:
+            check_step(bundle, step, choice, options.batch or 1)
+        except WdmError:
+            step.close()
+            raise
+        return step
+
+    fused = FusedStep(opened, bool(asked), options.note)
     if asked:
         fused.available()  # what was asked for and cannot be had is an error at once
     return fused

@@ -30,8 +30,21 @@ class Record:
 
     @property
     def fused_step(self) -> bool:
-        """Whether the engine did the sampler's updates, where it could."""
-        return int(self.attributes.get("wdm_fused_steps", 0)) > 0
+        """Whether the engine did the sampler's updates, where it could.
+
+        Raises
+        ------
+        InputError
+            The output's attribute is no number.
+        """
+        found = self.attributes.get("wdm_fused_steps", 0)
+        try:
+            return int(found) > 0
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.output}: attribute 'wdm_fused_steps' is {found!r}; expected a number. Hand "
+                "in a file that 'wdm-run infer' wrote."
+            ) from error
 
     def text(self, name: str) -> str:
         """One of its ``wdm_`` attributes.

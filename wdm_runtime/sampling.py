@@ -162,12 +162,12 @@ class Sampling:
             for draw, given in draws
         ]
         start = noise(INITIAL_STEP)
-        found = fused.integrate(start, np.stack(cuts), self.steps, noise, self.on_step)
-        if found is None:
-            return self._integrate(draws)
+        found, finite = fused.integrate(start, np.stack(cuts), self.steps, noise, self.on_step)
         out = np.zeros((len(draws), subbands, height, width), dtype=np.float32)
         for values, tile, whole, (_, given) in zip(found, tiles, out, draws, strict=True):
             whole[tile.window] = restored(values, given.orientation)
+        if not finite.all():
+            out[~finite] = self._integrate([draws[i] for i in np.flatnonzero(~finite).tolist()])
         return out
 
     def _integrate(self, draws: Sequence[tuple[Draw, Condition]]) -> Array:

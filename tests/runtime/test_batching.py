@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from wdm_runtime import batching, timing
+from wdm_runtime.bench_models import tile_field
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
+from wdm_runtime.engines import select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import EngineError, InputError
@@ -143,3 +145,20 @@ def test_the_command_line(infer, cache):
 def test_a_batch_of_none_is_refused():
     with pytest.raises(InputError, match="--batch"):
         EngineOptions(batch=0)
+
+
+def test_a_remembered_batch_that_cannot_be_had_today_leaves_the_single_tile(tiny, a_call):
+    a_call(lambda tiles: 0.02)
+    with opened(tiny) as downscaler:
+        assert downscaler.batch == 8
+    bundle = Bundle.open(tiny)
+    choice = select("ort-cpu", "fp32")
+    single = opened(tiny, EngineOptions(threads=1))
+
+    def no_room(batch):
+        raise EngineError("out of memory")
+
+    key = batching.batch_key(bundle, choice, AUTO_BATCH)
+    batch, engine, text = batching.fastest_batch(single.engine, no_room, key)
+    assert batch == 1 and engine is single.engine and "cannot be had now: out of memory" in text
+    assert len(list(single.downscale(tile_field(bundle.manifest), steps=2))) == 1

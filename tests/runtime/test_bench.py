@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import edit_manifest
 
-from wdm_runtime import bench, bench_chart, bench_processes
+from wdm_runtime import bench, bench_chart, bench_processes, bench_turns
 from wdm_runtime.bench_models import PIXEL, models_of, one_tile, tile_field
 from wdm_runtime.bench_report import Steps, median_ratio
 from wdm_runtime.bundle import Bundle
@@ -17,6 +17,7 @@ from wdm_runtime.engines import select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import BundleError, EngineError, InputError, MissingDependencyError
+from wdm_runtime.io import child
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
 
@@ -117,9 +118,51 @@ def test_interrupted_it_shows_what_it_has(measured, monkeypatch):
 
 
 def test_a_process_that_dies_is_listed(tiny, monkeypatch):
-    monkeypatch.setattr(bench_processes.sys, "executable", "/bin/false")
+    monkeypatch.setattr(child.sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="ended with status 1"):
         bench_processes.measure_opening(tiny, select("ort-cpu"), 1)
+
+
+def test_no_module_of_the_current_folder_is_run(tiny, tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise SystemExit('a file of somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert bench_processes.measure_opening(tiny, select("ort-cpu"), 1).open_s > 0
+
+
+def test_another_bundle_that_is_damaged_costs_no_measurement(measured, tiny_copy):
+    graph = tiny_copy / "score_fp32.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    report, _ = measured(*ONE, "--against", tiny_copy)
+    assert report["complete"] and report["steps"] and report["end_to_end"]
+    assert any(str(tiny_copy) in problem["what"] for problem in report["problems"])
+
+
+def test_an_engine_that_fails_while_its_energy_is_read_costs_no_measurement(measured, monkeypatch):
+    class Fails:
+        device = "CPU package-0"
+
+        def joules(self, work):
+            raise EngineError("out of memory")
+
+    monkeypatch.setattr(bench, "meters", lambda gpu: [Fails()])
+    report, _ = measured(*ONE)
+    assert report["complete"] and report["steps"]
+    assert [problem["reason"] for problem in report["problems"]] == ["out of memory"]
+
+
+def test_energy_is_of_a_step(measured, monkeypatch):
+    class Counts:
+        device = "CPU package-0"
+
+        def joules(self, work):
+            work()
+            return 7.0 * work.done
+
+    monkeypatch.setattr(bench, "meters", lambda gpu: [Counts()] if gpu is None else [])
+    monkeypatch.setattr(bench_turns, "_METERED_S", 0.01)
+    report, _ = measured(*ONE)
+    (opening,) = report["openings"]
+    assert opening["joules"] == {"CPU package-0": 7.0}
 
 
 def test_a_damaged_bundle_in_a_process_is_an_error_with_its_own_words(tiny_copy):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -103,3 +104,10 @@ def test_device_memory_is_this_processes(no_gpu):
     no_gpu.write_text(f"#!/bin/sh\necho '1, 900'\necho '{os.getpid()}, 123'\n")
     no_gpu.chmod(0o755)
     assert gpu_process_mib() == 123.0
+
+
+def test_a_gpu_engines_energy_is_never_its_cpus_alone(no_gpu, powercap):
+    assert meters(GPU, powercap) == []  # no nvidia-smi
+    no_gpu.write_text("#!/bin/sh\necho 40.0\n")
+    no_gpu.chmod(0o755)
+    assert meters(replace(GPU, bus_id=""), powercap) == []  # whose power it says is not known

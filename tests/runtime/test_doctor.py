@@ -9,10 +9,10 @@ from gpu_box import GPU, WHEEL, Box, OrtBox
 
 from wdm_runtime import doctor
 from wdm_runtime.doctor import diagnose
-from wdm_runtime.engines import ENGINES, ort_libraries, select
+from wdm_runtime.engines import ENGINES, ort_libraries, probe, select, tensorrt
 from wdm_runtime.engines.ort_libraries import Library, Provider, described
 from wdm_runtime.engines.probe import Gpu
-from wdm_runtime.errors import EngineError
+from wdm_runtime.errors import EngineError, MissingDependencyError
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -83,11 +83,16 @@ def test_bindings_newer_than_the_driver_are_advised_on(monkeypatch):
 def test_jetson_is_told_of_its_own_module(tmp_path, monkeypatch):
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3\nmore\n")
-    monkeypatch.setattr(doctor, "_JETSON_RELEASE", release)
+    monkeypatch.setattr(probe, "_JETSON_RELEASE", release)
     monkeypatch.setattr(doctor, "probe_gpu", lambda: GPU)
     found = diagnose()
     assert found.jetson == "# R36 (release), REVISION: 4.3"
     assert any("--system-site-packages" in text for text in found.advice)
+    monkeypatch.setattr(tensorrt, "probe_gpu", lambda: GPU)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingDependencyError, match="needs JetPack's") as caught:
+        select("tensorrt")
+    assert "pip install" not in str(caught.value) and "pip install" not in caught.value.install
 
 
 @pytest.fixture

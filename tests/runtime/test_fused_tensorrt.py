@@ -235,7 +235,8 @@ def test_numpy_step_is_the_way_out(box10, infer, shower):
 def test_build_engine_builds_it_too_and_no_build_goes_on_without(box10, infer, run, tiny, shower):
     options = ("--engine", "tensorrt", "--no-pixel-probe", "--no-build")
     assert run("build-engine", "--bundle", tiny)[0] == 0
-    assert len(box10.trt.built) == 3  # the fp32 graph too, for what fp16 cannot hold
+    # the fp32 graph too, for what fp16 cannot hold, and the pixel model's
+    assert len(box10.trt.built) == 4
     code, _, error = infer(*options, "-o", "with.nc", source=shower)
     assert code == 0, error
     assert attributes("with.nc")["wdm_fused_steps"] == 3

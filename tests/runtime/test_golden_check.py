@@ -1,12 +1,18 @@
 """An engine has to compute what the bundle says: one call at load shows whether it does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import edit_manifest
+from gpu_box import Box
 
 from wdm_runtime import Downscaler, engines
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.step import HostStep
+from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.errors import EngineError
 from wdm_runtime.golden import check_engine, read_golden
 
@@ -82,3 +88,61 @@ def test_an_engine_asked_for_by_name_fails_and_auto_takes_the_next(tiny, monkeyp
         assert downscaler.choice.kind == "ort-cpu"
         assert "openvino" in downscaler.choice.why and "other numbers" in downscaler.choice.why
     assert wrong and all(engine.closed for engine in wrong)
+
+
+def test_an_engine_of_a_fixed_batch_has_to_compute_each_of_its_tiles(tiny, tmp_path, monkeypatch):
+    box = Box("10.16", tiny, tmp_path, monkeypatch)
+    run = TensorRtEngine.run
+
+    def first_alone(self, feeds):
+        answer = run(self, feeds)
+        answer[1:] = 0
+        return answer
+
+    monkeypatch.setattr(TensorRtEngine, "run", first_alone)
+    check_engine(box.bundle, box.open())
+    with pytest.raises(EngineError, match="gives other numbers"):
+        check_engine(box.bundle, box.open(batch=4))
+
+
+class WrongStep(HostStep):
+    """A fused step whose estimate or state is another."""
+
+    def __init__(self, engine, wrong):
+        super().__init__(engine)
+        self._wrong = wrong
+
+    def step(self, t, scalars, noise):
+        before = self._x
+        super().step(t, scalars, noise)
+        if self._wrong == "state":
+            self._x = before
+
+    def read(self):
+        return super().read() * (3 if self._wrong == "estimate" else 1)
+
+
+@pytest.mark.parametrize("wrong", [None, "state", "estimate"])
+def test_a_fused_step_is_checked_too(tiny, monkeypatch, wrong):
+    bundle, options = Bundle.open(tiny), EngineOptions(threads=1, fused_step=True)
+    family = engines._FAMILIES["ort-cpu"]
+    steps = replace(
+        family, open_step=lambda *given: WrongStep(family.open_step(*given)._engine, wrong)
+    )
+    monkeypatch.setitem(engines._FAMILIES, "ort-cpu", steps)
+    if wrong is None:
+        Downscaler.open(bundle, "ort-cpu", options=options).close()
+        return
+    with pytest.raises(EngineError, match="The fused step of engine 'ort-cpu' in fp32 gives other"):
+        Downscaler.open(bundle, "ort-cpu", options=options)
+
+
+def test_the_engine_that_computes_again_in_fp32_is_checked_when_it_is_opened(tiny, monkeypatch):
+    def open_wrong(graph, entry, kind, precision="fp32", options=None):
+        engine = open_engine(graph, entry, kind, precision, options)
+        return Wrong(engine, 1.0) if precision == "fp32" and "score" in entry.file else engine
+
+    monkeypatch.setattr("wdm_runtime.opening.open_engine", open_wrong)
+    downscaler = Downscaler.open(tiny, "ort-cpu", "fp16")
+    with pytest.raises(EngineError, match="gives other numbers"):
+        _ = downscaler.engine.full

@@ -95,7 +95,7 @@ def test_no_build_refuses_until_the_plan_is_there(box, infer, run, tiny):
     assert "building the plan" in error
     code, _, error = infer("--engine", box.kind, "--no-build", "-o", "out.nc")
     assert code == 0, error
-    assert "building" not in error and "The pixel model was not timed" in " ".join(error.split())
+    assert error == "" and "pixel model" in out  # nothing is left to build
     options = EngineOptions(build=False)
     with Downscaler.open(tiny, box.kind, options=options) as downscaler:
         assert downscaler.choice.precision == "fp16"

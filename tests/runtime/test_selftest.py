@@ -16,6 +16,7 @@ from wdm_runtime.bundle import Bundle, sha256
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.engines.step import HostStep
+from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.errors import BundleError, EngineError, ParityError
 from wdm_runtime.golden import read_golden
 from wdm_runtime.manifest import GOLDEN_NAME, MANIFEST_NAME, FileEntry
@@ -87,6 +88,21 @@ def test_an_engine_that_mixes_tiles_of_a_batch_fails(tiny, monkeypatch):
 
     monkeypatch.setattr(OrtCpuEngine, "run", mixed)
     checks = list(selftest.selftest(Bundle.open(tiny), "ort-cpu", EngineOptions()))
+    assert checks and all("itself in a batch" in check.problem for check in checks)
+
+
+def test_a_gpus_plan_of_a_batch_is_what_is_checked(tiny, tmp_path, monkeypatch):
+    """One launch of several tiles: with a plan for one they would go one by one."""
+    box = Box("10.16", tiny, tmp_path, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = TensorRtEngine.run
+
+    def mixed(self, feeds):
+        answer = run(self, feeds)
+        return answer + 0.1 * answer[::-1] if self.batch > 1 else answer
+
+    monkeypatch.setattr(TensorRtEngine, "run", mixed)
+    checks = list(selftest.selftest(box.bundle, box.kind, EngineOptions()))
     assert checks and all("itself in a batch" in check.problem for check in checks)
 
 

@@ -127,6 +127,8 @@ def test_full_precision_stays_full_and_rtx_is_told_the_gpu(box):
 def test_rtx_has_no_plans_for_jetson(rtx):
     rtx.set_gpu(Gpu("Orin", (8, 7), 8 << 30, (12, 6)))
     with pytest.raises(EngineError, match=r"SM87; expected one of SM75.*--engine tensorrt"):
+        select("tensorrt-rtx")
+    with pytest.raises(EngineError, match=r"SM87; expected one of SM75.*--engine tensorrt"):
         rtx.open()
     assert rtx.cuda.live == 0
 

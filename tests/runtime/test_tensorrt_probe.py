@@ -9,7 +9,7 @@ import pytest
 from wdm_runtime.engines.probe import Gpu, probe_gpu
 from wdm_runtime.errors import EngineError
 
-# Prototypes as in NVIDIA's cuda.h; INIT, COUNT and NAME are set by the test.
+# Prototypes as in NVIDIA's cuda.h; INIT, COUNT and BUS are set by the test.
 DRIVER = r"""
 #include <string.h>
 #include <stddef.h>
@@ -21,7 +21,7 @@ int cuDeviceGetName(char *name, int len, int dev) {
     strncpy(name, "Orin (nvgpu)", len); return dev == 7 ? 0 : 101;
 }
 int cuDeviceGetPCIBusId(char *id, int len, int dev) {
-    strncpy(id, "0000:65:00.0", len); return dev == 7 ? 0 : 101;
+    strncpy(id, "0000:65:00.0", len); return BUS;
 }
 int cuDeviceTotalMem_v2(size_t *bytes, int dev) { *bytes = 64ull << 30; return dev == 7 ? 0 : 101; }
 int cuDeviceGetAttribute(int *pi, int attrib, int dev) {
@@ -39,10 +39,10 @@ def driver(tmp_path):
     if not compiler:
         pytest.skip("no C compiler")
 
-    def build(init=0, count=1):
+    def build(init=0, count=1, bus=0):
         source, library = tmp_path / "driver.c", tmp_path / "libcuda.so"
         source.write_text(DRIVER)
-        options = ["-shared", "-fPIC", f"-DINIT={init}", f"-DCOUNT={count}"]
+        options = ["-shared", "-fPIC", f"-DINIT={init}", f"-DCOUNT={count}", f"-DBUS={bus}"]
         subprocess.run([compiler, *options, "-o", library, source], check=True)
         return str(library)
 
@@ -53,6 +53,10 @@ def test_the_first_gpu_is_described(driver):
     gpu = probe_gpu(driver())
     assert gpu == Gpu("Orin (nvgpu)", (8, 7), 64 << 30, (12, 6), "0000:65:00.0")
     assert str(gpu) == "Orin (nvgpu), compute capability 8.7"
+
+
+def test_a_gpu_that_sits_on_no_bus_works_all_the_same(driver):
+    assert probe_gpu(driver(bus=801)).bus_id == ""
 
 
 def test_no_driver_is_an_error_with_a_remedy():

@@ -7,12 +7,15 @@ segmentation fault instead of an error.
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from wdm_runtime.errors import EngineError, NoDeviceError
 
 DRIVER_LIBRARY = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_JETSON_RELEASE = Path("/etc/nv_tegra_release")
 _NAME_BYTES, _BUS_ID_BYTES = 256, 32
 
 
@@ -21,7 +24,7 @@ class Gpu:
     """The first GPU the driver shows (`CUDA_VISIBLE_DEVICES` decides which that is).
 
     ``cuda`` is the newest CUDA the driver can run, as (major, minor); ``bus_id`` where it sits on
-    the PCI bus, which names it to other tools whatever the order they count in.
+    the PCI bus, which names it to other tools whatever the order they count in, "" if unknown.
     """
 
     name: str
@@ -59,7 +62,7 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
         ) from error
     version, count, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_size_t()
-    bus_id = ctypes.create_string_buffer(_BUS_ID_BYTES)
+    place = ctypes.create_string_buffer(_BUS_ID_BYTES)
     _call(driver, "cuInit", ctypes.c_uint(0))
     _call(driver, "cuDriverGetVersion", ctypes.byref(version))
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))
@@ -71,7 +74,10 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
     _call(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
     _call(driver, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
     _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-    _call(driver, "cuDeviceGetPCIBusId", bus_id, ctypes.c_int(_BUS_ID_BYTES), device)
+    bus_id = ""
+    with suppress(EngineError, AttributeError):  # no engine needs it, and not all GPUs sit on one
+        _call(driver, "cuDeviceGetPCIBusId", place, ctypes.c_int(_BUS_ID_BYTES), device)
+        bus_id = place.value.decode(errors="replace")
     return Gpu(
         name.value.decode(errors="replace"),
         (
@@ -80,8 +86,16 @@ def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
         ),
         memory.value,
         (version.value // 1000, version.value % 1000 // 10),
-        bus_id.value.decode(errors="replace"),
+        bus_id,
     )
+
+
+def jetson_release() -> str | None:
+    """The first line of the release file that JetPack installs; None elsewhere."""
+    try:
+        return _JETSON_RELEASE.read_text(errors="replace").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return None
 
 
 def library_loads(name: str) -> bool:

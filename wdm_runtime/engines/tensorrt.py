@@ -29,6 +29,7 @@ from wdm_runtime.engines.probe import probe_gpu
 from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger, version_of
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
+    check_target,
     check_tensors,
     plan_key,
     runtime_cache_key,
@@ -47,12 +48,14 @@ def precisions(kind: str) -> tuple[str, ...]:
     Raises
     ------
     EngineError
-        There is no driver or GPU, or the TensorRT found is older than 10.
+        There is no driver or GPU, the TensorRT found is older than 10, or it has no kernels for
+        this GPU.
     MissingDependencyError
         TensorRT or cuda-bindings is not installed.
     """
     gpu = probe_gpu()
-    load_module(kind)  # first: without it nobody asks for what it would run on
+    trt = load_module(kind)  # first: without it nobody asks for what it would run on
+    check_target(trt, gpu.capability)
     cuda_runtime(gpu)
     return ("fp16", "fp32")
 

@@ -6,9 +6,11 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from wdm_runtime.errors import EngineError, require
+from wdm_runtime.engines.probe import jetson_release
+from wdm_runtime.errors import EngineError, MissingDependencyError, require
 
 MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+_JETPACK = "python3 -m venv --system-site-packages"
 _LOGGED = 6  # errors a message repeats: the first names the cause, the last what came of it
 
 
@@ -23,7 +25,18 @@ def load_module(kind: str) -> Any:
         It is not installed.
     """
     module, extra = MODULES[kind]
-    trt: Any = require(module, extra, f"Engine '{kind}'")
+    try:
+        trt: Any = require(module, extra, f"Engine '{kind}'")
+    except MissingDependencyError as error:
+        if kind == "tensorrt" and jetson_release():  # what pip has brings no libraries for it
+            raise MissingDependencyError(
+                f"Engine '{kind}' needs JetPack's Python package '{module}', which cannot be "
+                f"imported ({error.__cause__}). Make the virtual environment with: {_JETPACK}",
+                extra,
+                module,
+                _JETPACK,
+            ) from error
+        raise
     if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__:
         raise EngineError(
             f"Engine '{kind}' found {version_of(trt)}; expected TensorRT 10 or newer, on Jetson "

@@ -161,15 +161,29 @@ def _compare(tensors: list[Any], file: str, specs: tuple[TensorSpec, ...], batch
     check_tensors(file, specs, found, batch)
 
 
-def _set_target(trt: Any, config: Any, capability: tuple[int, int]) -> None:
-    """TensorRT-RTX compiles for the named GPU alone, instead of for all since 8.0."""
+def check_target(trt: Any, capability: tuple[int, int]) -> str:
+    """TensorRT-RTX's name of a compute capability; any of another module's.
+
+    Raises
+    ------
+    EngineError
+        It has no kernels for it.
+    """
     wanted = "SM{}{}".format(*capability)
+    if not hasattr(trt, "ComputeCapability"):
+        return wanted
     known = [member for member in trt.ComputeCapability.__members__ if member.startswith("SM")]
     if wanted not in known:
         raise EngineError(
             f"{version_of(trt)} does not build for compute capability {wanted}; expected one of "
             f"{', '.join(known)}. Choose --engine tensorrt or --engine ort-cpu."
         )
+    return wanted
+
+
+def _set_target(trt: Any, config: Any, capability: tuple[int, int]) -> None:
+    """TensorRT-RTX compiles for the named GPU alone, instead of for all since 8.0."""
+    wanted = check_target(trt, capability)
     config.num_compute_capabilities = 1
     if not config.set_compute_capability(trt.ComputeCapability.__members__[wanted], 0):
         raise EngineError(

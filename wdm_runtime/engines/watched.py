@@ -42,9 +42,9 @@ class WatchedEngine:
         Raises
         ------
         EngineError
-            Not even fp32 gives finite values.
+            Not even fp32 gives finite values, or there is none to ask.
         """
-        answer = self._engine.run(feeds)
+        answer, precision = self._engine.run(feeds), self.precision
         if np.isfinite(answer).all():
             return answer
         full = self.full
@@ -55,14 +55,14 @@ class WatchedEngine:
                     f"{self.kind} in {self.precision} gave values that are not finite; such "
                     "batches are computed again in fp32, and the report counts them."
                 )
-            answer = full.run(feeds)
+            answer, precision = full.run(feeds), full.precision
             if np.isfinite(answer).all():
                 return answer
         bad = int(answer.size - np.isfinite(answer).sum())
         raise EngineError(
-            f"{self.version} in fp32 gave {bad} of {answer.size} values that are not finite; "
-            "expected none. Check the input's rates, try --engine ort-cpu, or export the bundle "
-            "again."
+            f"{self.version} in {precision} gave {bad} of {answer.size} values that are not "
+            "finite; expected none. Check the input's rates, try --engine ort-cpu, or export the "
+            "bundle again."
         )
 
     @property

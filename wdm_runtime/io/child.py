@@ -43,6 +43,12 @@ def search_path() -> list[str]:
     return path if package in path else [package, *path]
 
 
+def command_of(module: str, *arguments: str) -> list[str]:
+    """What starts a module's ``main`` with this process's search path; ``sys.argv[2:]`` are its."""
+    boot = _BOOT.format(module)
+    return [sys.executable, "-I", "-c", boot, json.dumps(search_path()), *arguments]
+
+
 class Child:
     """A module's ``main`` in a process of its own, between its start and its `end`.
 
@@ -64,7 +70,7 @@ class Child:
         self._timeout_s = timeout_s
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _BOOT.format(module), json.dumps(search_path())],
+                command_of(module),
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
