@@ -27,26 +27,30 @@ EXTRA = "verify"
 class RainFarm:
     """RainFARM of pysteps with its defaults: spectral slope of each tile's own input, no kernel.
 
-    Rebora et al. 2006, doi 10.1175/JHM517.1. A tile is drawn from the coarse cells that touch it,
-    missing ones taken as dry; its block means are its input's. Rates below 0.1 mm/h become 0, as
-    in every forecast here.
+    Rebora et al. 2006, doi 10.1175/JHM517.1; with ``fusion`` the input's own spectrum is kept at
+    the scales it has (D'Onofrio et al. 2014, doi 10.1175/JHM-D-13-096.1). A tile is drawn from the
+    coarse cells that touch it, missing ones taken as dry; its block means are its input's. Rates
+    below 0.1 mm/h become 0, as in every forecast here.
     """
 
     factor: int
     downscale: Callable[..., Array]
     name: str = "RainFARM"
     random: bool = True
+    fusion: bool = False
 
     @classmethod
-    def open(cls, factor: int) -> RainFarm:
-        """Import pysteps.
+    def both(cls, factor: int) -> tuple[RainFarm, RainFarm]:
+        """Import pysteps; without fusion and with it.
 
         Raises
         ------
         MissingDependencyError
             pysteps is not installed.
         """
-        return cls(factor, import_pysteps("pysteps.downscaling.rainfarm").downscale)
+        downscale = import_pysteps("pysteps.downscaling.rainfarm").downscale
+        fused = cls(factor, downscale, "RainFARM, spectral fusion", fusion=True)
+        return cls(factor, downscale), fused
 
     def draw(
         self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
@@ -63,8 +67,14 @@ class RainFarm:
     def _tile(self, rates: Array, place: tuple[int, int], size: int, state: int) -> Array:
         top, left = (start // self.factor for start in place)
         bottom, right = (-(-(start + size) // self.factor) for start in place)
+        cells, options = rates[top:bottom, left:right], {}
+        if self.fusion:
+            # pysteps merges spectra of even squares only.
+            edge = max(cells.shape) + max(cells.shape) % 2
+            cells = np.pad(cells, [(0, edge - n) for n in cells.shape], mode="edge")
+            options = {"spectral_fusion": True}
         with _global_random(state):
-            fine = self.downscale(rates[top:bottom, left:right], self.factor, threshold=WET_MM_H)
+            fine = self.downscale(cells, self.factor, threshold=WET_MM_H, **options)
         inside = (place[0] - top * self.factor, place[1] - left * self.factor)
         return np.asarray(fine[window(inside, size)], dtype=np.float32)
 

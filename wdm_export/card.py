@@ -12,7 +12,7 @@ from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.presets import Preset
 
 # Of a training's settings, those that a card names only where they are something else.
-_USUALLY_DEFAULT = ("time_sampling", "loss_target", "intensity_spread", "ema_decay")
+_USUALLY_DEFAULT = ("objective", "time_sampling", "loss_target", "intensity_spread", "ema_decay")
 
 
 def model_card(manifest: Manifest) -> str:

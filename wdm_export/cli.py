@@ -218,7 +218,7 @@ def train(
         float | None, typer.Option(help="Of the logarithm of a random factor of a crop's rates")
     ] = None,
     ema_decay: Annotated[
-        float | None, typer.Option(help="What a step keeps of the averaged weights, below 1")
+        float | None, typer.Option(help="Most that averaged weights keep in a step, below 1")
     ] = None,
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,

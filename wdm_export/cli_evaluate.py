@@ -151,7 +151,7 @@ def _command(
     rainfarm: bool | None,
     outside: bool,
 ) -> str:
-    """The command line that makes the scores again; files by their names."""
+    """The command line that makes the scores again while the presets stay; files by names."""
     words = ["wdm-export", "evaluate", bundle.as_posix(), *(file.name for file in files)]
     for name, value in options.items():
         # A box begins with a minus west of Greenwich, which would be an option by itself.
@@ -190,7 +190,7 @@ def _baselines(
     methods: list[Method] = [*interpolations(factor)]
     if rainfarm is not False:
         try:
-            methods.append(RainFarm.open(factor))
+            methods.extend(RainFarm.both(factor))
         except MissingDependencyError as error:
             if rainfarm:
                 raise

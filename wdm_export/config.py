@@ -79,6 +79,9 @@ class TrainConfig:
     ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
     rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do.
 
+    ``ema_decay`` is the most that the averaged weights keep of themselves in a step: they span a
+    ninth of the steps so far until then, which takes 9000 of them with 0.999.
+
     ``time_sampling`` draws times evenly in t or in log SNR between the schedule's ends.
     ``loss_target`` is whose error the loss measures: of v, or of the noise or the clean
     coefficients that follow from v, which count late or early times less. ``intensity_spread`` is
@@ -123,6 +126,13 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} got '{getattr(self, name)}'; expected one of "
                     f"{', '.join(known)}. Correct it."
+                )
+        for name in ("time_sampling", "loss_target"):
+            default = getattr(TrainConfig, name)
+            if self.objective == REGRESSION and getattr(self, name) != default:
+                raise InputError(
+                    f"--{name.replace('_', '-')} got '{getattr(self, name)}' for a regression, "
+                    f"which knows no times; expected '{default}'. Leave it out."
                 )
         if not 0 <= self.ema_decay < 1:
             raise InputError(

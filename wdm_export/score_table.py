@@ -54,7 +54,8 @@ DEFINITIONS = (
     "POD, FAR: hits / events, false alarms / forecast events, pooled",
     "bias: cells >= threshold, forecast over truth, pooled; 1 is perfect",
     f"FSS: fractions skill score at {FSS_SHOWN_MM_H} mm/h, windows inside the tile, pooled",
-    "RAPSD: radially averaged spectrum of z, log ratio to the truth; 0 dB is perfect",
+    "RAPSD: radially averaged spectrum of z, no window, log ratio to the truth, a mean of "
+    "wavenumbers and tiles; 0 dB is perfect",
     "log spectral distance: root mean square of that ratio over all wavenumbers; a mean of tiles",
     "intensity distance: root mean square of 10 log10(cells, forecast over truth) in 20 classes of "
     "rate from 1 to 100 mm/h",
@@ -67,6 +68,8 @@ DEFINITIONS = (
     "over-smoothing: 1 - total variation of z, forecast over truth; 0 is as the truth, 1 is flat",
     f"checkerboard: power of what repeats every {PHASE_PX} cells over that of nearby wavenumbers; "
     "0 dB is none; a mean of tiles",
+    "RainFARM: pysteps' defaults, each tile from its own input (Rebora et al. 2006); spectral "
+    "fusion: with the input's own spectrum at the scales it has (D'Onofrio et al. 2014)",
 )
 
 

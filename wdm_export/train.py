@@ -362,7 +362,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_ema(self) -> None:
-        # Early weights are far off: the average starts short and grows to its full length.
+        # Early weights are far off: the average spans a ninth of the steps so far at most.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         averages = [self.ema[name] for name in self.names]
         torch._foreach_lerp_(averages, list(self.network.parameters()), 1 - decay)

@@ -65,10 +65,10 @@ def run_tune(
     """Weigh skill against cost of samplers, steps and noise on known truth, and suggest presets."""
     console.out.quiet = quiet
     tried = ways(
-        list(SAMPLERS) if samplers == "all" else samplers.split(","),
+        _names(samplers, tuple(SAMPLERS)),
         _numbers(steps, "--steps", int),
         _numbers(noise_scales, "--noise-scales", float),
-        GRIDS if time_grids == "all" else time_grids.split(","),
+        _names(time_grids, GRIDS),
     )
     for path, other in ((json, chart), (chart, None)):
         if path:
@@ -109,6 +109,10 @@ def run_tune(
             f"Wrote them into {kept.path}, whose sha256 is now {kept.sha256}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _names(text: str, all_of_them: tuple[str, ...]) -> tuple[str, ...]:
+    return all_of_them if text == "all" else tuple(part.strip() for part in text.split(","))
 
 
 def _numbers(text: str, option: str, kind: Callable[[str], _N]) -> list[_N]:

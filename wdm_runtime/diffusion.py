@@ -92,8 +92,8 @@ def check_grid(name: str) -> None:
     """
     if name not in GRIDS:
         raise InputError(
-            f"Time grid '{name}' is unknown; expected one of {', '.join(GRIDS)}. Choose one with "
-            "--time-grid."
+            f"Time grid '{name}' is unknown; expected one of {', '.join(GRIDS)}. Choose one of "
+            "them."
         )
 
 

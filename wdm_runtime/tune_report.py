@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.io.atomic import whole_file
 from wdm_runtime.presets import Preset
 from wdm_runtime.skill import BANDS_KM
@@ -19,6 +20,7 @@ from wdm_runtime.tune import FAST_STEPS, LARGEST_BAND_DB, SPREAD_SKILL, Trial, T
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LINES = dict(zip(GRIDS, ("-", "--", ":"), strict=True))
 _DPI = 130
 _SIZE_INCHES = (11.5, 7.5)
 
@@ -32,13 +34,16 @@ def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
     table.add_column("sampler", no_wrap=True)
     bands = ", ".join(f"{low}-{high}" for low, high in BANDS_KM)
     scores = ("CRPS /\nbicubic", "spread/\nskill", f"spectrum (dB) in\n{bands} km")
-    for name in ("grid", "steps", "noise", "s a\nmember", *scores, "p99.9 /\ntruth"):
+    # A column that says the same of all would cost the others their room.
+    grids = len({trial.way.time_grid for trial in tuning.trials}) > 1
+    ways = (*(["grid"] if grids else []), "steps", "noise")
+    for name in (*ways, "s a\nmember", *scores, "p99.9 /\ntruth"):
         table.add_column(name, justify="right")
     names: dict[Preset, str] = {}
     for name, way in tuning.suggested.items():
         names[way] = f"{names[way]}, {name}" if way in names else name
     for trial in sorted(tuning.trials, key=lambda t: (t.way.steps, t.crps_mm_h)):
-        table.add_row(*_cells(trial), style="bold green" if trial.way in names else None)
+        table.add_row(*_cells(trial, grids), style="bold green" if trial.way in names else None)
     yield table
     for way, name in names.items():
         yield Text(f"{name}: {way}", style="bold")
@@ -50,10 +55,10 @@ def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
     )
 
 
-def _cells(trial: Trial) -> tuple[str, ...]:
+def _cells(trial: Trial, grids: bool) -> tuple[str, ...]:
     return (
         trial.way.sampler,
-        trial.way.time_grid,
+        *([trial.way.time_grid] if grids else []),
         str(trial.way.steps),
         f"{trial.way.noise_scale:g}",
         f"{trial.seconds:.2f}",
@@ -84,7 +89,10 @@ def draw_tuning(tuning: Tuning, path: Path) -> None:
             [t.extremes for t in trials],
         )
         for axes, series in zip(panels.flat, values, strict=True):
-            axes.plot(calls, series, "o-", color=f"C{number % 10}", label=label, ms=4)
+            axes.plot(
+                calls, series, "o", ls=_LINES[kind.time_grid], color=f"C{number % 10}",
+                label=label, ms=4,
+            )  # fmt: skip
     names = (
         ("CRPS / bicubic's MAE", None),
         ("spread / skill", 1.0),

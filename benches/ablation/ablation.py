@@ -69,9 +69,9 @@ GROUPS: dict[str, dict[str, Options]] = {
         "intensity0.5": {"--intensity-spread": "0.5"},
     },
     "ema": {
-        "ema.99": {"--ema-decay": "0.99"},
+        "ema.95": {"--ema-decay": "0.95"},
+        "ema.98": {"--ema-decay": "0.98"},
         DEFAULT: {},
-        "ema.9995": {"--ema-decay": "0.9995"},
     },
     "rate": {
         "rate2e-4": {"--learning-rate": "2e-4"},

@@ -72,10 +72,19 @@ def test_interpolations_are_of_the_whole_domain_and_dry_below_the_threshold(
 # --- RainFARM ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def rainfarm() -> RainFarm:
+@pytest.fixture(scope="module", params=[0, 1], ids=["plain", "fusion"])
+def rainfarm(request: pytest.FixtureRequest) -> RainFarm:
     pytest.importorskip("pysteps")
-    return RainFarm.open(FACTOR)
+    return RainFarm.both(FACTOR)[request.param]
+
+
+def test_fusion_follows_the_input_closer() -> None:
+    """At the scales that the input has, two members then differ less."""
+    pytest.importorskip("pysteps")
+    field = coarsen(field_of(showers(0)), FACTOR)
+    plain, fused = (drawn(method, field, members=2) for method in RainFarm.both(FACTOR))
+    apart = [np.abs(np.subtract(*members)).mean() for members in (plain, fused)]
+    assert 0 < apart[1] < apart[0]
 
 
 def test_rainfarm_keeps_the_block_means_but_for_the_drizzle_it_drops(
@@ -118,7 +127,7 @@ def test_rainfarm_takes_missing_input_as_dry(rainfarm: RainFarm, coarse: PrecipF
 def test_without_pysteps_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pysteps.downscaling.rainfarm", None)
     with pytest.raises(MissingDependencyError, match=r"wdm-edge\[verify\]") as caught:
-        RainFarm.open(FACTOR)
+        RainFarm.both(FACTOR)
     assert caught.value.extra == "verify"
 
 

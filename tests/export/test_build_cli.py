@@ -96,6 +96,8 @@ def trained(store, tmp_path_factory):
     out = run(
         "wdm-export", "train", store, "-o", folder, "--steps", "25", *QUICK, "--crop", "16",
         "--seed", "7", "--tv-weight", "0.001", "--learning-rate", "0.002", "--threads", "1",
+        "--time-sampling", "logsnr", "--loss-target", "x0", "--intensity-spread", "0.2",
+        "--ema-decay", "0.5",
     )  # fmt: skip
     assert str(folder) in out
     return folder
@@ -225,6 +227,8 @@ def test_train_sets_what_was_asked_for(trained):
     training, network = weights.training, weights.model.network
     assert (training.steps, training.batch, training.crop_px, training.seed) == (25, 2, 16, 7)
     assert training.tv_weight == 0.001 and training.learning_rate == 0.002
+    assert (training.time_sampling, training.loss_target) == ("logsnr", "x0")
+    assert (training.intensity_spread, training.ema_decay) == (0.2, 0.5)
     assert network.base_channels == 4 and network.multipliers == (1,) and not network.attention
     assert weights.step == 25
 

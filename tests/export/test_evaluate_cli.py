@@ -88,6 +88,17 @@ def test_the_recorded_command_makes_the_scores_again(tiny: Path, tmp_path: Path)
         json.loads((tmp_path / name / "scores.json").read_text()) for name in ("a", "b")
     )
     assert first == second and "RainFARM, mean of 2 members" in first["metrics"]
+    assert "RainFARM, spectral fusion, mean of 2 members" in first["metrics"]
+
+
+def test_members_are_drawn_at_the_times_that_are_asked_for(tiny: Path, tmp_path: Path) -> None:
+    scores = []
+    for grid in ("logsnr", "karras"):
+        out = tmp_path / f"{grid}.json"
+        evaluate(tiny, TRUTH, "--no-rainfarm", "--time-grid", grid, "--json", out)
+        scores.append(json.loads(out.read_text()))
+    assert [content["time_grid"] for content in scores] == ["logsnr", "karras"]
+    assert scores[0]["rows"] != scores[1]["rows"]
 
 
 def test_a_region_leaves_tiles_out(tiny: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from small_training import (  # noqa: E402
 )
 
 from wdm_export import graphs, package, parity, unet  # noqa: E402
+from wdm_export.card import model_card  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime import Bundle, Downscaler  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, OutputError, ParityError  # noqa: E402
@@ -87,6 +88,15 @@ def test_the_card_names_each_storm_day_once(exported):
     assert "Cells of 1 km between latitudes 20 and 55" in card
     for word in ("Apache-2.0", "untrained", "2507.01354", "GPU", "Not evaluated yet"):
         assert word in card
+
+
+def test_the_card_names_the_parts_of_a_recipe_that_are_not_the_usual(exported):
+    assert "loss target" not in (exported[0].path / package.CARD_NAME).read_text()
+    training = exported[0].manifest.training
+    run = dict(training["runs"][0])
+    run["training"] = {**run["training"], "loss_target": "x0", "objective": "regression"}
+    manifest = replace(exported[0].manifest, training={**training, "runs": [run]})
+    assert "objective regression, loss target x0" in model_card(manifest)
 
 
 def test_the_runtime_downscales_with_it(exported, field):

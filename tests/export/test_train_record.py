@@ -74,3 +74,40 @@ def test_numbers_that_are_not_finite_leave_the_last_checkpoint_whole(store, tmp_
     kept = Checkpoint.load(tmp_path / "a" / CHECKPOINT_NAME)
     assert kept.step == 2
     assert all(torch.equal(kept.tensors[name], value) for name, value in before.tensors.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"time_sampling": "logsnr"},
+        {"loss_target": "eps"},
+        {"loss_target": "x0"},
+        {"rain_weight": 0.5},
+        {"intensity_spread": 0.5},
+        {"ema_decay": 0.05},
+    ],
+)
+def test_every_part_of_a_recipe_changes_what_is_learnt(store, run, tmp_path, change):
+    Trainer.start(store, tmp_path, SMALL, settings(steps=2, **change)).run()
+    plain, other = (Checkpoint.load(folder / WEIGHTS_NAME) for folder in (run, tmp_path))
+    assert any(not torch.equal(value, other.tensors[name]) for name, value in plain.tensors.items())
+    assert {name: getattr(other.training, name) for name in change} == change
+
+
+def test_the_errors_of_a_training_step_are_weighed_by_its_target(store, tmp_path):
+    """An error of v is one of eps early in the process, and one of x0 late."""
+    weights = {
+        target: Trainer.start(
+            store, tmp_path / target, SMALL, settings(steps=1, batch=8, loss_target=target)
+        )._batch()[4]
+        for target in ("v", "eps", "x0")
+    }
+    assert (weights["v"] == 1).all()
+    torch.testing.assert_close(weights["eps"] + weights["x0"], weights["v"])
+    assert (weights["eps"][0] > 0.9).all() and (weights["x0"][-1] > 0.9).all()
+
+
+@pytest.mark.parametrize("change", [{"time_sampling": "logsnr"}, {"loss_target": "eps"}])
+def test_a_regression_refuses_what_it_has_no_use_for(change):
+    with pytest.raises(InputError, match="for a regression, which knows no times"):
+        settings(steps=1, objective="regression", **change)
