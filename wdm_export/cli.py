@@ -125,7 +125,9 @@ def _refuse_other_patches(store: Any, files: list[Path], size: int | None, work:
         )
 
 
-def _refuse_other_settings(trainer: Any, network: Any, training: Any, work: Path) -> None:
+def _refuse_other_settings(
+    trainer: Any, network: Any, training: Any, folder: Path, option: str
+) -> None:
     """A run that is continued keeps its settings: others must not be swallowed."""
     pairs = (
         (asdict(trainer.model.network), asdict(network)),
@@ -139,8 +141,8 @@ def _refuse_other_settings(trainer: Any, network: Any, training: Any, work: Path
     ]
     if other:
         raise InputError(
-            f"{work}: holds a run with other settings; got {', '.join(other)}. Give the run's own "
-            "settings, or begin anew with another --work folder."
+            f"{folder}: holds a run with other settings; got {', '.join(other)}. Give the run's "
+            f"own settings, or begin anew with another {option} folder."
         )
 
 
@@ -222,26 +224,36 @@ def train(
     ] = None,
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Between checkpoints, of computing; 10")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
+    begin_or_resume: Annotated[
+        bool,
+        typer.Option(
+            "--begin-or-resume", help="Continue the run in OUTPUT where it holds this one"
+        ),
+    ] = False,
 ) -> None:
     """Train a network; writes checkpoints, a log, a loss plot and released weights.
 
     On several processors or machines: torchrun --no-python [...] wdm-export train STORE -o RUN
-    --shards N, in as many processes as divide N.
+    --shards N, in as many processes as divide N. With --begin-or-resume the same command goes on
+    after whatever stopped it, so that torchrun may restart it.
     """
     from wdm_export.checkpoint import Checkpoint
     from wdm_export.config import TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
     from wdm_export.parallel import joined
-    from wdm_export.train import Trainer
+    from wdm_export.train import CHECKPOINT_NAME, Trainer
 
     patches = PatchStore.open(store)
     settings = given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
         tv_weight=tv_weight, rain_weight=rain_weight, time_sampling=time_sampling,
         loss_target=loss_target, intensity_spread=intensity_spread, ema_decay=ema_decay, seed=seed,
-        threads=threads, shards=shards, objective=objective,
+        threads=threads, shards=shards, objective=objective, checkpoint_minutes=checkpoint_minutes,
     )  # fmt: skip
     if resume:
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
@@ -257,9 +269,13 @@ def train(
             trainer = Trainer.resume(patches, run, minutes, steps, processes)
         else:
             network = _network(wavelet, levels, base, depths, blocks, attention)
-            initial = Checkpoint.load(weights) if weights else None
             config = TrainConfig(**settings)
-            trainer = Trainer.start(patches, run, network, config, initial, processes)
+            if begin_or_resume and (run / CHECKPOINT_NAME).exists():
+                trainer = Trainer.resume(patches, run, minutes, steps, processes)
+                _refuse_other_settings(trainer, network, config, run, "-o")
+            else:
+                initial = Checkpoint.load(weights) if weights else None
+                trainer = Trainer.start(patches, run, network, config, initial, processes)
         console.err.quiet = console.out.quiet = not processes.leads
         with progress_bars() as progress:
             _train(trainer, progress)
@@ -367,7 +383,7 @@ def build(
             patches = _prepare(files, store, progress, patch)
         if (run / CHECKPOINT_NAME).exists():
             trainer = Trainer.resume(patches, run, minutes)
-            _refuse_other_settings(trainer, network, training, folder)
+            _refuse_other_settings(trainer, network, training, folder, "--work")
         else:
             trainer = Trainer.start(patches, run, network, training)
         checkpoint = _train(trainer, progress)

@@ -3,8 +3,11 @@
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +29,37 @@ NETWORK = ("--base", 4, "--depths", "1,1", "--blocks", 1, "--crop", 32)
 PROGRAM = Path(sys.executable).with_name("wdm-export")
 
 
-def train(processes, *arguments):
+def started(processes, *arguments, restarts=0):
     """`wdm-export train` alone or below torchrun."""
     command = [PROGRAM, "train", *arguments]
     if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--no-python"]
-        command = [*start, "--standalone", "--nproc-per-node", processes, *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300
+        start = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--standalone"]
+        own = ("--nproc-per-node", processes, "--max-restarts", restarts)
+        command = [*start, *own, *command]
+    # Without it, processes that torchrun starts again may wait for those of before (torch 2.13).
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=pipe, stderr=pipe, text=True
     )
-    assert done.returncode == 0, done.stderr
-    return done
+
+
+def train(processes, *arguments):
+    """The same to its end."""
+    process = started(processes, *arguments)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+
+def workers(folder):
+    """Processes that train into a folder, but for torchrun itself."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = line.read_bytes().split(b"\0")
+            if str(folder).encode() in words and b"torch.distributed.run" not in words:
+                found.append(int(line.parent.name))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +113,33 @@ def test_a_run_goes_on_in_another_number_of_processes(store, runs, tmp_path):
     train(2, store, "-o", tmp_path / "again", *settings(10))
     train(2, store, "-o", tmp_path / "again", "--resume", "--steps", 20)
     np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "run"), rtol=2e-3)
+
+
+def test_torchrun_restarts_a_run_that_was_killed_where_it_was(store, tmp_path):
+    plain, killed = tmp_path / "plain", tmp_path / "killed"
+    often = ("--begin-or-resume", "--checkpoint-minutes", 1e-6)
+    train(2, store, "-o", plain, *settings(80), *often)
+    process = started(2, store, "-o", killed, *settings(80), *often, restarts=1)
+    checkpoint = killed / "checkpoint.safetensors"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(workers(killed)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert "exitcode: -9" in error
+    np.testing.assert_allclose(losses(killed), losses(plain), rtol=5e-3)
+
+
+def test_what_has_begun_is_continued_with_its_own_settings_alone(store, tmp_path):
+    train(1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume")
+    first = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    train(1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume")  # is at its end
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == first
+    other = started(
+        1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume", "--rain-weight", 0.5
+    )
+    _, error = other.communicate(timeout=300)
+    assert other.returncode == 2 and "rain_weight 0.5 (the run has 0.0)" in error
 
 
 def test_shards_that_cannot_be_dealt_out_are_refused():
