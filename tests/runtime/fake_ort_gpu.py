@@ -51,10 +51,10 @@ def like(original):
 
 
 def fake_onnxruntime_gpu():
-    """A module; ``behaviour`` in it lets a test make it misbehave, ``log`` tells what was done."""
+    """A module; ``behaviour`` in it makes it misbehave, ``log`` and ``copied`` tell what was done."""
     ort = ModuleType("onnxruntime")
     ort.__version__ = VERSION
-    ort.behaviour, ort.log, ort.sessions = {}, [], []
+    ort.behaviour, ort.log, ort.copied, ort.sessions = {}, [], [], []
     ort.RunOptions = real.RunOptions
     ort.get_available_providers = lambda: ["TensorrtExecutionProvider", CUDA, CPU]
     ort.preload_dlls = lambda: (print("Failed to load libcufft.so.12"), ort.log.append("preload"))
@@ -86,9 +86,11 @@ def fake_onnxruntime_gpu():
 
         def update_inplace(self, data):
             assert data.shape == self._data.shape and data.dtype == self._data.dtype
+            ort.copied.append(("to", data.nbytes))
             self._data[...] = data
 
         def numpy(self):
+            ort.copied.append(("from", self._data.nbytes))
             return self._data.copy()
 
     @like(real.IOBinding)
@@ -117,7 +119,7 @@ def fake_onnxruntime_gpu():
             if ort.behaviour.get("on the cpu") and sess_options.own.get(NO_FALLBACK) == "1":
                 raise RuntimeError(FELL_BACK)
             self._real = real.InferenceSession(path_or_bytes, sess_options, providers=[CPU])
-            self._recorded = None
+            self._recorded = {}  # by the number of the graph
             ort.sessions.append(self)
 
         def get_inputs(self):
@@ -141,16 +143,17 @@ def fake_onnxruntime_gpu():
             return IOBinding()
 
         def run_with_iobinding(self, iobinding, run_options=None):
-            plainly = run_options and run_options.get_run_config_entry("gpu_graph_id") == "-1"
+            number = run_options.get_run_config_entry("gpu_graph_id")
             how = "plain"
-            if self._graph and not plainly:
-                how = "replay" if self._recorded else "record"
+            if self._graph and number != "-1":
+                how = "replay" if number in self._recorded else "record"
                 if how == "record":
                     if ort.behaviour.get("does not record"):
                         raise RuntimeError("operation not permitted when stream is capturing")
                     stale = ort.behaviour.get("records nothing")
-                    self._recorded = ({}, {}) if stale else (iobinding._inputs, iobinding._outputs)
-                inputs, outputs = self._recorded
+                    bound = iobinding._inputs, iobinding._outputs
+                    self._recorded[number] = ({}, {}) if stale else bound
+                inputs, outputs = self._recorded[number]
             else:
                 inputs, outputs = iobinding._inputs, iobinding._outputs
             ort.log.append(how)

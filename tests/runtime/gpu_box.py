@@ -12,6 +12,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine, ort, ort_cuda, ort_libraries
 from wdm_runtime.engines import tensorrt as engine_module
 from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.ort_cuda_step import OrtCudaStep
 from wdm_runtime.engines.plan_cache import PlanCache
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.engines.step import step_graph
@@ -85,6 +86,10 @@ class OrtBox:
     def open(self, role="score_fp32", **options):
         entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
         return ort_cuda.OrtCudaEngine(graph, entry, role[-4:], self.options(**options))
+
+    def open_step(self, precision="fp32", **options):
+        graph, entry = step_graph(self.bundle, precision)
+        return OrtCudaStep(graph, entry, precision, self.options(**options))
 
     def reference(self, feeds, role="score_fp32"):
         entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)

@@ -129,12 +129,6 @@ def test_an_engine_that_would_round_the_state_refuses(tiny):
         open_step(Bundle.open(tiny), choice, EngineOptions(threads=1))
 
 
-def test_an_engine_without_it_says_which_have_one(tiny):
-    choice = replace(select("ort-cpu", "fp32"), kind="ort-cuda")
-    with pytest.raises(EngineError, match=r"'ort-cuda' has no fused step; expected one of ort-cpu"):
-        open_step(Bundle.open(tiny), choice, EngineOptions())
-
-
 class Overflows:
     """A step engine that half precision failed."""
 
@@ -247,7 +241,7 @@ def test_replay_can_be_told_who_does_the_updates(infer, run, tiny, tmp_path):
 def test_replay_on_an_engine_without_it_is_drawn_in_numpy(infer, run, tiny, tmp_path, monkeypatch):
     options = ("--engine", "ort-cpu", "--fused-step", "-o", "out.nc")
     assert infer(*options, source=alone(tmp_path / "shower.nc"))[0] == 0
-    without = replace(engines._FAMILIES["ort-cpu"], open_step=None)
+    without = replace(engines._FAMILIES["ort-cpu"], step_precisions=())
     monkeypatch.setitem(engines._FAMILIES, "ort-cpu", without)
     code, _, error = run("replay", "out.nc", "--bundle", tiny)
     assert code in (0, 5) and "--fused-step" not in error

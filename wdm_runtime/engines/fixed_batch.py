@@ -63,6 +63,22 @@ def count_tiles(feeds: Mapping[str, Array], inputs: Specs, batch: int, version: 
     return tiles
 
 
+def check_states(x: Array, condition: Array, inputs: Specs, batch: int, version: str) -> None:
+    """Refuse states (n, c, h, w) and conditions that are not those of 1 to ``batch`` tiles.
+
+    Raises
+    ------
+    EngineError
+        Shapes are wrong; ``version`` says who refuses them.
+    """
+    expected = (len(x), *inputs[0].shape[1:])
+    if x.shape != expected or condition.shape != expected or not 0 < len(x) <= batch:
+        raise EngineError(
+            f"{version} failed on states {x.shape} and conditions {condition.shape}; expected up "
+            f"to {batch} of {expected[1:]}. Report this with the output of 'wdm-run info'."
+        )
+
+
 def check_answers(
     run: Callable[[Mapping[str, Array]], Array],
     inputs: Specs,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from wdm_runtime.engines.ort import (
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
 from wdm_runtime.engines.probe import Gpu, probe_gpu
 from wdm_runtime.errors import EngineError, install_line
-from wdm_runtime.manifest import GraphEntry
+from wdm_runtime.manifest import GraphEntry, TensorSpec
 
 Array = npt.NDArray[np.float32]
 _KIND = "ort-cuda"
@@ -93,8 +94,10 @@ def _check_libraries(provider: Provider, gpu: Gpu, version: str) -> None:
         )
 
 
-class OrtCudaEngine:
+class CudaSession(ABC):
     """A graph in ONNX Runtime's CUDA provider, with fixed buffers: one call at a time, others wait.
+
+    What is bound to which buffer, and copied when, is for subclasses to say.
 
     Parameters
     ----------
@@ -124,12 +127,10 @@ class OrtCudaEngine:
         self.inputs, self.outputs = entry.inputs, entry.outputs
         self._file, self._lock = entry.file, threading.Lock()
         self._session: Any = None
-        self._binding: Any = None
+        self._bindings: list[Any] = []
         self._tensors: dict[str, Any] = {}
         # A short last launch is filled up here, and every array made what the graph takes.
         self._host = {s.name: np.zeros(fixed_shape(s, self.batch), s.dtype) for s in self.inputs}
-        self._plainly = self._ort.RunOptions()
-        self._plainly.add_run_config_entry(_GRAPH_OF_RUN, _PLAINLY)
         self.replays = False
         problem = self._open_replaying(graph) if options.cuda_graph else None
         if not self.replays:
@@ -138,22 +139,38 @@ class OrtCudaEngine:
         if problem:  # and no more than that: an error would have been raised
             options.note(f"{self._file}: runs without a CUDA graph. {problem}")
 
-    def run(self, feeds: Mapping[str, Array]) -> Array:
-        """The graph's output for the inputs by name; any number of tiles."""
+    @abstractmethod
+    def _bind(self) -> None:
+        """Make the tensors on the GPU and the bindings to them.
+
+        Once: a CUDA graph reads and writes where it was recorded, one for each binding.
+        """
+
+    @abstractmethod
+    def _answer(self, feeds: Mapping[str, Array]) -> Array:
+        """What comes of inputs of a whole batch, by way of every binding."""
+
+    def close(self) -> None:
+        """Free the GPU's memory; a later call is an error."""
+        with self._lock:
+            self._release()
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
         with self._lock:
             if self._session is None:
                 raise EngineError(
                     f"{self._file}: this engine was closed; expected an open one. Open another."
                 )
-            return self._run(feeds)
-
-    def close(self) -> None:
-        """Free the GPU's memory; a later call of `run` is an error."""
-        with self._lock:
-            self._release()
+            try:
+                yield
+            except EngineError:
+                raise
+            except Exception as error:  # ONNX Runtime's share no base class below Exception
+                raise self._error("failed in", error) from error
 
     def _release(self) -> None:
-        self._binding = self._session = None
+        self._session, self._bindings = None, []
         self._tensors = {}
 
     def _open_replaying(self, graph: bytes) -> EngineError | None:
@@ -195,21 +212,54 @@ class OrtCudaEngine:
             expected = [(s.name, s.dtype, fixed_shape(s, self.batch)) for s in specs]
             check_tensors(self._file, expected, found)
 
-    def _bind(self) -> None:
-        """Tensors on the GPU, made once: a CUDA graph reads and writes where it was recorded."""
-        self._binding = self._session.io_binding()
-        self._tensors = {
-            spec.name: self._ort.OrtValue.ortvalue_from_shape_and_type(
-                fixed_shape(spec, self.batch), np.dtype(spec.dtype).type, "cuda", 0
-            )
-            for spec in (*self.inputs, *self.outputs)
-        }
-        for spec in self.inputs:
-            self._binding.bind_ortvalue_input(spec.name, self._tensors[spec.name])
-        for spec in self.outputs:
-            self._binding.bind_ortvalue_output(spec.name, self._tensors[spec.name])
+    def _tensor(self, spec: TensorSpec) -> Any:
+        """Room for a tensor on the GPU."""
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(
+            fixed_shape(spec, self.batch), np.dtype(spec.dtype).type, "cuda", 0
+        )
 
-    def _run(self, feeds: Mapping[str, Array]) -> Array:
+    def _binding(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        """The graph's tensors by name at their places on the GPU."""
+        binding = self._session.io_binding()
+        for spec in self.inputs:
+            binding.bind_ortvalue_input(spec.name, inputs[spec.name])
+        for spec in self.outputs:
+            binding.bind_ortvalue_output(spec.name, outputs[spec.name])
+        return binding
+
+    def _launch(self, number: int = 0) -> None:
+        """Run with one of the bindings, and wait for the end."""
+        options = self._ort.RunOptions()
+        graph = str(number + 1) if self.replays else _PLAINLY
+        options.add_run_config_entry(_GRAPH_OF_RUN, graph)
+        self._session.run_with_iobinding(self._bindings[number], options)
+
+    def _check_answers(self) -> Array:
+        return check_answers(self._checked, self.inputs, self.batch, self._error)
+
+    def _checked(self, feeds: Mapping[str, Array]) -> Array:
+        with self._in_use():
+            return self._answer(feeds)
+
+    def _error(self, what: str, cause: Exception | None = None) -> EngineError:
+        reason = "" if cause is None else f" ({cause})"
+        return EngineError(f"{self.version} {what} {self._file}{reason}. {_REMEDY}")
+
+
+class OrtCudaEngine(CudaSession):
+    """A score graph; see `CudaSession`."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The graph's output for the inputs by name; any number of tiles."""
+        with self._in_use():
+            return self._answer(feeds)
+
+    def _bind(self) -> None:
+        specs = (*self.inputs, *self.outputs)
+        self._tensors = {spec.name: self._tensor(spec) for spec in specs}
+        self._bindings = [self._binding(self._tensors, self._tensors)]
+
+    def _answer(self, feeds: Mapping[str, Array]) -> Array:
         tiles = count_tiles(feeds, self.inputs, self.batch, self.version)
         output = self.outputs[0]
         result = np.empty(fixed_shape(output, tiles), dtype=output.dtype)
@@ -221,24 +271,9 @@ class OrtCudaEngine:
                     host[: rows.stop - first] = values[rows]
                 else:
                     host[...] = values
-            answer = self._launch(output.name)
-            result[rows] = answer[: rows.stop - first]
-        return result
-
-    def _launch(self, output: str) -> Array:
-        """Copy the inputs to the GPU, run, and copy the output back; each waits for its end."""
-        try:
             for name, host in self._host.items():
                 self._tensors[name].update_inplace(host)
-            self._session.run_with_iobinding(self._binding, None if self.replays else self._plainly)
-            answer: Array = self._tensors[output].numpy()
-        except Exception as error:
-            raise self._error("failed in", error) from error
-        return answer
-
-    def _check_answers(self) -> Array:
-        return check_answers(self._run, self.inputs, self.batch, self._error)
-
-    def _error(self, what: str, cause: Exception | None = None) -> EngineError:
-        reason = "" if cause is None else f" ({cause})"
-        return EngineError(f"{self.version} {what} {self._file}{reason}. {_REMEDY}")
+            self._launch()
+            answer: Array = self._tensors[output.name].numpy()
+            result[rows] = answer[: rows.stop - first]
+        return result

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.engines.fixed_batch import check_states
 from wdm_runtime.engines.tensorrt import LoadedPlan
-from wdm_runtime.errors import EngineError
 
 Array = npt.NDArray[np.float32]
 _KEPT = ("x", "condition", "previous")
@@ -28,13 +28,7 @@ class TensorRtStep(LoadedPlan):
 
     def load(self, x: Array, condition: Array) -> None:
         """As `StepEngine.load`."""
-        expected = (len(x), *self.inputs[0].shape[1:])
-        if x.shape != expected or condition.shape != expected or not 0 < len(x) <= self.batch:
-            raise EngineError(
-                f"{self.version} failed on states {x.shape} and conditions {condition.shape}; "
-                f"expected up to {self.batch} of {expected[1:]}. Report this with the output of "
-                "'wdm-run info'."
-            )
+        check_states(x, condition, self.inputs, self.batch, self.version)
         with self._in_use():
             # What an earlier sample left as its estimate may be NaN, and 0 times NaN is NaN.
             self._place({"x": x, "condition": condition, "previous": np.zeros_like(x)})
