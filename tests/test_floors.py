@@ -22,16 +22,16 @@ RUNTIME_FLOORS = [
         "console",
     }
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
-    | {"bench_meters", "bench_report"}
+    | {"bench_report", "engines.probe"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
     | {"io.netcdf_library", "io.units"},
-    {"onnx_weights", "samplers", "skill"},
+    {"onnx_weights", "samplers", "skill", "bench_meters"},
     {"presets"},
     {"precision"},
     {"manifest"},
     {"bundle", "field", "consistency", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
-    | {"engines.probe", "engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
+    | {"engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {
         "engines.fixed_batch",
         "engines.ort",
@@ -44,7 +44,7 @@ RUNTIME_FLOORS = [
     | {"io.cf", "io.coordinates", "io.field_wire", "io.foreign", "io.grib_packing"},
     {"engines.ort_cuda", "engines.tensorrt_plan"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
-    {"engines.tensorrt_step"},
+    {"engines.tensorrt_step", "engines.ort_cuda_step"},
     {"engines"},
     {"conditioning"},
     {"golden", "stepping", "timing", "engines.watched", "io.precipitation"},

@@ -51,7 +51,7 @@ def like(original):
 
 
 def fake_onnxruntime_gpu():
-    """A module; ``behaviour`` in it makes it misbehave, ``log`` and ``copied`` tell what was done."""
+    """A module; its ``behaviour`` makes it misbehave, ``log`` and ``copied`` tell what was done."""
     ort = ModuleType("onnxruntime")
     ort.__version__ = VERSION
     ort.behaviour, ort.log, ort.copied, ort.sessions = {}, [], [], []
