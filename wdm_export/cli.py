@@ -11,7 +11,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from wdm_export import cli_check, cli_evaluate
-from wdm_export.cli_parts import Files, Threads, comparison_table, given, progress_bars
+from wdm_export.cli_parts import (
+    FILES_HELP,
+    Accumulation,
+    Files,
+    Threads,
+    Variable,
+    comparison_table,
+    given,
+    progress_bars,
+    reader,
+)
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import exit_on_sigterm
@@ -93,7 +103,9 @@ def _network(
     )
 
 
-def _prepare(files: list[Path], store: Path, progress: Progress, size: int | None) -> Any:
+def _prepare(
+    files: list[Path], store: Path, progress: Progress, size: int | None, read: Any
+) -> Any:
     from wdm_export import data
 
     task = progress.add_task("Preparing", total=len(files), note="")
@@ -101,7 +113,7 @@ def _prepare(files: list[Path], store: Path, progress: Progress, size: int | Non
     def on_file(path: Path, count: int) -> None:
         progress.update(task, advance=1, note=f"{path.name}: {count} patches")
 
-    prepared = data.prepare(files, store, on_file=on_file, **given(size=size))
+    prepared = data.prepare(files, store, on_file=on_file, read=read, **given(size=size))
     progress.update(task, note=f"{len(prepared.fine)} patches")
     return prepared
 
@@ -180,10 +192,12 @@ def prepare(
     files: Files,
     store: Annotated[Path, typer.Option("-o", "--output", help="Store folder to write")],
     patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
 ) -> None:
     """Cut training patches from 1 km fields."""
     with progress_bars() as progress:
-        prepared = _prepare(files, store, progress, patch)
+        prepared = _prepare(files, store, progress, patch, reader(variable, accumulation))
     table = Table("storm day", "patches")
     for day, numbers in sorted(prepared.by_day().items()):
         table.add_row(day, str(len(numbers)))
@@ -324,9 +338,7 @@ def sign(
 @app.command()
 def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write")],
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="1 km rates: MRMS GRIB2 (.gz) or CF NetCDF")
-    ] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help=FILES_HELP)] = None,
     minutes: Annotated[
         float, typer.Option(help="Training time; preparing and exporting take minutes more")
     ] = DEFAULT_BUILD_MINUTES,
@@ -348,6 +360,8 @@ def build(
     seed: Seed = None,
     threads: Threads = None,
     patch: Annotated[int | None, typer.Option(help="Patch edge in cells")] = None,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
     tile: Tile = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -380,7 +394,7 @@ def build(
             patches = PatchStore.open(store)
             _refuse_other_patches(patches, files, patch, folder)
         else:
-            patches = _prepare(files, store, progress, patch)
+            patches = _prepare(files, store, progress, patch, reader(variable, accumulation))
         if (run / CHECKPOINT_NAME).exists():
             trainer = Trainer.resume(patches, run, minutes)
             _refuse_other_settings(trainer, network, training, folder, "--work")
@@ -398,17 +412,19 @@ app.command()(cli_evaluate.identity)
 
 @app.command()
 def coarsen(
-    fine: Annotated[Path, typer.Argument(help="1 km rates")],
+    fine: Annotated[Path, typer.Argument(help=FILES_HELP)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Coarse NetCDF to write")],
     truth: Annotated[Path | None, typer.Option(help="Also write the fine field it covers")] = None,
     crop: Annotated[
         str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
     ] = None,
     factor: Annotated[int, typer.Option(help="Fine cells per coarse cell")] = 10,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Block-average a 1 km field to 10 km: a test input with a known answer."""
     from wdm_export.coarsen import coarsen_file
 
-    coarsen_file(fine, output, truth, crop, factor, overwrite)
+    coarsen_file(fine, output, truth, crop, factor, overwrite, reader(variable, accumulation))
     console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""), soft_wrap=True)

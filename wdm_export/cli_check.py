@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from wdm_export.cli_parts import Threads, comparison_table, given, progress_bars
+from wdm_export.cli_parts import (
+    Accumulation,
+    Threads,
+    Variable,
+    comparison_table,
+    given,
+    progress_bars,
+    reader,
+)
 from wdm_runtime import console
 from wdm_runtime.presets import chosen
 
@@ -26,6 +35,8 @@ def check(
     tiles: Annotated[int, typer.Option(help="How many of the wettest tiles of FILES")] = 6,
     members: Annotated[int, typer.Option(help="Members a tile, at least 2")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the members")] = 0,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
     threads: Threads = None,
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="Write what was measured into the bundle")
@@ -55,9 +66,12 @@ def check(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         return
-    measured = _measure_precision(opened, files, tiles, members, seed, threads)
+    fields = map(reader(variable, accumulation), files)
+    measured = _measure_precision(opened, fields, tiles, members, seed, threads)
     if keep:
-        command = _command("check", bundle, files, tiles=tiles, members=members, seed=seed)
+        options = {"variable": variable, "accumulation": accumulation}
+        draws = {"tiles": tiles, "members": members, "seed": seed}
+        command = _command("check", bundle, files, **draws, **options)
         names = tuple(file.name for file in files)
         measured = replace(measured, command=command, files=names)
         line = package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
@@ -65,20 +79,19 @@ def check(
 
 
 def _measure_precision(
-    bundle: Any, files: list[Path], tiles: int, members: int, seed: int, threads: int | None
+    bundle: Any, fields: Iterator[Any], tiles: int, members: int, seed: int, threads: int | None
 ) -> Any:
     from wdm_export import parity
     from wdm_export.check import check_precision, comparisons
     from wdm_export.check_sampling import Draws
     from wdm_export.check_table import peaks_table, remarks
     from wdm_runtime.engines.options import EngineOptions
-    from wdm_runtime.io import read_field
 
     with progress_bars() as progress:
         task = progress.add_task("Sampling", total=None, note="")
         measured = check_precision(
             bundle,
-            (read_field(file) for file in files),
+            fields,
             Draws(members, seed, chosen(bundle.manifest.presets)),
             tiles,
             EngineOptions(threads=threads),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wdm_export.cli_parts import Files, Threads, given, progress_bars
+from wdm_export.cli_parts import (
+    Accumulation,
+    Files,
+    Threads,
+    Variable,
+    given,
+    progress_bars,
+    reader,
+)
 from wdm_runtime import console
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.diffusion import GRIDS
@@ -52,6 +60,8 @@ def evaluate(
     bbox: Annotated[
         str | None, typer.Option(help="W,S,E,N: only tiles whose centre lies in it")
     ] = None,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
     outside: Annotated[bool, typer.Option("--outside", help="All tiles but those")] = False,
     draws: Annotated[
         int | None, typer.Option("--bootstrap", help="Redraws of the tiles behind the intervals")
@@ -85,14 +95,15 @@ def evaluate(
     options = given(
         members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
         noise_scale=noise_scale, time_grid=time_grid, consistency=consistency, engine=engine,
-        precision=precision, threads=threads, bbox=bbox, bootstrap=draws,
+        precision=precision, threads=threads, bbox=bbox, bootstrap=draws, variable=variable,
+        accumulation=accumulation,
     )  # fmt: skip
     command = _command(bundle, files, options, against or [], rainfarm, outside)
     asked = {
         "preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale,
         "time_grid": time_grid,
     }  # fmt: skip
-    consistency = consistency or DEFAULT_CONSISTENCY
+    consistency, read = consistency or DEFAULT_CONSISTENCY, reader(variable, accumulation)
     opening: dict[str, Any] = given(engine=engine, precision=precision)
     opening["options"] = EngineOptions(threads=threads, note=_note)
     with ExitStack() as stack:
@@ -106,7 +117,7 @@ def evaluate(
             task = progress.add_task("Evaluating", total=None, note="")
             result = evaluation.evaluate(
                 downscaler,
-                _truths(files, downscaler.manifest.domain.spacing_km),
+                _truths(files, downscaler.manifest.domain.spacing_km, read),
                 members,
                 seed,
                 _way(downscaler, asked),
@@ -132,13 +143,14 @@ def evaluate(
         console.out.print(f"Wrote {report}: open {report / 'report.html'}", highlight=False)
 
 
-def _truths(files: list[Path], spacing_km: float) -> Iterator[PrecipField]:
+def _truths(
+    files: list[Path], spacing_km: float, read: Callable[[str | Path], PrecipField]
+) -> Iterator[PrecipField]:
     """Fields of the model's own spacing: scores count in kilometres."""
-    from wdm_runtime.io import read_field
     from wdm_runtime.select import check_spacing
 
     for file in files:
-        field = read_field(file)
+        field = read(file)
         check_spacing(field, spacing_km, factor=1, assume=None)
         yield field
 
@@ -235,13 +247,16 @@ def identity(
     bundle: Annotated[Path, typer.Argument(help="A bundle")],
     files: Files,
     tile: Annotated[int | None, typer.Option(help="Tile edge in fine cells")] = None,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
 ) -> None:
     """Check that a fine field equal to the interpolated coarse one leaves no detail to draw."""
     from wdm_export import identity as check
     from wdm_runtime.bundle import Bundle
 
     opened = Bundle.open(bundle)
-    fields = _truths(files, opened.manifest.domain.spacing_km)
+    read = reader(variable, accumulation)
+    fields = _truths(files, opened.manifest.domain.spacing_km, read)
     result = check.measure(opened, fields, **given(tile_px=tile))
     console.out.print(check.render(result))
     result.require()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,8 +14,31 @@ from rich.table import Table
 
 from wdm_runtime import console
 
-Files = Annotated[list[Path], typer.Argument(help="1 km rates: MRMS GRIB2 (.gz) or CF NetCDF")]
+if TYPE_CHECKING:
+    from wdm_runtime.field import PrecipField
+
+FILES_HELP = "1 km precipitation, in any format that wdm-run infer reads"
+Files = Annotated[list[Path], typer.Argument(help=FILES_HELP)]
+Variable = Annotated[str | None, typer.Option(help="Variable to read")]
+Accumulation = Annotated[
+    str | None, typer.Option(help="Period of amounts in mm, for example 1h or 30min")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+
+
+def reader(variable: str | None, accumulation: str | None) -> Callable[[str | Path], PrecipField]:
+    """What reads a file as the options say.
+
+    Raises
+    ------
+    InputError
+        The period is none.
+    """
+    from wdm_runtime.io import read_field
+    from wdm_runtime.io.units import parse_period
+
+    hours = None if accumulation is None else parse_period(accumulation)
+    return partial(read_field, variable=variable, accumulation_h=hours)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,14 @@ def coarsen_file(
     crop: str | None = None,
     factor: int = 10,
     overwrite: bool = False,
+    read: Callable[[str | Path], PrecipField] = read_field,
 ) -> None:
     """Write the block means of a fine field, and the fine field they cover.
 
     Parameters
     ----------
     fine
-        Rates on the fine grid, any file `read_field` reads.
+        Rates on the fine grid, any file that ``read`` reads.
     coarse, truth
         CF NetCDF files to write; ``truth`` is optional.
     crop
@@ -86,7 +88,7 @@ def coarsen_file(
     for path, other in ((coarse, truth), (truth, None)):
         if path is not None:
             check_destination(path, (fine, other), overwrite)
-    field = read_field(fine)
+    field = read(fine)
     if not 1 < factor <= min(field.grid.shape):
         raise InputError(
             f"--factor got {factor}; expected 2 to {min(field.grid.shape)}, the cells of {fine} "

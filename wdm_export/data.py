@@ -158,6 +158,7 @@ def prepare(
     factor: int = 10,
     size: int = TILE_PX,
     on_file: Callable[[Path, int], None] | None = None,
+    read: Callable[[str | Path], PrecipField] = read_field,
 ) -> PatchStore:
     """Read 1 km fields, cut training patches and write a store.
 
@@ -169,6 +170,8 @@ def prepare(
         Folder to write; must not hold a store already.
     on_file
         Called after each file with its path and the number of patches it gave.
+    read
+        What reads a file.
 
     Raises
     ------
@@ -181,7 +184,7 @@ def prepare(
     store = Path(store)
     _make_folder(store, size)
     try:
-        _fill(store, files, factor, size, on_file)
+        _fill(store, files, factor, size, on_file, read)
     except OSError as error:
         raise OutputError(
             f"{store}: cannot be written ({error}); expected room for the patches. Free some "
@@ -196,6 +199,7 @@ def _fill(
     factor: int,
     size: int,
     on_file: Callable[[Path, int], None] | None,
+    read: Callable[[str | Path], PrecipField],
 ) -> None:
     """Cut the patches, then write the index that makes a folder a store."""
     sources: list[Source] = []
@@ -203,7 +207,7 @@ def _fill(
     total = 0
     with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
         for file in map(Path, files):
-            field = read_field(file)
+            field = read(file)
             domain = widened(domain, field)
             digest = digest_of(file)
             before = total

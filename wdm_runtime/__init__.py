@@ -14,6 +14,8 @@ from wdm_runtime.errors import (
     InputError,
     MissingDependencyError,
     OutputError,
+    ParityError,
+    SuspectError,
     WdmError,
 )
 from wdm_runtime.field import PrecipField
@@ -36,9 +38,11 @@ __all__ = [
     "Manifest",
     "MissingDependencyError",
     "OutputError",
+    "ParityError",
     "PrecipField",
     "Sample",
     "StepTime",
+    "SuspectError",
     "WdmError",
     "read_field",
     "version",

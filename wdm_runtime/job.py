@@ -283,8 +283,8 @@ def outcome_attributes(
         return sum(values) / len(values) if values else float("nan")
 
     return {
-        "wdm_block_residual_mean_mm_h": mean("residual_mm_h"),
-        "wdm_block_residual_max_mm_h": max(
+        "wdm_block_residual_mean_before_mm_h": mean("residual_mm_h"),
+        "wdm_block_residual_max_before_mm_h": max(
             (b.max_residual_mm_h for b in balances if b.max_residual_mm_h == b.max_residual_mm_h),
             default=float("nan"),
         ),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 from conftest import SAMPLE, TRUTH
 
 torch = pytest.importorskip("torch")
@@ -360,3 +361,29 @@ def test_verbose_shows_where_an_error_came_from(tmp_path):
     code, _, message = run_script("wdm-export", *arguments)
     assert code == 2 and "Traceback" not in message
     assert message.splitlines()[-1].startswith("error: ") and "absent.nc" in message
+
+
+@pytest.fixture
+def amounts(tmp_path):
+    """The sample's rain as 30-minute amounts without a stated period, beside another variable."""
+    with xarray.open_dataset(TRUTH) as truth:
+        rate = next(v for v in truth.data_vars.values() if v.ndim == 3)
+        amount = (0.5 * rate).rename("rain_amount")
+        amount.attrs = {"standard_name": "lwe_thickness_of_precipitation_amount", "units": "mm"}
+        other = (2 * rate).rename("rain_rate")
+        other.attrs = dict(rate.attrs)
+        xarray.merge([amount, other]).to_netcdf(tmp_path / "amounts.nc")
+    return tmp_path / "amounts.nc"
+
+
+def test_amounts_and_one_of_several_variables_can_be_trained_on(amounts, store, tmp_path):
+    from wdm_export.data import PatchStore
+
+    asked = ("--variable", "rain_amount", "--accumulation", "30min")
+    run("wdm-export", "prepare", amounts, "-o", tmp_path / "own", "--patch", "64", *asked)
+    own, expected = PatchStore.open(tmp_path / "own"), PatchStore.open(store)
+    np.testing.assert_allclose(own.fine, expected.fine, rtol=2e-3)
+    run("wdm-export", "coarsen", amounts, "-o", tmp_path / "a.nc", *asked)
+    run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "b.nc")
+    with xarray.open_dataset(tmp_path / "a.nc") as a, xarray.open_dataset(tmp_path / "b.nc") as b:
+        np.testing.assert_allclose(a.precipitation_rate, b.precipitation_rate, rtol=1e-5)

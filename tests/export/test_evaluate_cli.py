@@ -91,6 +91,21 @@ def test_the_recorded_command_makes_the_scores_again(tiny: Path, tmp_path: Path)
     assert "RainFARM, spectral fusion, mean of 2 members" in first["metrics"]
 
 
+def test_one_variable_of_several_and_amounts_are_scored(tiny: Path, tmp_path: Path) -> None:
+    with xarray.open_dataset(TRUTH) as truth:
+        rate = next(v for v in truth.data_vars.values() if v.ndim == 3)
+        other = (2 * rate).rename("doubled").assign_attrs(rate.attrs)
+        amount = (0.5 * rate).rename("amount")
+        amount.attrs = {"standard_name": "lwe_thickness_of_precipitation_amount", "units": "mm"}
+        xarray.merge([amount, other]).to_netcdf(tmp_path / "amounts.nc")
+    asked = ("--variable", "amount", "--accumulation", "30min", "--no-rainfarm")
+    evaluate(tiny, tmp_path / "amounts.nc", *asked, "--json", tmp_path / "a.json")
+    evaluate(tiny, TRUTH, "--no-rainfarm", "--json", tmp_path / "b.json")
+    amounts, rates = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    found, expected = (content["metrics"]["bicubic"]["mae_mm_h"] for content in (amounts, rates))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_members_are_drawn_at_the_times_that_are_asked_for(tiny: Path, tmp_path: Path) -> None:
     scores = []
     for grid in ("logsnr", "karras"):

@@ -40,7 +40,7 @@ def test_block_means_are_the_input_by_default(infer):
     coarse = read_field(SAMPLE).frame(0)
     np.testing.assert_allclose(block_mean(arrays("a.nc", RAIN)[0, 0], 10), coarse, atol=1e-4)
     with netCDF4.Dataset("a.nc") as data:
-        assert data.wdm_block_residual_mean_mm_h > 1e-3
+        assert data.wdm_block_residual_mean_before_mm_h > 1e-3
         assert 0 < data.wdm_wet_fraction_before < 1 and 0 < data.wdm_wet_fraction_after < 1
 
 
