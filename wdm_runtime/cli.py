@@ -204,7 +204,7 @@ def infer(
 
 @app.command()
 def replay(
-    output: Annotated[Path, typer.Argument(help="A file that 'wdm-run infer' wrote")],
+    output: Annotated[Path, typer.Argument(help="NetCDF or Zarr that 'wdm-run infer' wrote")],
     input: Annotated[
         Path | None, typer.Option("--input", help="Default: the input it names")
     ] = None,
@@ -313,7 +313,7 @@ def verify(
 
 @app.command()
 def plot(
-    output: Annotated[Path, typer.Argument(help="A file that 'wdm-run infer' wrote")],
+    output: Annotated[Path, typer.Argument(help="A NetCDF file that 'wdm-run infer' wrote")],
     figure: Annotated[Path, typer.Option("-o", "--figure", help="PNG, PDF or SVG to write")],
     coarse: Annotated[Path | None, typer.Option("--input", help="The coarse input file")] = None,
     time: Annotated[int, typer.Option(help="Frame number from 0")] = 0,

@@ -216,7 +216,7 @@ def test_other_files_are_refused(tmp_path):
     make(tmp_path)
     (tmp_path / "text.nc").write_text("no NetCDF")
     for name in ("coarse.nc", "text.nc", "absent.nc"):
-        with pytest.raises(InputError, match=f"{name}: is not an output of 'wdm-run infer'"):
+        with pytest.raises(InputError, match=f"{name}: is no NetCDF output of 'wdm-run infer'"):
             plot_ensemble(tmp_path / name, tmp_path / "f.png", None, 0, 0, 5.0)
 
 

@@ -114,8 +114,8 @@ def _open(output: Path) -> Iterator[netCDF4.Dataset]:
 
 def _not_an_output(output: Path, found: str) -> InputError:
     return InputError(
-        f"{output}: is not an output of 'wdm-run infer' ({found}); expected precipitation over "
-        "(time, realization, y, x). Hand in the file that 'wdm-run infer' wrote."
+        f"{output}: is no NetCDF output of 'wdm-run infer' ({found}); expected precipitation over "
+        "(time, realization, y, x). Hand in a NetCDF file that 'wdm-run infer' wrote."
     )
 
 
