@@ -19,6 +19,7 @@ from wdm_export.cli_parts import (
     Variable,
     comparison_table,
     given,
+    period_h,
     progress_bars,
     reader,
 )
@@ -104,7 +105,12 @@ def _network(
 
 
 def _prepare(
-    files: list[Path], store: Path, progress: Progress, size: int | None, read: Any
+    files: list[Path],
+    store: Path,
+    progress: Progress,
+    size: int | None,
+    variable: str | None,
+    period_h: float | None,
 ) -> Any:
     from wdm_export import data
 
@@ -113,12 +119,26 @@ def _prepare(
     def on_file(path: Path, count: int) -> None:
         progress.update(task, advance=1, note=f"{path.name}: {count} patches")
 
-    prepared = data.prepare(files, store, on_file=on_file, read=read, **given(size=size))
+    prepared = data.prepare(
+        files,
+        store,
+        on_file=on_file,
+        variable=variable,
+        accumulation_h=period_h,
+        **given(size=size),
+    )
     progress.update(task, note=f"{len(prepared.fine)} patches")
     return prepared
 
 
-def _refuse_other_patches(store: Any, files: list[Path], size: int | None, work: Path) -> None:
+def _refuse_other_patches(
+    store: Any,
+    files: list[Path],
+    size: int | None,
+    variable: str | None,
+    hours: float | None,
+    work: Path,
+) -> None:
     """A run that is continued keeps its training fields: others must not be swallowed."""
     from wdm_export.data import digest_of
     from wdm_runtime.skill import TILE_PX
@@ -130,6 +150,12 @@ def _refuse_other_patches(store: Any, files: list[Path], size: int | None, work:
     edge, wanted = store.fine.shape[1], TILE_PX if size is None else size
     if wanted != edge:
         other.append(f"--patch {wanted} (the run has {edge})")
+    for option, value, known in (
+        ("--variable", variable, store.variable),
+        ("--accumulation", hours, store.accumulation_h),
+    ):
+        if value != known:
+            other.append(f"{option} {value or 'nothing'} (the run has {known or 'nothing'})")
     if other:
         raise InputError(
             f"{work}: holds a run on other training data; got {', '.join(sorted(other))}. Give the "
@@ -197,7 +223,7 @@ def prepare(
 ) -> None:
     """Cut training patches from 1 km fields."""
     with progress_bars() as progress:
-        prepared = _prepare(files, store, progress, patch, reader(variable, accumulation))
+        prepared = _prepare(files, store, progress, patch, variable, period_h(accumulation))
     table = Table("storm day", "patches")
     for day, numbers in sorted(prepared.by_day().items()):
         table.add_row(day, str(len(numbers)))
@@ -284,7 +310,13 @@ def train(
         else:
             network = _network(wavelet, levels, base, depths, blocks, attention)
             config = TrainConfig(**settings)
-            if begin_or_resume and (run / CHECKPOINT_NAME).exists():
+            begun = begin_or_resume and (run / CHECKPOINT_NAME).exists()
+            if not processes.agree(begun):
+                raise InputError(
+                    f"{run}: holds {CHECKPOINT_NAME} for some processes and not for others; "
+                    "expected one folder that all of them see. Name a shared one with -o."
+                )
+            if begun:
                 trainer = Trainer.resume(patches, run, minutes, steps, processes)
                 _refuse_other_settings(trainer, network, config, run, "-o")
             else:
@@ -387,14 +419,14 @@ def build(
     training = TrainConfig(**settings)
     network.check_edge(training.crop_px, "--crop")
     network.check_edge(TILE_PX if tile is None else tile, "--tile")
-    folder = work or output.with_name(f"{output.name}-work")
+    folder, hours = work or output.with_name(f"{output.name}-work"), period_h(accumulation)
     store, run = folder / "store", folder / "run"
     with progress_bars() as progress:
         if (store / "index.json").exists():
             patches = PatchStore.open(store)
-            _refuse_other_patches(patches, files, patch, folder)
+            _refuse_other_patches(patches, files, patch, variable, hours, folder)
         else:
-            patches = _prepare(files, store, progress, patch, reader(variable, accumulation))
+            patches = _prepare(files, store, progress, patch, variable, hours)
         if (run / CHECKPOINT_NAME).exists():
             trainer = Trainer.resume(patches, run, minutes)
             _refuse_other_settings(trainer, network, training, folder, "--work")

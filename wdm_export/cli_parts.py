@@ -26,6 +26,19 @@ Accumulation = Annotated[
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 
 
+def period_h(accumulation: str | None) -> float | None:
+    """The hours of a period, None of None.
+
+    Raises
+    ------
+    InputError
+        The period is none.
+    """
+    from wdm_runtime.io.units import parse_period
+
+    return None if accumulation is None else parse_period(accumulation)
+
+
 def reader(variable: str | None, accumulation: str | None) -> Callable[[str | Path], PrecipField]:
     """What reads a file as the options say.
 
@@ -35,10 +48,8 @@ def reader(variable: str | None, accumulation: str | None) -> Callable[[str | Pa
         The period is none.
     """
     from wdm_runtime.io import read_field
-    from wdm_runtime.io.units import parse_period
 
-    hours = None if accumulation is None else parse_period(accumulation)
-    return partial(read_field, variable=variable, accumulation_h=hours)
+    return partial(read_field, variable=variable, accumulation_h=period_h(accumulation))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ A store is a folder:
                            means interpolated back with the runtime's own interpolation
     index.json             version, sizes, domain (spacing and latitudes), and for every source its
                            file name, SHA-256, valid time, storm day and the range of patches that
-                           were cut from it
+                           were cut from it; which variable and period were asked for, if any
 float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 """
 
@@ -67,6 +67,8 @@ class PatchStore:
     sources: tuple[Source, ...]
     fine: npt.NDArray[np.float16]
     coarse: npt.NDArray[np.float16]
+    variable: str | None = None
+    accumulation_h: float | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> PatchStore:
@@ -88,6 +90,7 @@ class PatchStore:
             sources = tuple(Source(**entry) for entry in index["sources"])
             arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in ("fine", "coarse")]
             factor, size = index["factor"], index["patch_px"]
+            asked = index.get("variable"), index.get("accumulation_h")  # older ones lack them
             domain = Domain(**index["domain"])
             shape = (sum(source.count for source in sources), size, size)
             if any(array.shape != shape for array in arrays):
@@ -99,7 +102,8 @@ class PatchStore:
                 f"{path}: is no store of training patches ({error}); expected a folder written "
                 "by 'wdm-export prepare'. Prepare the files first."
             ) from error
-        return cls(path, factor, domain, sources, *arrays)
+        fine, coarse = arrays
+        return cls(path, factor, domain, sources, fine, coarse, *asked)
 
     def by_day(self, shard: int = 0, shards: int = 1) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly.
@@ -158,7 +162,8 @@ def prepare(
     factor: int = 10,
     size: int = TILE_PX,
     on_file: Callable[[Path, int], None] | None = None,
-    read: Callable[[str | Path], PrecipField] = read_field,
+    variable: str | None = None,
+    accumulation_h: float | None = None,
 ) -> PatchStore:
     """Read 1 km fields, cut training patches and write a store.
 
@@ -170,8 +175,8 @@ def prepare(
         Folder to write; must not hold a store already.
     on_file
         Called after each file with its path and the number of patches it gave.
-    read
-        What reads a file.
+    variable, accumulation_h
+        As for `read_field`.
 
     Raises
     ------
@@ -184,7 +189,7 @@ def prepare(
     store = Path(store)
     _make_folder(store, size)
     try:
-        _fill(store, files, factor, size, on_file, read)
+        _fill(store, files, factor, size, on_file, variable, accumulation_h)
     except OSError as error:
         raise OutputError(
             f"{store}: cannot be written ({error}); expected room for the patches. Free some "
@@ -199,7 +204,8 @@ def _fill(
     factor: int,
     size: int,
     on_file: Callable[[Path, int], None] | None,
-    read: Callable[[str | Path], PrecipField],
+    variable: str | None,
+    accumulation_h: float | None,
 ) -> None:
     """Cut the patches, then write the index that makes a folder a store."""
     sources: list[Source] = []
@@ -207,7 +213,7 @@ def _fill(
     total = 0
     with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
         for file in map(Path, files):
-            field = read(file)
+            field = read_field(file, variable, accumulation_h)
             domain = widened(domain, field)
             digest = digest_of(file)
             before = total
@@ -233,6 +239,8 @@ def _fill(
         "factor": factor,
         "patch_px": size,
         "domain": asdict(domain),
+        "variable": variable,
+        "accumulation_h": accumulation_h,
         "sources": [asdict(source) for source in sources],
     }
     write_text(store / _INDEX, json.dumps(index_values, indent=1))

@@ -56,6 +56,10 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def agree(self, value: bool) -> bool:
+        """Whether all processes have the same value."""
+        return int(self.total(torch.tensor(int(value)))) in (0, self.size)
+
     def of_first(self, value: float) -> float:
         """The first process's value: clocks differ, and all have to stop at the same step."""
         return float(self.total(torch.tensor(value if self.leads else 0.0, dtype=torch.float64)))

@@ -210,7 +210,7 @@ class Bench:
         """Energy of a step, over a few seconds of steps, for each meter that can be read."""
         for number, opening in enumerate(self._openings):
             single = self._single(self._models[0], opening.engine, opening.precision)
-            if single is None:
+            if single is None or single.failed:
                 continue
             joules = {}
             with noting(single, self._problems):
@@ -226,7 +226,8 @@ class Bench:
         return (c for c in self._candidates if not c.failed)
 
     def _single(self, model: Model, kind: str, precision: str) -> Candidate | None:
-        for c in self._working():
+        """A model on single tiles, if it was timed, whatever failed later."""
+        for c in self._candidates:
             engine = (c.choice.kind, c.choice.precision)
             if c.model is model and c.batch == 1 and c.seconds and engine == (kind, precision):
                 return c

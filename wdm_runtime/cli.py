@@ -25,7 +25,7 @@ from wdm_runtime.cli_options import (
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select
+from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select, step_pays
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
@@ -232,6 +232,8 @@ def replay(
     if fused_step is None:
         choice = select(engine, precision)
         fused_step = record.fused_step and has_step(choice.kind, choice.precision)
+        if fused_step and step_pays(choice.kind):
+            fused_step = None  # as by default, of which nothing needs to be said
     options = engine_options(batch, threads, build, quiet, fused_step)
     opened = Bundle.open(bundle, require_signature)
     with (

@@ -205,7 +205,7 @@ class Downscaler:
         max_bytes
             Memory for sampling; None sets no limit.
         on_step
-            Called after each sampler step.
+            Called after each sampler step; of fused ones after the last.
         wanted
             Optional fine mask (y * factor, x * factor) in the field's row order: nothing is
             computed for other cells, and where that leaves them unknown they come back as NaN.

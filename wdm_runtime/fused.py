@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,9 +74,17 @@ class FusedStep:
         with self._lock:
             found = integrate_on_engine(self._engine, x, condition, steps, noise, taken.append)
         finite = np.asarray(np.isfinite(found).all(axis=(1, 2, 3)))
-        if on_step and finite.any():
+        share = float(finite.mean())
+        if on_step and share:
             for step in taken:
-                on_step(replace(step, tiles=int(finite.sum())))
+                on_step(
+                    StepTime(
+                        share * step.seconds,
+                        share * step.engine_seconds,
+                        int(finite.sum()),
+                        fused=True,
+                    )
+                )
         if not finite.all() and not self._overflowed:
             self._overflowed = True
             self._note(

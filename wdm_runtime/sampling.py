@@ -89,7 +89,7 @@ class Sampling:
     consistency
         A mode of `wdm_runtime.consistency`.
     on_step
-        Called after each sampler step.
+        Called after each sampler step; of fused ones after the last.
     most_mm_h
         The highest rate that can be true.
     """

@@ -383,6 +383,8 @@ def test_amounts_and_one_of_several_variables_can_be_trained_on(amounts, store, 
     run("wdm-export", "prepare", amounts, "-o", tmp_path / "own", "--patch", "64", *asked)
     own, expected = PatchStore.open(tmp_path / "own"), PatchStore.open(store)
     np.testing.assert_allclose(own.fine, expected.fine, rtol=2e-3)
+    assert (own.variable, own.accumulation_h) == ("rain_amount", 0.5)
+    assert (expected.variable, expected.accumulation_h) == (None, None)
     run("wdm-export", "coarsen", amounts, "-o", tmp_path / "a.nc", *asked)
     run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "b.nc")
     with xarray.open_dataset(tmp_path / "a.nc") as a, xarray.open_dataset(tmp_path / "b.nc") as b:

@@ -121,10 +121,13 @@ def test_torchrun_restarts_a_run_that_was_killed_where_it_was(store, tmp_path):
     train(2, store, "-o", plain, *settings(80), *often)
     process = started(2, store, "-o", killed, *settings(80), *often, restarts=1)
     checkpoint = killed / "checkpoint.safetensors"
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(workers(killed)[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=300)
+    try:
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(workers(killed)[0], signal.SIGKILL)
+        _, error = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 0, error
     assert "exitcode: -9" in error
     np.testing.assert_allclose(losses(killed), losses(plain), rtol=5e-3)

@@ -148,6 +148,8 @@ def test_an_engine_that_fails_while_its_energy_is_read_costs_no_measurement(meas
     report, _ = measured(*ONE)
     assert report["complete"] and report["steps"]
     assert [problem["reason"] for problem in report["problems"]] == ["out of memory"]
+    (ratio,) = report["ratios"]
+    assert ratio["step"] > 0 and ratio["end_to_end"] > 0 and report["verdict"]
 
 
 def test_energy_is_of_a_step(measured, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from conftest import edit_manifest
 from one_tile import CELLS, alone, first_steps, loop, shower_field, shower_mm_h
 
-from wdm_runtime import engines
+from wdm_runtime import downscale, engines
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, open_step, select, step_pays
@@ -227,24 +227,43 @@ def test_replay_in_another_precision_says_what_changed(infer, run, tiny, tmp_pat
     assert code == 5 and "precision 'fp32' then, 'fp16' now" in error
 
 
-def test_replay_can_be_told_who_does_the_updates(infer, run, tiny, tmp_path):
+@pytest.fixture
+def opened_with(monkeypatch):
+    """What engines are opened with in a replay."""
+    seen = []
+    open_engines = downscale.open_engines
+
+    def opened(bundle, engine, precision, options):
+        seen.append(options.fused_step)
+        return open_engines(bundle, engine, precision, options)
+
+    monkeypatch.setattr(downscale, "open_engines", opened)
+    return seen
+
+
+def test_replay_can_be_told_who_does_the_updates(infer, run, tiny, tmp_path, opened_with):
     options = ("--engine", "ort-cpu", "--fused-step", "-o", "out.nc")
     assert infer(*options, source=alone(tmp_path / "shower.nc"))[0] == 0
-    code, _, error = run("replay", "out.nc", "--bundle", tiny, "--numpy-step")
-    assert code in (0, 5), error  # the engine's fused multiply-adds may round otherwise
+    for asked in ((), ("--numpy-step",)):
+        code, _, error = run("replay", "out.nc", "--bundle", tiny, *asked)
+        assert code in (0, 5), error  # the engine's fused multiply-adds may round otherwise
+    assert opened_with == [True, True, False]
     with netCDF4.Dataset("out.nc", "a") as file:
         file.wdm_fused_steps = "some"
     code, _, error = run("replay", "out.nc", "--bundle", tiny)
     assert code == 2 and "'wdm_fused_steps' is 'some'; expected a number" in error
 
 
-def test_replay_on_an_engine_without_it_is_drawn_in_numpy(infer, run, tiny, tmp_path, monkeypatch):
+def test_replay_on_an_engine_without_it_is_drawn_in_numpy(
+    infer, run, tiny, tmp_path, monkeypatch, opened_with
+):
     options = ("--engine", "ort-cpu", "--fused-step", "-o", "out.nc")
     assert infer(*options, source=alone(tmp_path / "shower.nc"))[0] == 0
     without = replace(engines._FAMILIES["ort-cpu"], step_precisions=())
     monkeypatch.setitem(engines._FAMILIES, "ort-cpu", without)
     code, _, error = run("replay", "out.nc", "--bundle", tiny)
     assert code in (0, 5) and "--fused-step" not in error
+    assert opened_with == [True, False]
 
 
 def test_an_output_of_a_version_without_it_is_replayed_in_numpy(infer, run, tiny, tmp_path):

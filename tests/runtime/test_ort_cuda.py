@@ -4,9 +4,11 @@ The numbers come from the real ONNX Runtime behind a made-up GPU (`fake_ort_gpu`
 onnxruntime-gpu does without a GPU is tested where it is installed.
 """
 
+import gc
 import importlib.metadata
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -172,6 +174,19 @@ def test_without_a_cuda_graph_kernels_are_launched_and_a_note_says_why(box, beha
     box.ort.log.clear()
     np.testing.assert_allclose(engine.run(feeds(3)), box.reference(feeds(3)), atol=1e-5)
     assert box.ort.log == ["plain"] * 3
+
+
+@pytest.mark.parametrize("behaviour", ["does not record", "records nothing"])
+def test_a_session_that_failed_is_gone_before_the_next_is_opened(box, behaviour):
+    """Its memory on the GPU is what the next one needs."""
+    gc.disable()
+    try:
+        box.ort.behaviour[behaviour] = True
+        engine = box.open()
+        first = weakref.ref(box.ort.sessions.pop(0))
+        assert first() is None and not engine.replays
+    finally:
+        gc.enable()
 
 
 def test_a_cuda_graph_that_gives_other_values_is_not_used(box):

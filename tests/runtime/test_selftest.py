@@ -106,6 +106,23 @@ def test_a_gpus_plan_of_a_batch_is_what_is_checked(tiny, tmp_path, monkeypatch):
     assert checks and all("itself in a batch" in check.problem for check in checks)
 
 
+def test_no_room_for_a_batch_keeps_what_was_found_of_a_tile(tiny, tmp_path, monkeypatch):
+    box = Box("10.16", tiny, tmp_path, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened = selftest.open_engine
+
+    def no_room(graph, entry, kind, precision, options):
+        if options.batch:
+            raise EngineError("out of memory")
+        return opened(graph, entry, kind, precision, options)
+
+    monkeypatch.setattr(selftest, "open_engine", no_room)
+    checks = list(selftest.selftest(box.bundle, box.kind, EngineOptions()))
+    for check in checks:
+        assert check.problem == "A batch of 3: out of memory" and not check.passed
+        assert check.difference < check.tolerance and check.p50_ms > 0 and check.device
+
+
 def test_nan_does_not_pass(tiny, monkeypatch):
     run = OrtCpuEngine.run
     monkeypatch.setattr(OrtCpuEngine, "run", lambda self, feeds: run(self, feeds) * np.nan)

@@ -129,11 +129,6 @@ _OPENVINO_STEPS = ("fp32",)
 def _open_openvino_step(
     graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
 ) -> StepEngine:
-    if precision not in _OPENVINO_STEPS:
-        raise EngineError(
-            f"Engine 'openvino' would do the sampler's update in {precision}; expected fp32. "
-            "Choose --precision fp32, or leave out --fused-step."
-        )
     return HostStep(OpenVinoEngine(graph, entry, precision, options.cpu_threads))
 
 
@@ -390,6 +385,12 @@ def open_step(bundle: Bundle, choice: Choice, options: EngineOptions) -> StepEng
     EngineError, MissingDependencyError
         The engine has none in this precision, or as for `open_engine`.
     """
+    precisions = _FAMILIES[choice.kind].step_precisions
+    if choice.precision not in precisions:
+        raise EngineError(
+            f"Engine '{choice.kind}' would do the sampler's update in {choice.precision}; expected "
+            f"{' or '.join(precisions)}. Choose --precision fp32, or leave out --fused-step."
+        )
     graph, entry = step_graph(bundle, choice.graph)
     check_graph(graph, entry.file)
     return _FAMILIES[choice.kind].open_step(graph, entry, choice.precision, options)

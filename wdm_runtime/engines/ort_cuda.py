@@ -173,8 +173,10 @@ class CudaSession(ABC):
         self._session, self._bindings = None, []
         self._tensors = {}
 
-    def _open_replaying(self, graph: bytes) -> EngineError | None:
+    def _open_replaying(self, graph: bytes) -> str | None:
         """Open with a CUDA graph, if it gives the same answers as the kernels launched singly.
+
+        Else what is in the way, in words: an error would keep the session that it came from.
 
         The first run on these buffers records it, after some that warm up; later ones replay it.
         """
@@ -187,7 +189,7 @@ class CudaSession(ABC):
         except EngineError as error:
             self.replays = False
             self._release()  # what failed to record is no state to go on from
-            return error
+            return str(error)
         return None
 
     def _open(self, graph: bytes, cuda_graph: bool) -> None:
