@@ -265,7 +265,7 @@ def train(
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(help="Between checkpoints, of computing; 10")
+        float | None, typer.Option(help="Computing between checkpoints; 10. 0: every ten steps")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
     begin_or_resume: Annotated[

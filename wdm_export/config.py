@@ -139,8 +139,9 @@ class TrainConfig:
                 f"--ema-decay got {self.ema_decay}; expected 0 to less than 1. Correct it."
             )
         counts = ("minutes", "steps", "batch", "threads", "shards", "warmup_steps")
-        positive = (*counts, "learning_rate", "checkpoint_minutes")
-        for name in (*positive, "tv_weight", "rain_weight", "intensity_spread", "seed"):
+        positive = (*counts, "learning_rate")
+        others = ("tv_weight", "rain_weight", "intensity_spread", "seed", "checkpoint_minutes")
+        for name in (*positive, *others):
             value = getattr(self, name)
             if value is None:
                 continue

@@ -117,7 +117,7 @@ def test_a_run_goes_on_in_another_number_of_processes(store, runs, tmp_path):
 
 def test_torchrun_restarts_a_run_that_was_killed_where_it_was(store, tmp_path):
     plain, killed = tmp_path / "plain", tmp_path / "killed"
-    often = ("--begin-or-resume", "--checkpoint-minutes", 1e-6)
+    often = ("--begin-or-resume", "--checkpoint-minutes", 0)
     train(2, store, "-o", plain, *settings(80), *often)
     process = started(2, store, "-o", killed, *settings(80), *often, restarts=1)
     checkpoint = killed / "checkpoint.safetensors"

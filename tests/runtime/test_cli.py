@@ -21,7 +21,7 @@ from wdm_runtime.io import read_field
 
 REPORT_KEYS = {
     *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
-    *("noise_scale", "dry_share"),
+    *("noise_scale", "time_grid", "dry_share"),
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
     *("km2_per_s", "pixel_step_latency_ms", "pixel_attention_step_latency_ms"),
     *("speedup_vs_pixel", "fp32_reruns", "fused_steps", "suspect_members"),
