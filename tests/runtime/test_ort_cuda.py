@@ -286,8 +286,8 @@ def test_auto_takes_it_where_tensorrt_is_not(box, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     chosen = select()
     assert (chosen.kind, chosen.precision, chosen.graph) == ("ort-cuda", "fp16", "fp16")
-    assert "tensorrt lacks tensorrt (pip install 'wdm-edge[gpu]')" in chosen.why
-    assert "tensorrt-rtx lacks tensorrt_rtx (pip install 'wdm-edge[rtx]')" in chosen.why
+    assert "tensorrt is not installed (pip install 'wdm-edge[gpu]')" in chosen.why
+    assert "tensorrt-rtx is not installed (pip install 'wdm-edge[rtx]')" in chosen.why
     assert select("auto", "fp32").kind == "ort-cuda"
 
 

@@ -259,7 +259,9 @@ def _best(precision: str, rejected: Mapping[tuple[str, str], str]) -> Choice:
                 works[kind], missing[kind] = (), ""  # nobody expects it: not worth a word
             except MissingDependencyError as error:
                 works[kind] = ()
-                missing[kind] = f"{kind} lacks {error.package} ({error.install})."
+                itself = error.package.replace("_", "-") == kind
+                what = "is not installed" if itself else f"lacks {error.package}"
+                missing[kind] = f"{kind} {what} ({error.install})."
             except EngineError as error:
                 works[kind] = ()
                 missing[kind] = _one_line(str(error))
