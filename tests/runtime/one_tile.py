@@ -5,11 +5,13 @@ import numpy as np
 from netcdf_files import RATE, add, coordinates
 
 from wdm_runtime.field import PrecipField
+from wdm_runtime.fused import integrate_on_engine
 from wdm_runtime.grid import Grid
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import integrate
 
 CELLS = 24
+TILE = (16, 16, 16)
 
 
 def shower_mm_h(frames=1, wide=False):
@@ -48,3 +50,17 @@ def loop(run, given, steps):
         return run({"x": x, "condition": condition, "t": np.array([t], dtype=np.float32)})
 
     return integrate(network, x, steps, noise.__getitem__, lambda _: None)
+
+
+def numbers(tiles, steps, seed=0):
+    """x, condition and the noise of each step but the last, of the tiny bundle's tiles."""
+    x, condition, *noise = np.random.default_rng(seed).standard_normal(
+        (steps + 1, tiles, *TILE), dtype=np.float32
+    )
+    return x, condition, noise
+
+
+def integrated(engine, given, steps):
+    """What a fused step makes of them."""
+    x, condition, noise = given
+    return integrate_on_engine(engine, x, condition, steps, noise.__getitem__, None)

@@ -8,33 +8,18 @@ import numpy as np
 import pytest
 from fake_ort_gpu import NO_MEMORY
 from gpu_box import OrtBox
-from one_tile import alone, first_steps, loop
+from one_tile import TILE, alone, first_steps, integrated, loop, numbers
 
 from wdm_runtime.engines import has_step, step_pays
 from wdm_runtime.errors import EngineError
-from wdm_runtime.fused import integrate_on_engine
 from wdm_runtime.samplers import SAMPLERS
 
-TILE = (16, 16, 16)
 TILE_BYTES, SCALARS_BYTES, TIME_BYTES = 4 * 16**3, 4 * 6, 4
 
 
 @pytest.fixture
 def box(tiny, monkeypatch):
     return OrtBox(tiny, monkeypatch)
-
-
-def numbers(tiles, steps, seed=0):
-    """x, condition and the noise of each step but the last."""
-    x, condition, *noise = np.random.default_rng(seed).standard_normal(
-        (steps + 1, tiles, *TILE), dtype=np.float32
-    )
-    return x, condition, noise
-
-
-def integrated(engine, given, steps):
-    x, condition, noise = given
-    return integrate_on_engine(engine, x, condition, steps, noise.__getitem__, None)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -7,14 +7,12 @@ import pytest
 from fake_cuda import cudaError_t
 from fake_tensorrt import VERSIONS
 from gpu_box import Box
-from one_tile import alone, first_steps, loop
+from one_tile import TILE, alone, first_steps, integrated, loop, numbers
 
 from wdm_runtime.engines import tensorrt as engine_module
 from wdm_runtime.errors import EngineError
-from wdm_runtime.fused import integrate_on_engine
 from wdm_runtime.samplers import SAMPLERS
 
-TILE = (16, 16, 16)
 TILE_BYTES = 4 * 16**3
 SCALARS_BYTES, TIME_BYTES = 4 * 6, 4
 
@@ -27,19 +25,6 @@ def box(request, tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def box10(tiny, tmp_path, monkeypatch):
     return Box("10.16", tiny, tmp_path, monkeypatch)
-
-
-def numbers(tiles, steps, seed=0):
-    """x, condition and the noise of each step but the last."""
-    x, condition, *noise = np.random.default_rng(seed).standard_normal(
-        (steps + 1, tiles, *TILE), dtype=np.float32
-    )
-    return x, condition, noise
-
-
-def integrated(engine, given, steps):
-    x, condition, noise = given
-    return integrate_on_engine(engine, x, condition, steps, noise.__getitem__, None)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

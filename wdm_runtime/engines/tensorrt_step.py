@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.engines.fixed_batch import check_states
+from wdm_runtime.engines.device_step import DeviceStep
 from wdm_runtime.engines.tensorrt import LoadedPlan
 
 Array = npt.NDArray[np.float32]
@@ -20,28 +20,8 @@ _KEPT = ("x", "condition", "previous")
 _SENT = ("noise", "t", "scalars")
 
 
-class TensorRtStep(LoadedPlan):
-    """A graph of `wdm_runtime.engines.step.step_graph` as a `StepEngine`; at most a batch at once.
-
-    Tiles of the batch that hold no state compute something too, which nobody reads.
-    """
-
-    def load(self, x: Array, condition: Array) -> None:
-        """As `StepEngine.load`."""
-        check_states(x, condition, self.inputs, self.batch, self.version)
-        with self._in_use():
-            # What an earlier sample left as its estimate may be NaN, and 0 times NaN is NaN.
-            self._place({"x": x, "condition": condition, "previous": np.zeros_like(x)})
-
-    def step(self, t: float, scalars: Array, noise: Array | None) -> None:
-        """As `StepEngine.step`."""
-        with self._in_use():
-            self._advance(np.float32(t), scalars, noise)
-
-    def read(self) -> Array:
-        """As `StepEngine.read`."""
-        with self._in_use():
-            return self._fetch("previous")[: self._tiles]
+class TensorRtStep(LoadedPlan, DeviceStep):
+    """See `DeviceStep`."""
 
     def _place(self, states: Mapping[str, Array]) -> None:
         self._device.synchronize()  # a copy may still read the host arrays
