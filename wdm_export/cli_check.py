@@ -16,8 +16,8 @@ from wdm_export.cli_parts import (
     Variable,
     comparison_table,
     given,
+    period_h,
     progress_bars,
-    reader,
 )
 from wdm_runtime import console
 from wdm_runtime.presets import chosen
@@ -50,6 +50,7 @@ def check(
     from wdm_export import package, parity
     from wdm_export.checkpoint import Checkpoint
     from wdm_runtime.bundle import Bundle
+    from wdm_runtime.io import read_field
     from wdm_runtime.io.atomic import check_destination
     from wdm_runtime.manifest import MANIFEST_NAME
 
@@ -66,7 +67,8 @@ def check(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         return
-    fields = map(reader(variable, accumulation), files)
+    hours = period_h(accumulation)
+    fields = (read_field(file, variable, hours) for file in files)
     measured = _measure_precision(opened, fields, tiles, members, seed, threads)
     if keep:
         options = {"variable": variable, "accumulation": accumulation}

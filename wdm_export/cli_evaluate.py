@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,8 @@ from wdm_export.cli_parts import (
     Threads,
     Variable,
     given,
+    period_h,
     progress_bars,
-    reader,
 )
 from wdm_runtime import console
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
@@ -103,7 +103,7 @@ def evaluate(
         "preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale,
         "time_grid": time_grid,
     }  # fmt: skip
-    consistency, read = consistency or DEFAULT_CONSISTENCY, reader(variable, accumulation)
+    consistency, hours = consistency or DEFAULT_CONSISTENCY, period_h(accumulation)
     opening: dict[str, Any] = given(engine=engine, precision=precision)
     opening["options"] = EngineOptions(threads=threads, note=_note)
     with ExitStack() as stack:
@@ -117,7 +117,7 @@ def evaluate(
             task = progress.add_task("Evaluating", total=None, note="")
             result = evaluation.evaluate(
                 downscaler,
-                _truths(files, downscaler.manifest.domain.spacing_km, read),
+                _truths(files, downscaler.manifest.domain.spacing_km, variable, hours),
                 members,
                 seed,
                 _way(downscaler, asked),
@@ -144,13 +144,14 @@ def evaluate(
 
 
 def _truths(
-    files: list[Path], spacing_km: float, read: Callable[[str | Path], PrecipField]
+    files: list[Path], spacing_km: float, variable: str | None, hours: float | None
 ) -> Iterator[PrecipField]:
     """Fields of the model's own spacing: scores count in kilometres."""
+    from wdm_runtime.io import read_field
     from wdm_runtime.select import check_spacing
 
     for file in files:
-        field = read(file)
+        field = read_field(file, variable, hours)
         check_spacing(field, spacing_km, factor=1, assume=None)
         yield field
 
@@ -255,8 +256,8 @@ def identity(
     from wdm_runtime.bundle import Bundle
 
     opened = Bundle.open(bundle)
-    read = reader(variable, accumulation)
-    fields = _truths(files, opened.manifest.domain.spacing_km, read)
+    hours = period_h(accumulation)
+    fields = _truths(files, opened.manifest.domain.spacing_km, variable, hours)
     result = check.measure(opened, fields, **given(tile_px=tile))
     console.out.print(check.render(result))
     result.require()

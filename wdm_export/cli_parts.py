@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,16 +13,15 @@ from rich.table import Table
 
 from wdm_runtime import console
 
-if TYPE_CHECKING:
-    from wdm_runtime.field import PrecipField
-
 FILES_HELP = "1 km precipitation, in any format that wdm-run infer reads"
 Files = Annotated[list[Path], typer.Argument(help=FILES_HELP)]
 Variable = Annotated[str | None, typer.Option(help="Variable to read")]
 Accumulation = Annotated[
     str | None, typer.Option(help="Period of amounts in mm, for example 1h or 30min")
 ]
+Patch = Annotated[int | None, typer.Option(help="Patch edge in cells")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
 
 
 def period_h(accumulation: str | None) -> float | None:
@@ -37,19 +35,6 @@ def period_h(accumulation: str | None) -> float | None:
     from wdm_runtime.io.units import parse_period
 
     return None if accumulation is None else parse_period(accumulation)
-
-
-def reader(variable: str | None, accumulation: str | None) -> Callable[[str | Path], PrecipField]:
-    """What reads a file as the options say.
-
-    Raises
-    ------
-    InputError
-        The period is none.
-    """
-    from wdm_runtime.io import read_field
-
-    return partial(read_field, variable=variable, accumulation_h=period_h(accumulation))
 
 
 @contextmanager

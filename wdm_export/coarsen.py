@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,20 +62,23 @@ def coarsen_file(
     crop: str | None = None,
     factor: int = 10,
     overwrite: bool = False,
-    read: Callable[[str | Path], PrecipField] = read_field,
+    variable: str | None = None,
+    accumulation_h: float | None = None,
 ) -> None:
     """Write the block means of a fine field, and the fine field they cover.
 
     Parameters
     ----------
     fine
-        Rates on the fine grid, any file that ``read`` reads.
+        Precipitation on the fine grid, in any format that `read_field` reads.
     coarse, truth
         CF NetCDF files to write; ``truth`` is optional.
     crop
         ``row,column,height,width`` in coarse cells from the first row and column, or everything.
     factor
         Fine cells per coarse cell along one axis.
+    variable, accumulation_h
+        As for `read_field`.
 
     Raises
     ------
@@ -88,7 +90,7 @@ def coarsen_file(
     for path, other in ((coarse, truth), (truth, None)):
         if path is not None:
             check_destination(path, (fine, other), overwrite)
-    field = read(fine)
+    field = read_field(fine, variable, accumulation_h)
     if not 1 < factor <= min(field.grid.shape):
         raise InputError(
             f"--factor got {factor}; expected 2 to {min(field.grid.shape)}, the cells of {fine} "

@@ -14,6 +14,7 @@ DIFFUSION, REGRESSION = "diffusion", "regression"
 OBJECTIVES = (DIFFUSION, REGRESSION)
 TIME_SAMPLINGS = ("uniform", "logsnr")
 V, EPS, X0 = LOSS_TARGETS = ("v", "eps", "x0")
+COSINE, LINEAR, CONSTANT = RATE_SCHEDULES = ("cosine", "linear", "constant")
 _MOST = 2.0**63  # of torch's seeds, and of anything else
 _LEAST_CHANNELS = 4  # two sinusoids of the time
 
@@ -87,6 +88,10 @@ class TrainConfig:
     coefficients that follow from v, which count late or early times less. ``intensity_spread`` is
     the standard deviation of the logarithm of a factor that each crop's rates are multiplied by.
 
+    ``rate_schedule`` is how the learning rate falls after its linear warm-up: by half a cosine or a
+    line to 0 at the end of the run, or not at all. ``even_days`` draws storm days evenly, however
+    many patches each has; ``turns`` flips and transposes crops at random.
+
     ``objective`` ``"regression"`` trains a deterministic baseline: the same network is shown no
     noise, x = 0 at t = 1, and learns the mean of the standardised coefficients.
     """
@@ -96,6 +101,7 @@ class TrainConfig:
     batch: int = 32
     crop_px: int = 144
     learning_rate: float = 5e-4
+    rate_schedule: str = COSINE
     warmup_steps: int = 100
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
@@ -105,6 +111,8 @@ class TrainConfig:
     time_sampling: str = TIME_SAMPLINGS[0]
     loss_target: str = V
     intensity_spread: float = 0.0
+    even_days: bool = True
+    turns: bool = True
     seed: int = 0
     threads: int = 2
     shards: int = 1
@@ -121,6 +129,7 @@ class TrainConfig:
             ("objective", OBJECTIVES),
             ("time_sampling", TIME_SAMPLINGS),
             ("loss_target", LOSS_TARGETS),
+            ("rate_schedule", RATE_SCHEDULES),
         ):
             if getattr(self, name) not in known:
                 raise InputError(

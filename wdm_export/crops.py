@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,15 +15,20 @@ from wdm_export.data import PatchStore
 from wdm_export.packet import WaveletPacket
 from wdm_export.parallel import ALONE, Processes
 from wdm_runtime.errors import InputError
-from wdm_runtime.transform import PrecipTransform, SubbandScale
+from wdm_runtime.transform import CUBE_ROOT, LOG10, PrecipTransform, SubbandScale
 
 _SCALE_CROPS = 1024
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    LOG10: torch.log10,
+    CUBE_ROOT: lambda rate: rate.pow(1 / 3),
+}
 
 
 class CropSampler:
-    """Random crops of a store: days drawn evenly, then patch, position, flips and transposition.
+    """Random crops of a store: a day, then patch, position, flips and transposition.
 
-    Over several shards days are as even as whole files allow.
+    Days are drawn evenly, over several shards as far as whole files allow; with ``evenly`` false
+    patches are, so that a day counts as much as it has of them.
 
     ``crop_px`` counts what the wavelet needs around a crop too. Positions are multiples of the
     wavelet's stride, as tiles are when sampling, so the network sees each phase between
@@ -32,7 +37,13 @@ class CropSampler:
     """
 
     def __init__(
-        self, store: PatchStore, crop_px: int, stride: int, shard: int = 0, shards: int = 1
+        self,
+        store: PatchStore,
+        crop_px: int,
+        stride: int,
+        shard: int = 0,
+        shards: int = 1,
+        evenly: bool = True,
     ) -> None:
         self.store = store
         self.shard = shard
@@ -40,7 +51,7 @@ class CropSampler:
         self.days = list(by_day.values())
         # A day that several shards hold is drawn less in each, as far as that can even days out.
         held = Counter(day for number in range(shards) for day in store.by_day(number, shards))
-        share = np.array([1 / held[day] for day in by_day])
+        share = np.array([1 / held[day] if evenly else len(by_day[day]) for day in by_day])
         self.shares = share / share.sum() if by_day else share
         self.crop = crop_px
         self.stride = stride
@@ -57,12 +68,16 @@ class CropSampler:
             )
 
     def draw(
-        self, rng: np.random.Generator, count: int, intensity_spread: float = 0.0
+        self,
+        rng: np.random.Generator,
+        count: int,
+        intensity_spread: float = 0.0,
+        turned: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Fine and coarse crops, each (count, 1, crop, crop) [mm h-1], float32.
 
         Rates of a crop are multiplied by exp(n), n normal with the standard deviation
-        ``intensity_spread``.
+        ``intensity_spread``. Without ``turned`` crops lie as in the field.
         """
         out = np.empty((2, count, 1, self.crop, self.crop), dtype=np.float32)
         choices = (self.store.fine.shape[1] - self.crop) // self.stride + 1
@@ -71,7 +86,7 @@ class CropSampler:
             patch = numbers[rng.integers(len(numbers))]
             row, column = rng.integers(choices, size=2) * self.stride
             window = np.s_[patch, row : row + self.crop, column : column + self.crop]
-            flip_y, flip_x, transpose = rng.integers(2, size=3)
+            flip_y, flip_x, transpose = rng.integers(2, size=3) * turned
             for target, source in zip(out, (self.store.fine, self.store.coarse), strict=True):
                 crop = source[window][:: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
                 target[i, 0] = crop.T if transpose else crop
@@ -93,7 +108,7 @@ class Coefficients:
     def __call__(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, y, x) [mm h-1] twice, with margin -> residual and condition, (b, s, h, w)."""
         offset, shift = self.transform.offset_mm_h, self.transform.shift
-        z = torch.log10(torch.cat((fine, coarse)) + offset) + shift
+        z = _FUNCTIONS[self.transform.name](torch.cat((fine, coarse)) + offset) + shift
         c_fine, c_coarse = self.packet(z)[self.packet.spec.inner].chunk(2)
         return c_fine - c_coarse, c_coarse
 
@@ -138,5 +153,6 @@ def crop_samplers(
     stride, shards = network.wavelet.stride, config.shards
     crop_px = config.crop_px + 2 * network.wavelet.margin * stride
     return [
-        CropSampler(store, crop_px, stride, shard, shards) for shard in processes.shards(config)
+        CropSampler(store, crop_px, stride, shard, shards, config.even_days)
+        for shard in processes.shards(config)
     ]

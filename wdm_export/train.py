@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from wdm_export.checkpoint import Checkpoint, Curve, optimizer_tensors, restore_optimizer
-from wdm_export.config import REGRESSION, ModelConfig, NetworkConfig, TrainConfig
+from wdm_export.config import (
+    CONSTANT,
+    COSINE,
+    LINEAR,
+    REGRESSION,
+    ModelConfig,
+    NetworkConfig,
+    TrainConfig,
+)
 from wdm_export.crops import Coefficients, crop_samplers, measure_scales
 from wdm_export.data import PatchStore
 from wdm_export.losses import amplitudes, target_weight, training_loss
@@ -78,9 +86,10 @@ def _joined(domain: Domain, other: Domain) -> Domain:
 
 
 def _learning_rate(config: TrainConfig, step: int, share: float) -> float:
-    """Linear warm-up, then a half cosine down to 0 over the run."""
-    warm = min(1.0, (step + 1) / config.warmup_steps)
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    """Linear warm-up times what the schedule leaves after a share of the run."""
+    warm, share = min(1.0, (step + 1) / config.warmup_steps), min(1.0, share)
+    left = {COSINE: 0.5 * (1 + math.cos(math.pi * share)), LINEAR: 1 - share, CONSTANT: 1.0}
+    return config.learning_rate * warm * left[config.rate_schedule]
 
 
 def _multiplies_in_bf16() -> bool:
@@ -148,14 +157,21 @@ class Trainer:
         config: TrainConfig,
         weights: Checkpoint | None = None,
         processes: Processes = ALONE,
+        transform: PrecipTransform | None = None,
     ) -> Trainer:
         """Begin a run, from random weights or from released ones.
+
+        Parameters
+        ----------
+        transform
+            Between rates and what the network works on; default: that of the weights, or
+            log10(rate + 0.1 mm/h) + 1.
 
         Raises
         ------
         InputError
             The folder already holds a run, the crops do not fit the network or the patches, or
-            the weights are of another network.
+            the weights are of another network or transform.
         OutputError
             The folder cannot be made.
         """
@@ -173,7 +189,7 @@ class Trainer:
                 f"{folder}: cannot be made ({error.strerror}). Choose another folder with -o."
             ) from error
         if weights is None:
-            transform = PrecipTransform()
+            transform = transform or PrecipTransform()
             samplers = crop_samplers(store, config, network, processes)
             coefficients = Coefficients(network, transform)
             scales = measure_scales(samplers, coefficients, config.seed, processes)
@@ -184,6 +200,11 @@ class Trainer:
                 raise InputError(
                     f"The initial weights are of {weights.model.network}; expected {network}. "
                     "Train with the same network settings and factor."
+                )
+            if transform not in (None, weights.model.transform):
+                raise InputError(
+                    f"The initial weights are of {weights.model.transform}; expected {transform}. "
+                    "Train with the same transform."
                 )
             if not same_spacing(store.domain.spacing_km, weights.domain.spacing_km):
                 raise InputError(
@@ -321,7 +342,7 @@ class Trainer:
             rng = np.random.default_rng([self.config.seed, begun + self.step, sampler.shard])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             count = self.config.batch // self.config.shards
-            crops = sampler.draw(rng, count, self.config.intensity_spread)
+            crops = sampler.draw(rng, count, self.config.intensity_spread, self.config.turns)
             x0, condition = self.coefficients(*crops)
             x0, condition = (x0 - mean) / std, (condition - condition_mean) / condition_std
             weights = self.coefficients.weights(crops[1], self.config.rain_weight)

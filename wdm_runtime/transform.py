@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,17 @@ from wdm_runtime.errors import InputError
 
 Array = npt.NDArray[np.floating]
 
-TRANSFORMS = ("log10",)
+# A function of rates and its inverse, each into an array of its argument's kind.
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "log10": (np.log10, lambda z, out: np.power(np.float32(10.0), z, out=out)),
+    "cube-root": (np.cbrt, lambda z, out: np.power(z, np.float32(3.0), out=out)),
+}
+TRANSFORMS = LOG10, CUBE_ROOT = tuple(_FUNCTIONS)
 
 
 @dataclass(frozen=True)
 class PrecipTransform:
-    """z = log10(r + offset) + shift, r in mm h-1.
+    """z = f(r + offset) + shift, r in mm h-1, f the decimal logarithm or the cube root.
 
     With the defaults a dry cell is 0, 1 mm/h is 1.04 and 100 mm/h is 3.0. Rates below
     ``dry_threshold_mm_h`` become exactly 0 on the way back.
@@ -35,18 +42,30 @@ class PrecipTransform:
                 "with a positive offset. Correct the transform's settings."
             )
 
+    @classmethod
+    def zero_where_dry(cls, name: str = LOG10, offset_mm_h: float = 0.1) -> PrecipTransform:
+        """The transform with the shift that makes a dry cell 0.
+
+        Raises
+        ------
+        InputError
+            The name is none of ``TRANSFORMS``, or the offset is not above 0.
+        """
+        unshifted = cls(name, offset_mm_h, 0.0)
+        return cls(name, offset_mm_h, -float(_FUNCTIONS[name][0](unshifted.offset_mm_h)))
+
     def forward(self, rate_mm_h: Array) -> npt.NDArray[np.float32]:
         """Rates [mm h-1], any shape -> z, float32. Negative rates count as 0; NaN stays NaN."""
         z: npt.NDArray[np.float32] = np.maximum(rate_mm_h, 0).astype(np.float32)
         z += np.float32(self.offset_mm_h)
-        np.log10(z, out=z)
+        _FUNCTIONS[self.name][0](z, out=z)
         z += np.float32(self.shift)
         return z
 
     def inverse(self, z: Array) -> npt.NDArray[np.float32]:
         """z, any shape -> rates [mm h-1], float32, never negative, dry cells exactly 0."""
         rate: npt.NDArray[np.float32] = z.astype(np.float32) - np.float32(self.shift)
-        np.power(np.float32(10.0), rate, out=rate)
+        _FUNCTIONS[self.name][1](rate, out=rate)
         rate -= np.float32(self.offset_mm_h)
         rate[rate < self.dry_threshold_mm_h] = 0.0
         return rate

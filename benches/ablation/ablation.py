@@ -67,6 +67,14 @@ GROUPS: dict[str, dict[str, Options]] = {
     "augmentation": {
         DEFAULT: {},
         "intensity0.5": {"--intensity-spread": "0.5"},
+        "no-turns": {"--no-turns": ""},
+        "even-patches": {"--even-patches": ""},
+    },
+    "transform": {
+        "offset0.01": {"--transform-offset": "0.01"},
+        DEFAULT: {},
+        "offset1": {"--transform-offset": "1"},
+        "cube-root": {"--transform": "cube-root"},
     },
     "ema": {
         "ema.95": {"--ema-decay": "0.95"},
@@ -77,6 +85,8 @@ GROUPS: dict[str, dict[str, Options]] = {
         "rate2e-4": {"--learning-rate": "2e-4"},
         DEFAULT: {},
         "rate1e-3": {"--learning-rate": "1e-3"},
+        "linear": {"--rate-schedule": "linear"},
+        "constant": {"--rate-schedule": "constant"},
     },
 }
 # Heading, whose score it is of "one member", the members' "mean" and "median", and its label.
@@ -111,6 +121,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--only", action="append", help="a variant; default: all of the group")
     parser.add_argument("--minutes", type=float, default=30.0, help="of each training")
     parser.add_argument("--train-steps", type=int, help="of each training, instead of minutes")
+    parser.add_argument("--train-threads", type=int, help="1: two trainings at once waste less")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--sampler", default="dpm-solver-2m")
     parser.add_argument("--steps", type=int, default=8)
@@ -133,13 +144,18 @@ def length(asked: argparse.Namespace) -> list[str]:
     return ["--minutes", f"{asked.minutes:g}"]
 
 
+def threads(asked: argparse.Namespace) -> list[str]:
+    return ["--threads", str(asked.train_threads)] if asked.train_threads else []
+
+
 def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
     """The variant's weights, trained now unless they are there."""
     folder: Path = asked.output / name
     weights = folder / "weights.safetensors"
     if not weights.exists():
         begun = (folder / "checkpoint.safetensors").exists()
-        how = ["--resume"] if begun else flat(options)  # a run keeps its settings
+        # A run keeps its settings.
+        how = ["--resume"] if begun else [*flat(options), *threads(asked)]
         run("train", asked.store, "-o", folder, *length(asked), *how)
     return weights
 

@@ -98,7 +98,8 @@ def trained(store, tmp_path_factory):
         "wdm-export", "train", store, "-o", folder, "--steps", "25", *QUICK, "--crop", "16",
         "--seed", "7", "--tv-weight", "0.001", "--learning-rate", "0.002", "--threads", "1",
         "--time-sampling", "logsnr", "--loss-target", "x0", "--intensity-spread", "0.2",
-        "--ema-decay", "0.5",
+        "--ema-decay", "0.5", "--even-patches", "--no-turns", "--rate-schedule", "linear",
+        "--transform", "cube-root", "--transform-offset", "0.2",
     )  # fmt: skip
     assert str(folder) in out
     return folder
@@ -230,6 +231,9 @@ def test_train_sets_what_was_asked_for(trained):
     assert training.tv_weight == 0.001 and training.learning_rate == 0.002
     assert (training.time_sampling, training.loss_target) == ("logsnr", "x0")
     assert (training.intensity_spread, training.ema_decay) == (0.2, 0.5)
+    assert (training.even_days, training.turns, training.rate_schedule) == (False, False, "linear")
+    transform = weights.model.transform
+    assert (transform.name, transform.offset_mm_h) == ("cube-root", 0.2)
     assert network.base_channels == 4 and network.multipliers == (1,) and not network.attention
     assert weights.step == 25
 
@@ -241,6 +245,9 @@ def test_train_resumes_and_starts_from_weights(trained, store, tmp_path):
     assert (copy / "weights.safetensors").read_bytes() == before
     message = run("wdm-export", "train", store, "-o", copy, "--steps", "2", *QUICK, code=2)
     assert "--resume" in message
+    root = ("--transform", "cube-root")
+    message = run("wdm-export", "train", store, "-o", copy, "--resume", *root, code=2)
+    assert "transform" in message
     run(
         "wdm-export", "train", store, "-o", tmp_path / "next", "--steps", "2", *QUICK,
         "--crop", "16", "--weights", copy / "weights.safetensors",

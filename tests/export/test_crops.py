@@ -38,6 +38,24 @@ def test_days_are_drawn_evenly_however_many_patches_they_have():
     assert (counts > 0).all() and ((counts - expected) ** 2 / expected).sum() < 70
 
 
+def test_patches_may_be_drawn_evenly_instead():
+    sampler = CropSampler(unequal_days(), 8, 4, evenly=False)
+    fine, _ = sampler.draw(np.random.default_rng(0), 4000)
+    rare = int((fine[:, 0, 0, 0] == 999).sum())
+    assert abs(rare - 4000 / 31) < 4 * np.sqrt(4000 / 31)
+
+
+def test_crops_may_lie_as_in_the_field():
+    patch = np.arange(256, dtype=np.float16).reshape(1, 16, 16)
+    source = (Source("a", "", "2019-06-10T00:00:00", 0, 1),)
+    sampler = CropSampler(PatchStore(Path(), 10, DOMAIN, source, patch, patch), 8, 4)
+    turned, plain = (sampler.draw(np.random.default_rng(0), 50, 0.0, t)[0] for t in (True, False))
+    assert (plain[:, 0, 1:] - plain[:, 0, :-1] == 16).all()
+    assert (plain[:, 0, :, 1:] - plain[:, 0, :, :-1] == 1).all()
+    # the same windows of the field, so that only turning differs
+    assert torch.equal(turned.amin(dim=(1, 2, 3)), plain.amin(dim=(1, 2, 3)))
+
+
 def test_crops_are_windows_on_the_stride_turned_alike_for_truth_and_condition():
     patch = np.arange(256, dtype=np.float16).reshape(1, 16, 16)
     source = (Source("a", "", "2019-06-10T00:00:00", 0, 1),)

@@ -139,10 +139,12 @@ def test_what_has_begun_is_continued_with_its_own_settings_alone(store, tmp_path
     train(1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume")  # is at its end
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == first
     other = started(
-        1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume", "--rain-weight", 0.5
-    )
+        1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume",
+        "--rain-weight", 0.5, "--transform-offset", 1,
+    )  # fmt: skip
     _, error = other.communicate(timeout=300)
     assert other.returncode == 2 and "rain_weight 0.5 (the run has 0.0)" in error
+    assert "offset_mm_h=1.0" in error and "offset_mm_h=0.1" in error
 
 
 def test_shards_that_cannot_be_dealt_out_are_refused():

@@ -27,7 +27,7 @@ from wdm_export.train import (  # noqa: E402
 from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
-from wdm_runtime.transform import PrecipTransform  # noqa: E402
+from wdm_runtime.transform import TRANSFORMS, PrecipTransform  # noqa: E402
 
 
 class Interrupted(Exception):
@@ -69,8 +69,9 @@ def log_rows(folder):
 # --- what the network is shown -------------------------------------------------------------------
 
 
-def test_inputs_are_standardised_as_the_runtime_does_it(store):
-    sampler, transform = CropSampler(store, CROP, 4), PrecipTransform()
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_inputs_are_standardised_as_the_runtime_does_it(store, name):
+    sampler, transform = CropSampler(store, CROP, 4), PrecipTransform.zero_where_dry(name)
     coefficients = Coefficients(SMALL, transform)
     residual_scale, condition_scale = measure_scales([sampler], coefficients, seed=0)
     fine, coarse = sampler.draw(np.random.default_rng(1), 300)
@@ -250,6 +251,20 @@ def test_training_reduces_the_loss(store, tmp_path):
     assert max(rates) <= 5e-3 and rates[-1] < 0.02 * max(rates)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "left"),
+    [
+        ("cosine", [(1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0.0]),
+        ("linear", [0.75, 0.5, 0.25, 0.0]),
+        ("constant", [1.0] * 4),
+    ],
+)
+def test_the_learning_rate_falls_as_its_schedule_says(store, tmp_path, schedule, left):
+    Trainer.start(store, tmp_path, SMALL, settings(steps=40, rate_schedule=schedule)).run()
+    rates = [float(row["learning_rate"]) for row in log_rows(tmp_path)]
+    assert rates == pytest.approx([2e-3 * share for share in left], rel=2e-3)
+
+
 def test_the_average_lags_behind_the_weights(store, tmp_path):
     trainer = Trainer.start(store, tmp_path, SMALL, settings())
     path = [{k: v.detach().clone() for k, v in trainer.network.named_parameters()}]
@@ -359,6 +374,9 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
     for other in (small(1), small(blocks=2), small(multipliers=(1, 2)), small(attention=False)):
         with pytest.raises(InputError, match="initial weights"):
             Trainer.start(store, tmp_path / "b", SMALL, settings(), random_checkpoint(other))
+    root = PrecipTransform.zero_where_dry("cube-root")
+    with pytest.raises(InputError, match=r"initial weights are of PrecipTransform.*same transform"):
+        Trainer.start(store, tmp_path / "b", SMALL, settings(), released, transform=root)
     coarser = dataclasses.replace(released, domain=Domain(2.0, (20.0, 55.0)))
     with pytest.raises(InputError, match="patches of 1 km cells; the initial weights expect 2 km"):
         Trainer.start(store, tmp_path / "b", SMALL, settings(), coarser)
@@ -386,6 +404,7 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
         {"steps": 1, "loss_target": "score"},
         {"steps": 1, "intensity_spread": -0.1},
         {"steps": 1, "ema_decay": 1.0},
+        {"steps": 1, "rate_schedule": "step"},
     ],
 )
 def test_a_run_needs_one_limit_and_sensible_settings(values):

@@ -6,7 +6,7 @@ import pytest
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid, block_mean, interpolate, same_spacing
-from wdm_runtime.transform import PrecipTransform, SubbandScale
+from wdm_runtime.transform import TRANSFORMS, PrecipTransform, SubbandScale
 
 RNG = np.random.default_rng(0)
 
@@ -145,15 +145,29 @@ def test_cells_that_all_lie_at_one_place_are_refused(cells):
     assert Grid(np.arange(2.0), np.full(1, 5.0)).shape == (2, 1)
 
 
-def test_transform_round_trip_and_dry_floor():
-    transform = PrecipTransform()
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("offset", [0.01, 0.1, 1.0])
+def test_transform_round_trip_and_dry_floor(name, offset):
+    transform = PrecipTransform.zero_where_dry(name, offset)
     rates = np.array([0, 0.05, 0.1, 0.3, 1, 20, 150, 400], dtype=np.float32)
     back = transform.inverse(transform.forward(rates))
     np.testing.assert_allclose(back[3:], rates[3:], rtol=1e-4)
     assert np.all(back[:2] == 0)
-    assert transform.forward(np.zeros(1, np.float32))[0] == 0
-    assert transform.forward(np.ones(1, np.float32))[0] == pytest.approx(1.0414, abs=1e-4)
+    assert transform.forward(np.zeros(1, np.float32))[0] == pytest.approx(0, abs=1e-6)
     assert np.isnan(transform.forward(np.array([np.nan], np.float32)))[0]
+    # networks draw what no rain has: it is dry too, and finite
+    below = transform.inverse(np.array([-30.0, -1.0, -0.01], np.float32))
+    assert (below == 0).all()
+
+
+def test_transforms_are_what_they_are_called():
+    assert PrecipTransform.zero_where_dry() == PrecipTransform()
+    assert PrecipTransform().forward(np.ones(1, np.float32))[0] == pytest.approx(1.0414, abs=1e-4)
+    root = PrecipTransform.zero_where_dry("cube-root", 1.0)
+    assert root.forward(np.array([7.0, 26.0], np.float32)) == pytest.approx([1.0, 2.0], abs=1e-6)
+    for wrong in (("square", 0.1), ("log10", 0.0)):
+        with pytest.raises(InputError, match="one of log10, cube-root with a positive offset"):
+            PrecipTransform.zero_where_dry(*wrong)
 
 
 def test_standardisation_round_trip():

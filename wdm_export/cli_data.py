@@ -1,0 +1,120 @@
+"""`wdm-export prepare` and `coarsen`: fields as training patches, and as inputs with an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from wdm_export.cli_parts import (
+    FILES_HELP,
+    Accumulation,
+    Files,
+    Overwrite,
+    Patch,
+    Variable,
+    given,
+    period_h,
+    progress_bars,
+)
+from wdm_runtime import console
+from wdm_runtime.errors import InputError
+
+
+def prepare(
+    files: Files,
+    store: Annotated[Path, typer.Option("-o", "--output", help="Store folder to write")],
+    patch: Patch = None,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
+) -> None:
+    """Cut training patches from 1 km fields."""
+    with progress_bars() as progress:
+        prepared = prepared_store(files, store, progress, patch, variable, period_h(accumulation))
+    table = Table("storm day", "patches")
+    for day, numbers in sorted(prepared.by_day().items()):
+        table.add_row(day, str(len(numbers)))
+    console.out.print(table)
+
+
+def coarsen(
+    fine: Annotated[Path, typer.Argument(help=FILES_HELP)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Coarse NetCDF to write")],
+    truth: Annotated[Path | None, typer.Option(help="Also write the fine field it covers")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
+    ] = None,
+    factor: Annotated[int, typer.Option(help="Fine cells per coarse cell")] = 10,
+    variable: Variable = None,
+    accumulation: Accumulation = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Block-average a 1 km field to 10 km: a test input with a known answer."""
+    from wdm_export.coarsen import coarsen_file
+
+    hours = period_h(accumulation)
+    coarsen_file(fine, output, truth, crop, factor, overwrite, variable, hours)
+    console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""), soft_wrap=True)
+
+
+def prepared_store(
+    files: list[Path],
+    store: Path,
+    progress: Progress,
+    size: int | None,
+    variable: str | None,
+    hours: float | None,
+) -> Any:
+    """A store cut from files, with a bar."""
+    from wdm_export import data
+
+    task = progress.add_task("Preparing", total=len(files), note="")
+
+    def on_file(path: Path, count: int) -> None:
+        progress.update(task, advance=1, note=f"{path.name}: {count} patches")
+
+    prepared = data.prepare(
+        files,
+        store,
+        on_file=on_file,
+        variable=variable,
+        accumulation_h=hours,
+        **given(size=size),
+    )
+    progress.update(task, note=f"{len(prepared.fine)} patches")
+    return prepared
+
+
+def refuse_other_patches(
+    store: Any,
+    files: list[Path],
+    size: int | None,
+    variable: str | None,
+    hours: float | None,
+    work: Path,
+) -> None:
+    """A run that is continued keeps its training fields: others must not be swallowed."""
+    from wdm_export.data import digest_of
+    from wdm_runtime.skill import TILE_PX
+
+    had = {source.sha256: source.file for source in store.sources}
+    asked = {digest_of(file): file.name for file in files}
+    other = [f"{asked[d]} (not of the run)" for d in asked.keys() - had.keys()]
+    other += [f"no {had[d]}" for d in had.keys() - asked.keys()]
+    edge, wanted = store.fine.shape[1], TILE_PX if size is None else size
+    if wanted != edge:
+        other.append(f"--patch {wanted} (the run has {edge})")
+    for option, value, known in (
+        ("--variable", variable, store.variable),
+        ("--accumulation", hours, store.accumulation_h),
+    ):
+        if value != known:
+            other.append(f"{option} {value or 'nothing'} (the run has {known or 'nothing'})")
+    if other:
+        raise InputError(
+            f"{work}: holds a run on other training data; got {', '.join(sorted(other))}. Give the "
+            "run's own files, or begin anew with another --work folder."
+        )

@@ -1,0 +1,201 @@
+"""`wdm-export train`: a recipe's options, and runs that begin or go on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from wdm_export.cli_parts import Threads, given, progress_bars
+from wdm_runtime import console
+from wdm_runtime.errors import InputError
+from wdm_runtime.transform import PrecipTransform
+from wdm_runtime.wavelets import HAAR
+
+Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
+Levels = Annotated[int, typer.Option(help="2: WDM-2, 1: WDM-1, 0: the pixel model")]
+Wavelet = Annotated[str, typer.Option(help="Any discrete wavelet of PyWavelets, such as db2")]
+Base = Annotated[int | None, typer.Option(help="Channels of the finest depth")]
+Depths = Annotated[str | None, typer.Option(help="Channel multipliers, for example 1,2,2")]
+Blocks = Annotated[int | None, typer.Option(help="Residual blocks a depth")]
+Attention = Annotated[bool, typer.Option(help="Self-attention at the coarsest depth")]
+Batch = Annotated[int | None, typer.Option(help="Crops a step")]
+Crop = Annotated[int | None, typer.Option(help="Edge of training crops in cells")]
+TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variation term")]
+RainWeight = Annotated[
+    float | None, typer.Option(help="0: errors in light and heavy rain count alike; 1: as in mm/h")
+]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
+Shards = Annotated[
+    int | None, typer.Option(help="Parts of the data, by file; processes of torchrun share them")
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(help="diffusion, or regression: the same network as a deterministic baseline"),
+]
+
+
+def train(
+    store: Annotated[Path, typer.Argument(help="A store that 'prepare' wrote")],
+    run: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run")],
+    minutes: Minutes = None,
+    steps: Steps = None,
+    wavelet: Wavelet = HAAR,
+    levels: Levels = 2,
+    base: Base = None,
+    depths: Depths = None,
+    blocks: Blocks = None,
+    attention: Attention = True,
+    batch: Batch = None,
+    crop: Crop = None,
+    learning_rate: Rate = None,
+    tv_weight: TvWeight = None,
+    rain_weight: RainWeight = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    shards: Shards = None,
+    time_sampling: Annotated[
+        str | None, typer.Option(help="Times drawn evenly in: uniform (t) | logsnr")
+    ] = None,
+    loss_target: Annotated[
+        str | None, typer.Option(help="Whose error the loss measures: v | eps | x0")
+    ] = None,
+    intensity_spread: Annotated[
+        float | None, typer.Option(help="Of the logarithm of a random factor of a crop's rates")
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Most that averaged weights keep in a step, below 1")
+    ] = None,
+    objective: Objective = None,
+    weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Computing between checkpoints; 10. 0: every ten steps")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
+    begin_or_resume: Annotated[
+        bool,
+        typer.Option(
+            "--begin-or-resume", help="Continue the run in OUTPUT where it holds this one"
+        ),
+    ] = False,
+) -> None:
+    """Train a network; writes checkpoints, a log, a loss plot and released weights.
+
+    On several processors or machines: torchrun --no-python [...] wdm-export train STORE -o RUN
+    --shards N, in as many processes as divide N. With --begin-or-resume the same command goes on
+    after whatever stopped it, so that torchrun may restart it.
+    """
+    from wdm_export.checkpoint import Checkpoint
+    from wdm_export.config import TrainConfig
+    from wdm_export.data import PatchStore
+    from wdm_export.loss_plot import plot_log
+    from wdm_export.parallel import joined
+    from wdm_export.train import CHECKPOINT_NAME, Trainer
+
+    patches = PatchStore.open(store)
+    settings = given(
+        minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
+        tv_weight=tv_weight, rain_weight=rain_weight, time_sampling=time_sampling,
+        loss_target=loss_target, intensity_spread=intensity_spread, ema_decay=ema_decay, seed=seed,
+        threads=threads, shards=shards, objective=objective, checkpoint_minutes=checkpoint_minutes,
+    )  # fmt: skip
+    if resume:
+        kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
+            name: value for name, value in settings.items() if name not in ("minutes", "steps")
+        }
+        if kept or (wavelet, levels) != (HAAR, 2) or not attention:
+            raise InputError(
+                f"--resume got {', '.join(kept) or 'a network'} besides; expected a new total with "
+                "--minutes or --steps at most: the run keeps its settings. Leave them out."
+            )
+    with joined() as processes:
+        if resume:
+            trainer = Trainer.resume(patches, run, minutes, steps, processes)
+        else:
+            network = network_of(wavelet, levels, base, depths, blocks, attention)
+            config = TrainConfig(**settings)
+            begun = begin_or_resume and (run / CHECKPOINT_NAME).exists()
+            if not processes.agree(begun):
+                raise InputError(
+                    f"{run}: holds {CHECKPOINT_NAME} for some processes and not for others; "
+                    "expected one folder that all of them see. Name a shared one with -o."
+                )
+            if begun:
+                trainer = Trainer.resume(patches, run, minutes, steps, processes)
+                refuse_other_settings(trainer, network, config, run, "-o")
+            else:
+                initial = Checkpoint.load(weights) if weights else None
+                trainer = Trainer.start(patches, run, network, config, initial, processes)
+        console.err.quiet = console.out.quiet = not processes.leads
+        with progress_bars() as progress:
+            run_training(trainer, progress)
+    if processes.leads:
+        plot_log(run)
+        written = "weights.safetensors, checkpoint.safetensors, log.csv and loss.png"
+        console.out.print(f"Wrote {run}: {written}", soft_wrap=True)
+
+
+def network_of(
+    wavelet: str, levels: int, base: int | None, depths: str | None, blocks: int | None,
+    attention: bool,
+) -> Any:  # fmt: skip
+    from wdm_export.config import NetworkConfig
+    from wdm_export.filter_banks import named_wavelet
+
+    multipliers = None
+    if depths is not None:
+        if not all(part.strip().isdecimal() for part in depths.split(",")):
+            raise InputError(
+                f"--depths got '{depths}'; expected whole numbers such as 1,2,2. Correct it."
+            )
+        multipliers = tuple(int(part) for part in depths.split(","))
+    values = given(base_channels=base, multipliers=multipliers, blocks=blocks)
+    width = values.get("base_channels", NetworkConfig.base_channels)
+    coarsest = width * values.get("multipliers", NetworkConfig.multipliers)[-1]
+    # Heads of the default size, or the next smaller that divides the channels evenly.
+    most = min(NetworkConfig.head_channels, max(1, coarsest))
+    heads = next(size for size in range(most, 0, -1) if coarsest % size == 0)
+    return NetworkConfig(
+        named_wavelet(wavelet, levels),
+        attention=attention,
+        head_channels=heads,
+        **values,
+    )
+
+
+def refuse_other_settings(
+    trainer: Any, network: Any, training: Any, folder: Path, option: str, transform: Any = None
+) -> None:
+    """A run that is continued keeps its settings: others must not be swallowed.
+
+    A ``transform`` that was not asked for is that of the initial weights, or else the default.
+    """
+    transform = transform or (trainer.model.transform if trainer.earlier else PrecipTransform())
+    had = asdict(trainer.model.network) | asdict(trainer.config)
+    had["transform"] = trainer.model.transform
+    asked = asdict(network) | asdict(training) | {"transform": transform}
+    other = [
+        f"{name} {asked[name]} (the run has {had[name]})"
+        for name in asked
+        if asked[name] != had[name]
+    ]
+    if other:
+        raise InputError(
+            f"{folder}: holds a run with other settings; got {', '.join(other)}. Give the run's "
+            f"own settings, or begin anew with another {option} folder."
+        )
+
+
+def run_training(trainer: Any, progress: Progress) -> Any:
+    task = progress.add_task("Training", total=1.0, note="")
+
+    def on_step(now: Any) -> None:
+        note = f"step {now.step}, loss {now.loss:.4f}, {now.samples_per_s:.1f} samples/s"
+        progress.update(task, completed=min(1.0, now.share), note=note)
+
+    return trainer.run(on_step)
