@@ -68,8 +68,28 @@ def train(
     intensity_spread: Annotated[
         float | None, typer.Option(help="Of the logarithm of a random factor of a crop's rates")
     ] = None,
+    even_days: Annotated[
+        bool | None,
+        typer.Option(
+            "--even-days/--even-patches",
+            help="Storm days drawn evenly, or patches however many a day has; default: days",
+        ),
+    ] = None,
+    turns: Annotated[
+        bool | None,
+        typer.Option("--turns/--no-turns", help="Flip and transpose crops; default: yes"),
+    ] = None,
+    rate_schedule: Annotated[
+        str | None, typer.Option(help="Learning rate to the end: cosine | linear | constant")
+    ] = None,
     ema_decay: Annotated[
         float | None, typer.Option(help="Most that averaged weights keep in a step, below 1")
+    ] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="Of rates for the network: log10 | cube-root")
+    ] = None,
+    transform_offset: Annotated[
+        float | None, typer.Option(help="mm/h added to rates before it; 0.1")
     ] = None,
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
@@ -101,11 +121,14 @@ def train(
     settings = given(
         minutes=minutes, steps=steps, batch=batch, crop_px=crop, learning_rate=learning_rate,
         tv_weight=tv_weight, rain_weight=rain_weight, time_sampling=time_sampling,
-        loss_target=loss_target, intensity_spread=intensity_spread, ema_decay=ema_decay, seed=seed,
-        threads=threads, shards=shards, objective=objective, checkpoint_minutes=checkpoint_minutes,
+        loss_target=loss_target, intensity_spread=intensity_spread, even_days=even_days,
+        turns=turns, rate_schedule=rate_schedule, ema_decay=ema_decay, seed=seed, threads=threads,
+        shards=shards, objective=objective, checkpoint_minutes=checkpoint_minutes,
     )  # fmt: skip
+    wanted = given(name=transform, offset_mm_h=transform_offset)
+    rain = PrecipTransform.zero_where_dry(**wanted) if wanted else None
     if resume:
-        kept = given(base=base, depths=depths, blocks=blocks, weights=weights) | {
+        kept = given(base=base, depths=depths, blocks=blocks, weights=weights, transform=rain) | {
             name: value for name, value in settings.items() if name not in ("minutes", "steps")
         }
         if kept or (wavelet, levels) != (HAAR, 2) or not attention:
@@ -127,10 +150,10 @@ def train(
                 )
             if begun:
                 trainer = Trainer.resume(patches, run, minutes, steps, processes)
-                refuse_other_settings(trainer, network, config, run, "-o")
+                refuse_other_settings(trainer, network, config, run, "-o", rain)
             else:
                 initial = Checkpoint.load(weights) if weights else None
-                trainer = Trainer.start(patches, run, network, config, initial, processes)
+                trainer = Trainer.start(patches, run, network, config, initial, processes, rain)
         console.err.quiet = console.out.quiet = not processes.leads
         with progress_bars() as progress:
             run_training(trainer, progress)
@@ -144,6 +167,13 @@ def network_of(
     wavelet: str, levels: int, base: int | None, depths: str | None, blocks: int | None,
     attention: bool,
 ) -> Any:  # fmt: skip
+    """The network that the options describe.
+
+    Raises
+    ------
+    InputError
+        An option is no number of its kind, or the network cannot be.
+    """
     from wdm_export.config import NetworkConfig
     from wdm_export.filter_banks import named_wavelet
 
@@ -192,6 +222,7 @@ def refuse_other_settings(
 
 
 def run_training(trainer: Any, progress: Progress) -> Any:
+    """A run to its end, with a bar."""
     task = progress.add_task("Training", total=1.0, note="")
 
     def on_step(now: Any) -> None:

@@ -9,8 +9,10 @@ torch = pytest.importorskip("torch")
 
 from small_training import DOMAIN  # noqa: E402
 
-from wdm_export.crops import CropSampler  # noqa: E402
+from wdm_export.config import NetworkConfig, TrainConfig  # noqa: E402
+from wdm_export.crops import CropSampler, crop_samplers  # noqa: E402
 from wdm_export.data import PatchStore, Source  # noqa: E402
+from wdm_export.parallel import ALONE  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 
 
@@ -39,7 +41,8 @@ def test_days_are_drawn_evenly_however_many_patches_they_have():
 
 
 def test_patches_may_be_drawn_evenly_instead():
-    sampler = CropSampler(unequal_days(), 8, 4, evenly=False)
+    config = TrainConfig(steps=1, crop_px=8, even_days=False)
+    (sampler,) = crop_samplers(unequal_days(), config, NetworkConfig(), ALONE)
     fine, _ = sampler.draw(np.random.default_rng(0), 4000)
     rare = int((fine[:, 0, 0, 0] == 999).sum())
     assert abs(rare - 4000 / 31) < 4 * np.sqrt(4000 / 31)

@@ -85,9 +85,7 @@ def test_numbers_that_are_not_finite_leave_the_last_checkpoint_whole(store, tmp_
         {"rain_weight": 0.5},
         {"intensity_spread": 0.5},
         {"ema_decay": 0.05},
-        {"even_days": False},
         {"turns": False},
-        {"rate_schedule": "linear"},
         {"rate_schedule": "constant"},
     ],
 )
