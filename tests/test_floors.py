@@ -33,6 +33,7 @@ RUNTIME_FLOORS = [
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {
+        "engines.engine",
         "engines.fixed_batch",
         "engines.ort",
         "engines.ort_libraries",
@@ -45,6 +46,8 @@ RUNTIME_FLOORS = [
     {"engines.ort_cuda", "engines.tensorrt_plan", "engines.device_step"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines.tensorrt_step", "engines.ort_cuda_step"},
+    {"engines.families"},
+    {"engines.choice"},
     {"engines"},
     {"conditioning"},
     {"golden", "stepping", "timing", "engines.watched", "io.precipitation"},

@@ -20,9 +20,10 @@ from wdm_export import check_graphs, check_sampling, package, parity  # noqa: E4
 from wdm_export.check import LARGEST, check_precision, comparisons  # noqa: E402
 from wdm_export.check_sampling import Draws, compare, wettest_tiles  # noqa: E402
 from wdm_export.graphs import graph_entry  # noqa: E402
-from wdm_runtime import Downscaler, console, engines, read_field  # noqa: E402
+from wdm_runtime import Downscaler, console, read_field  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
 from wdm_runtime.engines import open_engine  # noqa: E402
+from wdm_runtime.engines.families import FAMILIES  # noqa: E402
 from wdm_runtime.engines.options import EngineOptions  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, MissingDependencyError, ParityError  # noqa: E402
 from wdm_runtime.manifest import MANIFEST_NAME  # noqa: E402
@@ -190,8 +191,8 @@ def test_a_precision_this_machine_lacks_is_said_to_be_unmeasured(tiny, monkeypat
     def absent():
         raise MissingDependencyError("Engine 'openvino' is not installed.", "openvino")
 
-    family = replace(engines._FAMILIES["openvino"], probe=absent)
-    monkeypatch.setitem(engines._FAMILIES, "openvino", family)
+    family = replace(FAMILIES["openvino"], probe=absent)
+    monkeypatch.setitem(FAMILIES, "openvino", family)
     found = checked(tiny)
     assert [run.precision for run in found.runs] == ["fp16"]
     assert found.not_measured == {"bf16": "Engine 'openvino' is not installed."}

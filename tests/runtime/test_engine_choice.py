@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from wdm_runtime import engines
 from wdm_runtime.engines import openvino, select
+from wdm_runtime.engines.families import FAMILIES
 from wdm_runtime.errors import EngineError, MissingDependencyError
 
 
@@ -16,8 +16,8 @@ def openvino_does(monkeypatch):
     """Pretend a CPU: which one this machine has is not the test's to choose."""
 
     def use(*precisions):
-        family = replace(engines._FAMILIES["openvino"], probe=lambda: precisions)
-        monkeypatch.setitem(engines._FAMILIES, "openvino", family)
+        family = replace(FAMILIES["openvino"], probe=lambda: precisions)
+        monkeypatch.setitem(FAMILIES, "openvino", family)
 
     return use
 

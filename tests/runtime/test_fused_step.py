@@ -10,10 +10,11 @@ import pytest
 from conftest import edit_manifest
 from one_tile import CELLS, alone, first_steps, loop, shower_field, shower_mm_h
 
-from wdm_runtime import downscale, engines
+from wdm_runtime import downscale
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, open_step, select, step_pays
+from wdm_runtime.engines.families import FAMILIES
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.step import step_graph
 from wdm_runtime.errors import BundleError, EngineError
@@ -259,8 +260,8 @@ def test_replay_on_an_engine_without_it_is_drawn_in_numpy(
 ):
     options = ("--engine", "ort-cpu", "--fused-step", "-o", "out.nc")
     assert infer(*options, source=alone(tmp_path / "shower.nc"))[0] == 0
-    without = replace(engines._FAMILIES["ort-cpu"], step_precisions=())
-    monkeypatch.setitem(engines._FAMILIES, "ort-cpu", without)
+    without = replace(FAMILIES["ort-cpu"], step_precisions=())
+    monkeypatch.setitem(FAMILIES, "ort-cpu", without)
     code, _, error = run("replay", "out.nc", "--bundle", tiny)
     assert code in (0, 5) and "--fused-step" not in error
     assert opened_with == [True, False]

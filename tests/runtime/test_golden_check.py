@@ -7,10 +7,12 @@ import pytest
 from conftest import edit_manifest
 from gpu_box import Box
 
-from wdm_runtime import Downscaler, engines
+from wdm_runtime import Downscaler
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import open_engine
+from wdm_runtime.engines import choice, open_engine
+from wdm_runtime.engines.families import FAMILIES
 from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.engines.step import HostStep
 from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.errors import EngineError
@@ -58,9 +60,9 @@ def test_a_bundle_without_golden_file_is_let_pass(tiny_copy):
 
 def test_one_call_is_all_it_costs(tiny, monkeypatch):
     calls = []
-    run = engines.OrtCpuEngine.run
+    run = OrtCpuEngine.run
     monkeypatch.setattr(
-        engines.OrtCpuEngine, "run", lambda self, feeds: calls.append(1) or run(self, feeds)
+        OrtCpuEngine, "run", lambda self, feeds: calls.append(1) or run(self, feeds)
     )
     bundle = Bundle.open(tiny)
     with Downscaler.open(tiny, "ort-cpu"):
@@ -83,7 +85,7 @@ def test_an_engine_asked_for_by_name_fails_and_auto_takes_the_next(tiny, monkeyp
     monkeypatch.setattr("wdm_runtime.opening.open_engine", open_wrong)
     with pytest.raises(EngineError, match="gives other numbers"):
         Downscaler.open(tiny, "openvino")
-    monkeypatch.setattr(engines, "_AUTO_ORDER", (("openvino", "fp32"), ("ort-cpu", "fp32")))
+    monkeypatch.setattr(choice, "AUTO_ORDER", (("openvino", "fp32"), ("ort-cpu", "fp32")))
     with Downscaler.open(tiny) as downscaler:
         assert downscaler.choice.kind == "ort-cpu"
         assert "openvino" in downscaler.choice.why and "other numbers" in downscaler.choice.why
@@ -125,11 +127,11 @@ class WrongStep(HostStep):
 @pytest.mark.parametrize("wrong", [None, "state", "estimate"])
 def test_a_fused_step_is_checked_too(tiny, monkeypatch, wrong):
     bundle, options = Bundle.open(tiny), EngineOptions(threads=1, fused_step=True)
-    family = engines._FAMILIES["ort-cpu"]
+    family = FAMILIES["ort-cpu"]
     steps = replace(
         family, open_step=lambda *given: WrongStep(family.open_step(*given)._engine, wrong)
     )
-    monkeypatch.setitem(engines._FAMILIES, "ort-cpu", steps)
+    monkeypatch.setitem(FAMILIES, "ort-cpu", steps)
     if wrong is None:
         Downscaler.open(bundle, "ort-cpu", options=options).close()
         return

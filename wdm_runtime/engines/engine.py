@@ -1,0 +1,53 @@
+"""What every engine is: a loaded graph that answers calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.manifest import TensorSpec
+
+
+class Engine(Protocol):
+    """A loaded graph. Arrays returned by `run` belong to the caller and are never written again."""
+
+    @property
+    def kind(self) -> str:
+        """The engine's name, one of `ENGINES`."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What it runs on, in words."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Library and version."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, one of `PRECISIONS`."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors `run` takes."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the graph, of which `run` returns the first."""
+        ...
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The graph's single output for the inputs by name."""
+        ...
+
+    def close(self) -> None:
+        """Free the graph; later calls of `run` are errors."""
+        ...
