@@ -1,45 +1,35 @@
 """Which consistency step should be the default?
 
-Draws the members of an ensemble once, without the step, keeps their whole domains in a temporary
-folder, and scores them again and again with each mode applied: the same members on the same tiles,
-so that whatever differs is the step's. The truth's block means are the input.
+Draws the same members for each mode and scores them on the same tiles, so that whatever differs is
+the step's. The truth's block means are the input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from wdm_export.evaluate import evaluate
 from wdm_export.score_table import Evaluation
-from wdm_runtime.consistency import MODES, make_consistent
-from wdm_runtime.downscale import Downscaler, Sample
+from wdm_runtime.consistency import MODES
+from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import interpolate
 from wdm_runtime.io import read_field
 from wdm_runtime.presets import chosen
 from wdm_runtime.process import machine
-from wdm_runtime.sampling import Balance
 from wdm_runtime.skill import BANDS_KM, TILE_PX
 
 TABLE_WIDTH = 100
-UNBALANCED = Balance(np.nan, np.nan, np.nan, np.nan)  # `evaluate` does not look at it
 MEMBER_SCORES = (
     *(f"RAPSD {low}-{high} km [dB]" for low, high in BANDS_KM),
-    *("wet fraction", "bias 0.1 mm/h", "bias 50 mm/h"),
+    *("wet fraction", "bias 0.1 mm/h", "bias 50 mm/h", "speckle, dry"),
     *("consistency, mean [mm/h]", "consistency, max [mm/h]"),
 )
 
@@ -60,69 +50,7 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-class StoredMembers:
-    """An ensemble that is drawn when first asked for, frame by frame, and read ever after."""
-
-    def __init__(self, downscaler: Downscaler, folder: Path, say: Callable[[str], None]) -> None:
-        self.downscaler, self.folder, self.say = downscaler, folder, say
-
-    def draw(self, frame: int, coarse: PrecipField, members: int, **options: Any) -> None:
-        """Keep all members of a frame, as far as they are wanted."""
-        began = time.perf_counter()
-        for sample in self.downscaler.downscale(coarse, members, consistency="none", **options):
-            np.save(self._path(frame, sample.member), sample.rate_mm_h)
-            seconds = (time.perf_counter() - began) / (sample.member + 1)
-            self.say(f"Drew member {sample.member + 1} of {members}, {seconds:.0f} s each")
-
-    def read(self, frame: int, member: int) -> npt.NDArray[np.float32]:
-        """One member's whole domain [mm h-1]."""
-        return np.asarray(np.load(self._path(frame, member)), dtype=np.float32)
-
-    def holds(self, frame: int, members: int) -> bool:
-        """Whether a frame has been drawn to its last member."""
-        return self._path(frame, members - 1).exists()
-
-    def _path(self, frame: int, member: int) -> Path:
-        return self.folder / f"{frame}-{member}.npy"
-
-
-class Replay:
-    """A downscaler to `evaluate`: stored members with one mode applied, and the time that takes.
-
-    Frames are numbered as they come: `evaluate` asks for the same ones in the same order.
-    """
-
-    def __init__(self, stored: StoredMembers, mode: str) -> None:
-        self.stored, self.mode = stored, mode
-        self.factor = stored.downscaler.factor
-        self.seconds: list[float] = []
-        self._frames = 0
-
-    def downscale(
-        self,
-        field: PrecipField,
-        *,
-        members: int,
-        seed: int,
-        consistency: str,
-        **options: Any,
-    ) -> Iterator[Sample]:
-        """Members of one frame with this replay's mode, whatever ``consistency`` says."""
-        frame, coarse = self._frames, field.frame(0)
-        self._frames += 1
-        if not self.stored.holds(frame, members):
-            self.stored.draw(frame, field, members, seed=seed, **options)
-        smooth = interpolate(coarse, self.factor)
-        for member in range(members):
-            rate = self.stored.read(frame, member)
-            began = time.perf_counter()
-            dry = self.stored.downscaler.bundle.manifest.transform.dry_threshold_mm_h
-            rate = make_consistent(rate, coarse, smooth, self.factor, self.mode, dry)
-            self.seconds.append(time.perf_counter() - began)
-            yield Sample(0, member, rate, UNBALANCED)
-
-
-def scores(evaluation: Evaluation, replay: Replay) -> dict[str, float | None]:
+def scores(evaluation: Evaluation) -> dict[str, float | None]:
     """What the choice rests on; None where a score is undefined."""
     _, member, _, ensemble = (row.labelled() for row in evaluation.rows)
     found = {
@@ -132,7 +60,6 @@ def scores(evaluation: Evaluation, replay: Replay) -> dict[str, float | None]:
         "PSNR of the mean [dB]": ensemble["PSNR [dB]"],
         "PSNR of a member [dB]": member["PSNR [dB]"],
         **{label: member[label] for label in MEMBER_SCORES},
-        "s per member": float(np.median(replay.seconds)),
     }
     return {label: v if v is not None and np.isfinite(v) else None for label, v in found.items()}
 
@@ -141,7 +68,7 @@ def show(columns: dict[str, dict[str, float | None]], title: str, console: Conso
     table = Table(
         title=title,
         caption="RAPSD, wet fraction (member minus truth), bias and consistency (|block mean - "
-        "input|) are one member's; s per member is the step's own time.",
+        "input|) are one member's.",
     )
     table.add_column("score")
     for mode in columns:
@@ -159,7 +86,6 @@ def main() -> None:
         console = Console(width=TABLE_WIDTH)
     columns: dict[str, dict[str, float | None]] = {}
     with (
-        tempfile.TemporaryDirectory(prefix="consistency-") as folder,
         Downscaler.open(options.bundle, options=EngineOptions(options.threads)) as downscaler,
         console.status("Drawing") as status,
     ):
@@ -167,20 +93,19 @@ def main() -> None:
         def say(doing: str, text: str) -> None:
             status.update(doing + text)
 
-        stored = StoredMembers(downscaler, Path(folder), status.update)
         way = chosen(downscaler.manifest.presets, steps=options.steps)
         for mode in MODES:
-            replay = Replay(stored, mode)
             evaluation = evaluate(
-                replay,
+                downscaler,
                 map(read_field, options.files),
                 options.members,
                 options.seed,
                 way,
+                mode,
                 tile_px=options.tile,
                 on_progress=partial(say, f"Scoring {mode}, "),
             )
-            columns[mode] = scores(evaluation, replay)
+            columns[mode] = scores(evaluation)
         facts = {
             "device": machine(),
             "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}",

@@ -166,7 +166,8 @@ def finish(
 ) -> Array:
     """Standardised residual coefficients (c, h, w) to rates (y, x) [mm h-1], missing ones too.
 
-    0 where it is farther from rain than interpolation reaches.
+    0 where it is farther from rain than interpolation reaches. Rates below the dry threshold are
+    still there: `make_consistent` knows what becomes of them.
     """
     coeffs = manifest.residual_scale.restore(residual)
     coeffs += condition.coeffs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -206,11 +207,20 @@ class Sampling:
             rate[spread(frame.near_rain, factor) & ~covered] = np.nan
         dry_mm_h = self.manifest.transform.dry_threshold_mm_h
         missing = unknown_cells(rate) - unknown
+        corrected = partial(
+            make_consistent,
+            coarse_mm_h=coarse,
+            interpolated_mm_h=interpolated(coarse, factor),
+            factor=factor,
+            mode=self.consistency,
+            dry_threshold_mm_h=dry_mm_h,
+        )
+        if self.consistency == "none":
+            rate = corrected(rate)
         mean, largest = block_residual(rate, coarse, factor)
         wet_before = wet_after = wet_fraction(rate, dry_mm_h)
         if self.consistency != "none":
-            smooth = interpolated(coarse, factor)
-            rate = make_consistent(rate, coarse, smooth, factor, self.consistency, dry_mm_h)
+            rate = corrected(rate)
             wet_after = wet_fraction(rate, dry_mm_h)
         fault = suspicion(rate, missing, self.most_mm_h)
         if fault is None and self.consistency == "none":

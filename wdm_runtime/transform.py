@@ -25,8 +25,8 @@ TRANSFORMS = LOG10, CUBE_ROOT = tuple(_FUNCTIONS)
 class PrecipTransform:
     """z = f(r + offset) + shift, r in mm h-1, f the decimal logarithm or the cube root.
 
-    With the defaults a dry cell is 0, 1 mm/h is 1.04 and 100 mm/h is 3.0. Rates below
-    ``dry_threshold_mm_h`` become exactly 0 on the way back.
+    With the defaults a dry cell is 0, 1 mm/h is 1.04 and 100 mm/h is 3.0. What comes back below
+    ``dry_threshold_mm_h`` is no rain, or another cell's: see `consistency`.
     """
 
     name: str = "log10"
@@ -63,12 +63,11 @@ class PrecipTransform:
         return z
 
     def inverse(self, z: Array) -> npt.NDArray[np.float32]:
-        """z, any shape -> rates [mm h-1], float32, never negative, dry cells exactly 0."""
+        """z, any shape -> rates [mm h-1], float32, never negative; faint ones are kept."""
         rate: npt.NDArray[np.float32] = z.astype(np.float32) - np.float32(self.shift)
         _FUNCTIONS[self.name][1](rate, out=rate)
         rate -= np.float32(self.offset_mm_h)
-        rate[rate < self.dry_threshold_mm_h] = 0.0
-        return rate
+        return np.maximum(rate, 0, out=rate)
 
 
 @dataclass(frozen=True)

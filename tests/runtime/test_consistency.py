@@ -210,8 +210,7 @@ LEAST = 0.1
 
 @given(fine_fields, coarse_fields, masks)
 @few
-def test_no_rain_below_the_dry_threshold_comes_of_scaling(fine, coarse, missing):
-    fine = np.where(fine < LEAST, np.float32(0), fine)
+def test_no_rain_below_the_dry_threshold_is_left_by_scaling(fine, coarse, missing):
     fine = np.where(missing, np.float32(np.nan), fine)
     smooth = interpolate(coarse, FACTOR)
     out = make_consistent(fine, coarse, smooth, FACTOR, "multiplicative", LEAST)
@@ -226,6 +225,29 @@ def test_no_rain_below_the_dry_threshold_comes_of_scaling(fine, coarse, missing)
     assert np.all(np.nansum(blocks[faint.any(axis=1)], axis=1) < LEAST)
     again = make_consistent(out, coarse, smooth, FACTOR, "multiplicative", LEAST)
     np.testing.assert_array_equal(again, out)
+
+
+@given(fine_fields, coarse_fields, masks, st.sampled_from(MODES))
+@few
+def test_where_nothing_is_to_be_corrected_faint_rain_is_none(fine, coarse, missing, mode):
+    fine = np.where(missing, np.float32(np.nan), fine / 100)
+    unknown = np.full_like(coarse, np.nan)
+    out = make_consistent(fine, unknown, interpolate(coarse, FACTOR), FACTOR, mode, LEAST)
+    expected = np.where(fine < np.float32(LEAST), np.float32(0), fine)
+    np.testing.assert_array_equal(out, expected)
+    if mode == "none":
+        other = make_consistent(fine, coarse, interpolate(coarse, FACTOR), FACTOR, mode, LEAST)
+        np.testing.assert_array_equal(other, expected)
+
+
+def test_a_block_with_too_little_rain_gets_more_where_it_was_faint():
+    rate = np.zeros((4, 4), dtype=np.float32)
+    rate[:2, :] = 0.06
+    rate[0, 0] = 0.3
+    out = make_consistent(rate, np.array([[0.09]]), rate, 4, "multiplicative", LEAST)
+    assert (out[:2] >= np.float32(LEAST)).all() and not out[2:].any()
+    np.testing.assert_allclose(out[:2] / out[0, 1], rate[:2] / rate[0, 1], rtol=1e-5)
+    assert out.mean() == pytest.approx(0.09, abs=1e-6)
 
 
 def test_faint_rain_goes_to_cells_that_lie_together():
