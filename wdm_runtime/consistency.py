@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import block_mean
+from wdm_runtime.grid import CUBIC_REACH, block_mean, interpolate
 
 Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -27,10 +27,14 @@ TOLERANCE_MM_H = 5e-5
 # would become 500 mm/h to give a mean of 5. 1 block in 80 with rain above 0.1 mm/h gets there on
 # the repository's sample; CRPS is the same for any limit from 3 up.
 MAX_SCALING = 10.0
+# Adding to both means keeps factors between faint ones near 1. On two training days two smooth
+# scalings lowered the CRPS by 0.5 % and speckle in heavy rain from 2.0 times the truth's to 1.7.
+_SMOOTH_SCALINGS = 2
+_LEAST_MEAN_MM_H = 0.05
 _BAND_CELLS = 1 << 19  # float64 copies of a band fit in the caches, or nearly
-# Sums of 3 x 3 cells, one of the other, of the logarithms of rates say which cells of a block keep
-# its faint rain. On two training days logarithms left less speckle than rates, and two sums less
-# than one; more cost CRPS.
+# Sums of 3 x 3 cells, one of the other, of the logarithms of rates say which cells of a block hold
+# its faint rain. On a training day logarithms left less speckle than rates, and two sums less than
+# one; wider ones cost CRPS.
 _BOXES = 2
 _GATHERED_CELLS = 1 << 15  # of faint blocks at a time, of which there are ten copies
 
@@ -65,12 +69,14 @@ def make_consistent(
     doi 10.1007/BF01580223; Duchi et al. 2008, doi 10.1145/1390156.1390191). Where rain is to be
     added, dry cells get their share too.
 
-    ``"multiplicative"`` scales each block, so dry cells stay dry. By at most `MAX_SCALING`: what
-    is then still wanting is added in the shape of the interpolated field, or evenly where that is
-    dry. A dry member below a wet input is thereby the interpolated field, scaled. Last, a block
-    with rain below ``dry_threshold_mm_h`` gives it all to cells with much rain around, to as many
-    as then all reach the threshold, and to one where even that cannot. So a field should come with
-    its faint rain: that is where a block that has too little gets more.
+    ``"multiplicative"`` scales each block, so dry cells stay dry: first by factors interpolated
+    between blocks, which leaves fewer steps at their borders, then by what is left to do. By at
+    most `MAX_SCALING`: what is then still wanting is added in the shape of the interpolated field,
+    or evenly where that is dry. A dry member below a wet input is thereby the interpolated field,
+    scaled. Last, in a block with rain below ``dry_threshold_mm_h`` as many of the largest rates as
+    then all reach it hold the block's rain, one where even that cannot, at the wet cells with most
+    rain around. So a field should come with its faint rain: that is where a block that has too
+    little gets more.
 
     Parameters
     ----------
@@ -106,11 +112,12 @@ def make_consistent(
         out[out < dry_threshold_mm_h] = 0
     if mode == "none":
         return out
+    drawn = _means_in_bands(out, coarse_mm_h.shape, factor)
+    if mode == "multiplicative":
+        _scale_smoothly(out, coarse_mm_h, factor)
     for band in _bands(coarse_mm_h.shape, factor):
         mean, wanted = _means(_rows(out, band, factor), factor), coarse_mm_h[band]
-        # Comparisons with a missing mean or input are false.
-        wrong = np.where(wanted > 0, np.abs(mean - wanted) > TOLERANCE_MM_H, mean > 0)
-        wrong &= np.isfinite(wanted)
+        wrong = _wrong(mean, wanted)
         if not wrong.any():
             continue
         blocks = _blocks(_rows(out, band, factor), factor)
@@ -120,7 +127,8 @@ def make_consistent(
             corrected = _project(cells, targets)
         else:
             shape = _blocks(_rows(interpolated_mm_h, band, factor), factor)[wrong]
-            corrected = _scale(cells, mean[wrong], targets, shape.reshape(cells.shape))
+            shape = shape.reshape(cells.shape)
+            corrected = _scale(cells, mean[wrong], drawn[band][wrong], targets, shape)
         blocks[wrong] = corrected.reshape(-1, factor, factor)
     if mode == "multiplicative" and dry_threshold_mm_h > 0:
         _gather(out, coarse_mm_h, factor, dry_threshold_mm_h)
@@ -167,6 +175,45 @@ def _means(fine: npt.NDArray[np.floating], factor: int) -> Float64:
     return mean
 
 
+def _means_in_bands(fine: npt.NDArray[np.floating], shape: tuple[int, ...], factor: int) -> Float64:
+    """The means of all blocks, of few cells at a time."""
+    return np.concatenate(
+        [_means(_rows(fine, band, factor), factor) for band in _bands(shape, factor)]
+    )
+
+
+def _wrong(mean: Float64, wanted: npt.NDArray[np.floating]) -> Mask:
+    """Blocks to correct: not where mean or input are missing, as comparisons with NaN are false."""
+    wrong: Mask = np.where(wanted > 0, np.abs(mean - wanted) > TOLERANCE_MM_H, mean > 0)
+    wrong &= np.isfinite(wanted)
+    return wrong
+
+
+def _scale_smoothly(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor: int) -> None:
+    """Scale the cells of blocks to correct, in place, by factors interpolated between all blocks.
+
+    It is their logarithms that are interpolated. Means are brought nearer to the input, not to it.
+    """
+    most = np.log(MAX_SCALING)
+    mean = _means_in_bands(field, coarse_mm_h.shape, factor)
+    wrong = _wrong(mean, coarse_mm_h)
+    level = np.zeros(mean.shape)
+    for _ in range(_SMOOTH_SCALINGS):
+        ratio = (coarse_mm_h[wrong] + _LEAST_MEAN_MM_H) / (mean[wrong] + _LEAST_MEAN_MM_H)
+        change = np.zeros(mean.shape, dtype=np.float32)
+        change[wrong] = np.clip(level[wrong] + np.log(ratio), -most, most) - level[wrong]
+        level += change
+        for band in _bands(mean.shape, factor):
+            first = max(0, band.start - CUBIC_REACH)
+            around = change[first : band.stop + CUBIC_REACH]
+            # What is interpolated has to be positive.
+            fine = interpolate(around + np.float32(2 * most), factor) - np.float32(2 * most)
+            scale = np.exp(fine[(band.start - first) * factor :])
+            rows, inside = _rows(field, band, factor), wrong[band]
+            _blocks(rows, factor)[inside] *= _blocks(scale[: len(rows)], factor)[inside]
+        mean = _means_in_bands(field, mean.shape, factor)
+
+
 def _project(cells: npt.NDArray[np.floating], targets: Float64) -> Float64:
     """The closest points of {y >= 0, mean y = target} to the valid cells of each block.
 
@@ -199,30 +246,34 @@ def _project(cells: npt.NDArray[np.floating], targets: Float64) -> Float64:
 def _scale(
     cells: npt.NDArray[np.floating],
     means: Float64,
+    drawn: Float64,
     targets: Float64,
     shape: npt.NDArray[np.floating],
 ) -> Float64:
     """Blocks scaled to their targets, and filled up in another field's shape beyond a limit.
 
+    The limit is of what a block had when it was drawn.
+
     Parameters
     ----------
     cells
         (block, cell) [mm h-1], NaN where missing.
-    means, targets
-        (block,) of the valid cells and of the result [mm h-1].
+    means, drawn, targets
+        (block,) of the valid cells, of those before any scaling, and of the result [mm h-1].
     shape
         As ``cells``: the field to fill up with, of any scale.
     """
-    scale = np.divide(targets, means, out=np.full(means.shape, MAX_SCALING), where=means > 0)
-    np.minimum(scale, MAX_SCALING, out=scale)
+    scaled = np.minimum(targets, MAX_SCALING * drawn)
+    scale = np.zeros(means.shape)
+    np.divide(scaled, means, out=scale, where=means > 0)
     out: Float64 = cells * scale[:, None]
-    short = means * MAX_SCALING < targets
+    short = scaled < targets
     if short.any():
         valid = ~np.isnan(cells[short])
         filling = np.where(valid, np.nan_to_num(shape[short].astype(np.float64)), 0)
         filling[filling.sum(axis=1) <= 0] = 1
         level = (filling * valid).sum(axis=1) / valid.sum(axis=1)
-        missing = targets[short] - MAX_SCALING * means[short]
+        missing = targets[short] - scaled[short]
         out[short] += filling * (missing / level)[:, None]
     return out
 
@@ -259,10 +310,11 @@ def _gather(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor: int, le
 
 
 def _gathered(cells: Array, nearby: Array, least: float) -> Float64:
-    """The rain of each block on some of its wet cells, as many as all reach ``least`` then.
+    """The rain of each block on some of its wet cells.
 
-    Those with the most rain around come first: what is left lies together, as rain does. The least
-    of the first k, scaled so that they hold the block's rain, falls with k.
+    The k largest rates, scaled so that they hold it, with the largest k for which the least of them
+    reaches ``least``: it falls with k. They go to the k cells with most rain around, in the order
+    of these cells' own rates: what is left lies together, as rain does.
 
     Parameters
     ----------
@@ -272,15 +324,19 @@ def _gathered(cells: Array, nearby: Array, least: float) -> Float64:
         [mm h-1]
     """
     rain = np.nan_to_num(cells).astype(np.float64)
-    order = np.argsort(np.where(rain > 0, -nearby, np.inf), axis=1, kind="stable")
-    ranked = np.take_along_axis(rain, order, axis=1)
-    sums, lowest = ranked.cumsum(axis=1), np.minimum.accumulate(ranked, axis=1)
+    largest = -np.sort(-rain, axis=1)
+    sums = largest.cumsum(axis=1)
     total = sums[:, -1:]
-    count = np.maximum((lowest * total >= least * sums).sum(axis=1, keepdims=True), 1)
+    count = np.maximum((largest * total >= least * sums).sum(axis=1, keepdims=True), 1)
+    first = np.arange(cells.shape[1]) < count
+    places = np.argsort(np.where(rain > 0, -nearby, np.inf), axis=1, kind="stable")
     kept = np.empty(cells.shape, dtype=bool)
-    np.put_along_axis(kept, order, np.arange(cells.shape[1]) < count, axis=1)
+    np.put_along_axis(kept, places, first, axis=1)
+    order = np.argsort(np.where(kept, -rain, np.inf), axis=1, kind="stable")
     scale = total / np.take_along_axis(sums, count - 1, axis=1)
-    out: Float64 = np.where(kept | np.isnan(cells), cells * scale, 0)
+    out = np.empty(cells.shape)
+    np.put_along_axis(out, order, np.where(first, largest, 0) * scale, axis=1)
+    out[np.isnan(cells)] = np.nan
     return out
 
 
@@ -307,12 +363,7 @@ def block_residual(
         Shapes that do not belong together.
     """
     _check_shapes(rate_mm_h, coarse_mm_h, factor)
-    gaps = np.concatenate(
-        [
-            np.abs(_means(_rows(rate_mm_h, band, factor), factor) - coarse_mm_h[band])
-            for band in _bands(coarse_mm_h.shape, factor)
-        ]
-    )
+    gaps = np.abs(_means_in_bands(rate_mm_h, coarse_mm_h.shape, factor) - coarse_mm_h)
     gaps = gaps[np.isfinite(gaps)]
     return (float(gaps.mean()), float(gaps.max())) if gaps.size else (np.nan, np.nan)
 

@@ -191,6 +191,9 @@ def _cubic_weights(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
 
 
+CUBIC_REACH = 2  # coarse cells on either side that a fine cell is interpolated from
+
+
 def cubic_stencil(size: int, factor: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Source indices and weights of every fine cell along one axis.
 

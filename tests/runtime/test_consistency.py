@@ -69,7 +69,7 @@ def test_flips_commute(fine, coarse, missing, mode, signs):
     smooth = interpolate(coarse, FACTOR)
     expected = correct(fine, coarse, mode, smooth)[y, x]
     flipped = correct(fine[y, x], coarse[y, x], mode, smooth[y, x])
-    np.testing.assert_allclose(flipped, expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(flipped, expected, rtol=1e-5, atol=1e-5)
 
 
 @given(fine_fields, coarse_fields, masks, st.integers(0, 2**32))
@@ -110,8 +110,17 @@ def test_multiplicative_keeps_dry_cells_dry_and_ratios():
     rate = rain((40, 40)) + np.float32(0)
     coarse = (block_mean(rate, 10) * 2.5).astype(np.float32)
     out = correct(rate, coarse, "multiplicative", factor=10)
-    np.testing.assert_allclose(out, rate * np.float32(2.5), rtol=1e-6)
+    np.testing.assert_allclose(out, rate * np.float32(2.5), rtol=5e-3)
     assert wet_fraction(out, 1e-9) == wet_fraction(rate, 1e-9)
+
+
+def test_factors_go_over_into_each_other_between_blocks():
+    coarse = np.linspace(2, 6, 5, dtype=np.float32)[None].repeat(3, axis=0)
+    rate = np.full((30, 50), 3.5, dtype=np.float32)
+    out = correct(rate, coarse, "multiplicative", factor=10)
+    steps = np.abs(np.diff(out[10:20], axis=1))[:, 10:-10]
+    assert steps.max() < 0.2  # a factor a block would leave steps of 1 at their borders
+    assert (np.diff(out[15]) > -0.1).all()
 
 
 def test_a_dry_member_takes_the_interpolated_shape_and_else_is_even():
@@ -178,7 +187,9 @@ def test_bands_of_a_large_field_are_the_field_at_once_and_memory_stays_flat():
         part = slice(70, 90)
         fine = slice(700, 900)
         alone = make_consistent(rate[fine], coarse[part], smooth[fine], 10, mode)
-        np.testing.assert_array_equal(out[fine], alone)
+        # Interpolated factors see two coarse cells, and what was scaled by such in the second turn.
+        inner = slice(40, -40) if mode == "multiplicative" else slice(None)
+        np.testing.assert_array_equal(out[fine][inner], alone[inner])
 
 
 def test_residual_and_wet_fraction_of_known_fields():
@@ -255,8 +266,9 @@ def test_faint_rain_goes_to_cells_that_lie_together():
     rate = np.array([[0.12, 0.11, 5, 5], [0.14, 0.13, 5, 5]], dtype=np.float32)
     coarse, smooth = np.array([[0.06, 5]]), np.zeros((2, 4))
     out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.1)
-    # 0.24 in all: on two cells, in their ratio; on three the least would have 0.07.
-    np.testing.assert_allclose(out[:, :2], [[0, 0.11], [0, 0.13]], atol=1e-6)
+    # 0.24 in all: on two cells; on three the least would have 0.07.
+    assert (out[:, 0] == 0).all() and (out[:, 1] >= np.float32(0.1)).all()
+    np.testing.assert_allclose(out[:, 1].sum(), 0.24, atol=1e-6)
     out = make_consistent(rate, coarse, smooth, 2, "multiplicative", 0.12)
     np.testing.assert_allclose(out[:, :2].sum(), 0.24, atol=1e-6)
     assert np.count_nonzero(out[:, :2]) == 1  # 0.11 : 0.13 would leave one below
