@@ -1,7 +1,8 @@
 """Which consistency step should be the default?
 
-Draws the same members for each mode and scores them on the same tiles, so that whatever differs is
-the step's. The truth's block means are the input.
+Draws the same members for each mode, and for the multiplicative one without its interpolated
+factors, and scores them on the same tiles, so that whatever differs is the step's. The truth's
+block means are the input.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +20,8 @@ from rich.text import Text
 
 from wdm_export.evaluate import evaluate
 from wdm_export.score_table import Evaluation
-from wdm_runtime.consistency import MODES
+from wdm_runtime import consistency
+from wdm_runtime.consistency import _SMOOTH_SCALINGS, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.io import read_field
@@ -27,9 +30,13 @@ from wdm_runtime.process import machine
 from wdm_runtime.skill import BANDS_KM, TILE_PX
 
 TABLE_WIDTH = 100
+VARIANTS = {
+    **{mode: (mode, _SMOOTH_SCALINGS) for mode in MODES},
+    "multiplicative, a factor a block": ("multiplicative", 0),
+}
 MEMBER_SCORES = (
     *(f"RAPSD {low}-{high} km [dB]" for low, high in BANDS_KM),
-    *("wet fraction", "bias 0.1 mm/h", "bias 50 mm/h", "speckle, dry"),
+    *("wet fraction", "bias 0.1 mm/h", "bias 50 mm/h", "speckle, dry", "speckle, heavy"),
     *("consistency, mean [mm/h]", "consistency, max [mm/h]"),
 )
 
@@ -71,8 +78,8 @@ def show(columns: dict[str, dict[str, float | None]], title: str, console: Conso
         "input|) are one member's.",
     )
     table.add_column("score")
-    for mode in columns:
-        table.add_column(mode, justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
     for label in next(iter(columns.values())):
         values = [column[label] for column in columns.values()]
         table.add_row(Text(label), *("-" if v is None else f"{v:.5g}" for v in values))
@@ -94,18 +101,19 @@ def main() -> None:
             status.update(doing + text)
 
         way = chosen(downscaler.manifest.presets, steps=options.steps)
-        for mode in MODES:
-            evaluation = evaluate(
-                downscaler,
-                map(read_field, options.files),
-                options.members,
-                options.seed,
-                way,
-                mode,
-                tile_px=options.tile,
-                on_progress=partial(say, f"Scoring {mode}, "),
-            )
-            columns[mode] = scores(evaluation)
+        for name, (mode, smooth_scalings) in VARIANTS.items():
+            with patch.object(consistency, "_SMOOTH_SCALINGS", smooth_scalings):
+                evaluation = evaluate(
+                    downscaler,
+                    map(read_field, options.files),
+                    options.members,
+                    options.seed,
+                    way,
+                    mode,
+                    tile_px=options.tile,
+                    on_progress=partial(say, f"Scoring {name}, "),
+                )
+            columns[name] = scores(evaluation)
         facts = {
             "device": machine(),
             "engine": f"{downscaler.engine.version}, {downscaler.choice.precision}",
