@@ -12,7 +12,10 @@ from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.presets import Preset
 
 # Of a training's settings, those that a card names only where they are something else.
-_USUALLY_DEFAULT = ("objective", "time_sampling", "loss_target", "intensity_spread", "ema_decay")
+_USUALLY_DEFAULT = (
+    *("objective", "time_sampling", "loss_target", "intensity_spread", "even_days", "turns"),
+    *("rate_schedule", "ema_decay"),
+)
 
 
 def model_card(manifest: Manifest) -> str:
@@ -33,12 +36,15 @@ def model_card(manifest: Manifest) -> str:
         f"{training['seconds'] / 60:.0f} minutes",
         *(_run_line(run) for run in training["runs"]),
         f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
+        f"- Of rates it sees the {manifest.transform.name} of rate + "
+        f"{manifest.transform.offset_mm_h:g} mm/h",
         f"- Cells of {manifest.domain.spacing_km:g} km between latitudes {south:g} and {north:g}",
         "",
         "## Limits",
         "- Trained on the storm days above and on nothing else; other climates, seasons and radar "
         "networks are extrapolation.",
-        f"- Rates below {manifest.transform.dry_threshold_mm_h} mm/h are set to 0.",
+        f"- Rates below {manifest.transform.dry_threshold_mm_h} mm/h are no rain: what is drawn "
+        "there is set to 0 or, by default, gathered in other cells of its block.",
         "- The pixel graphs are untrained: they serve the latency comparison only.",
         "- No graph has been run on a GPU by the project.",
         "",

@@ -78,7 +78,8 @@ class TrainConfig:
     same crops.
 
     ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
-    rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do.
+    rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do if the
+    transform is log10.
 
     ``ema_decay`` is the most that the averaged weights keep of themselves in a step: they span a
     ninth of the steps so far until then, which takes 9000 of them with 0.999.
@@ -160,6 +161,11 @@ class TrainConfig:
                     f"{'positive number' if name in positive else 'number not below 0'}, and less "
                     f"than {_MOST:g}. Correct --{name.replace('_', '-')}."
                 )
+        if not self.even_days and self.shards > 1:
+            raise InputError(
+                f"--even-patches got {self.shards} data shards, each of which gives an equal part "
+                "of the batch however many patches it has; expected one. Leave out one of them."
+            )
         if self.batch % self.shards:
             raise InputError(
                 f"Training got {self.shards} data shards and {self.batch} crops a step; expected a "

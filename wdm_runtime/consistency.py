@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import CUBIC_REACH, block_mean, interpolate
@@ -52,6 +53,8 @@ def check_mode(mode: str) -> None:
         )
 
 
+# `suspect` tells of members that are not finite, or nearly, not warnings of their arithmetic.
+@np.errstate(over="ignore", invalid="ignore")
 def make_consistent(
     rate_mm_h: npt.NDArray[np.floating],
     coarse_mm_h: npt.NDArray[np.floating],
@@ -70,13 +73,13 @@ def make_consistent(
     added, dry cells get their share too.
 
     ``"multiplicative"`` scales each block, so dry cells stay dry: first by factors interpolated
-    between blocks, which leaves fewer steps at their borders, then by what is left to do. By at
-    most `MAX_SCALING`: what is then still wanting is added in the shape of the interpolated field,
-    or evenly where that is dry. A dry member below a wet input is thereby the interpolated field,
-    scaled. Last, in a block with rain below ``dry_threshold_mm_h`` as many of the largest rates as
-    then all reach it hold the block's rain, one where even that cannot, at the wet cells with most
-    rain around. So a field should come with its faint rain: that is where a block that has too
-    little gets more.
+    between blocks, which leaves fewer steps at their borders, then by what is left to do. A block's
+    mean grows by at most `MAX_SCALING` so: what is then still wanting is added in the shape of the
+    interpolated field, or evenly where that is dry. A dry member below a wet input is thereby the
+    interpolated field, scaled. Last, in a block with rain below ``dry_threshold_mm_h`` as many of
+    the largest rates as then all reach it hold the block's rain, one where even that cannot, at the
+    wet cells with most rain around. So a field should come with its faint rain: that is where a
+    block that has too little gets more.
 
     Parameters
     ----------
@@ -165,14 +168,18 @@ def _blocks(fine: npt.NDArray[np.floating], factor: int) -> npt.NDArray[np.float
     return blocks
 
 
-def _means(fine: npt.NDArray[np.floating], factor: int) -> Float64:
-    """`block_mean`, three times as fast where nothing is missing."""
+def _whole_means(fine: npt.NDArray[np.floating], factor: int) -> Float64:
+    """Means of the blocks of which no cell is missing, NaN for the others."""
     rows, columns = (n // factor for n in fine.shape)
     sums = fine.reshape(rows, factor, columns * factor).sum(axis=1, dtype=np.float64)
     mean: Float64 = sums.reshape(rows, columns, factor).sum(axis=2) / factor**2
-    if np.isnan(mean).any():
-        return block_mean(fine, factor)
     return mean
+
+
+def _means(fine: npt.NDArray[np.floating], factor: int) -> Float64:
+    """`block_mean`, three times as fast where nothing is missing."""
+    mean = _whole_means(fine, factor)
+    return block_mean(fine, factor) if np.isnan(mean).any() else mean
 
 
 def _means_in_bands(fine: npt.NDArray[np.floating], shape: tuple[int, ...], factor: int) -> Float64:
@@ -193,28 +200,52 @@ def _scale_smoothly(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor:
     """Scale the cells of blocks to correct, in place, by factors interpolated between all blocks.
 
     It is their logarithms that are interpolated. Means are brought nearer to the input, not to it.
+    Blocks without an input, or with missing cells, say nothing of their own: a field ends with the
+    factors that it has there.
     """
-    most = np.log(MAX_SCALING)
-    mean = _means_in_bands(field, coarse_mm_h.shape, factor)
+    most, shape = np.log(MAX_SCALING), coarse_mm_h.shape
+    bands = [_rows(field, band, factor) for band in _bands(shape, factor)]
+    known = np.isfinite(np.concatenate([_whole_means(rows, factor) for rows in bands]))
+    known &= np.isfinite(coarse_mm_h)
+    mean = _means_in_bands(field, shape, factor)
     wrong = _wrong(mean, coarse_mm_h)
-    level = np.zeros(mean.shape)
+    level = np.zeros(shape)
     for _ in range(_SMOOTH_SCALINGS):
         ratio = (coarse_mm_h[wrong] + _LEAST_MEAN_MM_H) / (mean[wrong] + _LEAST_MEAN_MM_H)
-        change = np.zeros(mean.shape, dtype=np.float32)
-        change[wrong] = np.clip(level[wrong] + np.log(ratio), -most, most) - level[wrong]
+        further = np.log(np.maximum(ratio, MAX_SCALING**-2))  # 0 where a network failed
+        change = np.zeros(shape)
+        change[wrong] = np.clip(level[wrong] + further, -most, most) - level[wrong]
+        change = _continued(change, known)
         level += change
-        for band in _bands(mean.shape, factor):
+        # What is interpolated has to be positive.
+        shown = (change + 2 * most).astype(np.float32)
+        for band, rows in zip(_bands(shape, factor), bands, strict=True):
             if not wrong[band].any():
                 continue
             first = max(0, band.start - CUBIC_REACH)
-            around = change[first : band.stop + CUBIC_REACH]
-            # What is interpolated has to be positive.
-            fine = interpolate(around + np.float32(2 * most), factor) - np.float32(2 * most)
-            rows = _rows(field, band, factor)
-            scale = np.exp(fine[(band.start - first) * factor :][: len(rows)])
-            blocks, by, inside = _blocks(rows, factor), _blocks(scale, factor), wrong[band]
-            np.multiply(blocks, by, out=blocks, where=inside[:, :, None, None])
-        mean = _means_in_bands(field, mean.shape, factor)
+            fine = interpolate(shown[first : band.stop + CUBIC_REACH], factor)
+            fine = fine[(band.start - first) * factor :][: len(rows)]
+            blocks, by = _blocks(rows, factor), _blocks(np.exp(fine - np.float32(2 * most)), factor)
+            np.multiply(blocks, by, out=blocks, where=wrong[band][:, :, None, None])
+        mean = _means_in_bands(field, shape, factor)
+
+
+def _continued(values: Float64, known: Mask) -> Float64:
+    """Unknown values as the mean of those near by.
+
+    In two turns: beside known blocks there may be some with a few cells, which are interpolated
+    from still farther ones.
+    """
+    reach = ((0, 0), *((CUBIC_REACH, CUBIC_REACH),) * 2)
+    for _ in range(2):
+        if known.all():
+            break
+        padded = np.pad(np.stack((np.where(known, values, 0), known)), reach)
+        windows = sliding_window_view(padded, (2 * CUBIC_REACH + 1,) * 2, axis=(1, 2))
+        sums, counts = windows.sum(axis=(3, 4))
+        values = np.where(known, values, sums / np.maximum(counts, 1))
+        known = known | (counts > 0)
+    return values
 
 
 def _project(cells: npt.NDArray[np.floating], targets: Float64) -> Float64:

@@ -185,7 +185,8 @@ def bundle_table(bundle: Bundle) -> Table:
     south, north = domain.latitudes
     table.add_row("trained at", f"{domain.spacing_km:g} km, {south:g} to {north:g} degrees north")
     transform = manifest.transform
-    table.add_row("transform", f"{transform.name}, dry below {transform.dry_threshold_mm_h} mm/h")
+    of_rate = f"{transform.name} of rate + {transform.offset_mm_h:g} mm/h"
+    table.add_row("transform", f"{of_rate}, dry below {transform.dry_threshold_mm_h} mm/h")
     schedule = manifest.schedule
     ends = f"log SNR {schedule.logsnr_start:g} to {schedule.logsnr_end:g}"
     table.add_row("schedule", f"{schedule.name}, {ends}, predicts {manifest.prediction}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +39,9 @@ class Balance:
     """A member against its coarse input.
 
     ``residual_mm_h`` and ``max_residual_mm_h`` are the mean and largest absolute difference of
-    block means and input before the consistency step [mm h-1]; the wet fractions are shares of
-    valid fine cells at or above the dry threshold, before it and after.
+    block means and input before the consistency step, faint rain included [mm h-1]; without one
+    they are the output's. The wet fractions are shares of valid fine cells at or above the dry
+    threshold, before it and after.
     """
 
     residual_mm_h: float
@@ -207,20 +207,13 @@ class Sampling:
             rate[spread(frame.near_rain, factor) & ~covered] = np.nan
         dry_mm_h = self.manifest.transform.dry_threshold_mm_h
         missing = unknown_cells(rate) - unknown
-        corrected = partial(
-            make_consistent,
-            coarse_mm_h=coarse,
-            interpolated_mm_h=interpolated(coarse, factor),
-            factor=factor,
-            mode=self.consistency,
-            dry_threshold_mm_h=dry_mm_h,
-        )
         if self.consistency == "none":
-            rate = corrected(rate)
+            rate[rate < dry_mm_h] = 0  # what `make_consistent` does, without another field
         mean, largest = block_residual(rate, coarse, factor)
         wet_before = wet_after = wet_fraction(rate, dry_mm_h)
         if self.consistency != "none":
-            rate = corrected(rate)
+            smooth = interpolated(coarse, factor)
+            rate = make_consistent(rate, coarse, smooth, factor, self.consistency, dry_mm_h)
             wet_after = wet_fraction(rate, dry_mm_h)
         fault = suspicion(rate, missing, self.most_mm_h)
         if fault is None and self.consistency == "none":

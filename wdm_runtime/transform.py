@@ -18,6 +18,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "log10": (np.log10, lambda z, out: np.power(np.float32(10.0), z, out=out)),
     "cube-root": (np.cbrt, lambda z, out: np.power(z, np.float32(3.0), out=out)),
 }
+_MOST_MM_H = 100.0  # with more, no rain differs from none
 TRANSFORMS = LOG10, CUBE_ROOT = tuple(_FUNCTIONS)
 
 
@@ -35,11 +36,17 @@ class PrecipTransform:
     dry_threshold_mm_h: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.name not in TRANSFORMS or self.offset_mm_h <= 0 or self.dry_threshold_mm_h < 0:
+        sizes = (
+            0 < self.offset_mm_h < _MOST_MM_H
+            and 0 <= self.dry_threshold_mm_h < _MOST_MM_H
+            and abs(self.shift) < _MOST_MM_H
+        )
+        if self.name not in TRANSFORMS or not sizes:
             raise InputError(
-                f"Transform '{self.name}' with offset {self.offset_mm_h} and dry threshold "
-                f"{self.dry_threshold_mm_h} is unknown; expected one of {', '.join(TRANSFORMS)} "
-                "with a positive offset. Correct the transform's settings."
+                f"Transform '{self.name}' with offset {self.offset_mm_h}, shift {self.shift} and "
+                f"dry threshold {self.dry_threshold_mm_h} is unknown; expected one of "
+                f"{', '.join(TRANSFORMS)} with a positive offset below {_MOST_MM_H:g} mm/h. "
+                "Correct --transform or --transform-offset."
             )
 
     @classmethod

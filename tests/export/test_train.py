@@ -404,6 +404,7 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
         {"steps": 1, "intensity_spread": -0.1},
         {"steps": 1, "ema_decay": 1.0},
         {"steps": 1, "rate_schedule": "step"},
+        {"steps": 1, "even_days": False, "batch": 8, "shards": 2},
     ],
 )
 def test_a_run_needs_one_limit_and_sensible_settings(values):

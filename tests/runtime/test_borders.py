@@ -17,7 +17,7 @@ from wdm_runtime.conditioning import (
 )
 from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.orientation import AS_IT_IS, ORIENTATIONS
-from wdm_runtime.transform import PrecipTransform, SubbandScale
+from wdm_runtime.transform import SubbandScale
 from wdm_runtime.wavelets import dwt, idwt
 
 NAMES = ["haar", *BANKS]
@@ -55,7 +55,6 @@ def rain(shape, seed=0):
 def test_no_residual_is_the_interpolated_field_up_to_the_borders(manifest, shape):
     coarse = rain(shape) + np.float32(0.5)
     coarse[0, -1] = 90.0  # against drizzle at the opposite borders
-    manifest = replace(manifest, transform=PrecipTransform(dry_threshold_mm_h=0.0))
     frame, given = condition_of(coarse, manifest)
     assert given.coeffs.shape == (16, *frame.tiling.shape)
     _, inverse = transforms(manifest)

@@ -1,6 +1,7 @@
 """Coarse consistency: exact block means, no negative rain, nothing else disturbed."""
 
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -121,6 +122,45 @@ def test_factors_go_over_into_each_other_between_blocks():
     steps = np.abs(np.diff(out[10:20], axis=1))[:, 10:-10]
     assert steps.max() < 0.2  # a factor a block would leave steps of 1 at their borders
     assert (np.diff(out[15]) > -0.1).all()
+
+
+@pytest.mark.parametrize("around", [0, 2])
+def test_factors_go_on_where_a_field_ends(around):
+    """What is missing beside a field that is everywhere half as wet as it should be is no step."""
+    rate, coarse = np.full((60, 60), 1, dtype=np.float32), np.full((6, 6), 2.0)
+    rate[:20], rate[20 : 20 + around] = np.nan, np.nan
+    coarse[:, 0] = np.nan
+    out = correct(rate, coarse, "multiplicative", np.ones((60, 60)), 10)
+    np.testing.assert_allclose(out[20 + around :, 10:], 2, rtol=1e-5)
+    np.testing.assert_array_equal(out[20 + around :, :10], 1)
+
+
+def test_a_block_far_off_does_not_carry_its_neighbours_away():
+    rate, coarse = np.ones((9, 9), dtype=np.float32), np.ones((3, 3))
+    rate[3:6, 3:6], rate[:, 0] = 0.001, 1.01
+    coarse[1, 1] = 50
+    out = correct(rate, coarse, "multiplicative", np.ones((9, 9)), 3)
+    assert out[3:6, 0].max() < 10 and out[3:6, 0].min() > 0.1
+
+
+def test_factors_between_faint_blocks_are_near_one():
+    rate = np.full((20, 30), 0.001, dtype=np.float32)
+    rate[:, 14] = 0.02
+    coarse = np.full((2, 3), 0.003)
+    out = correct(rate, coarse, "multiplicative", rate, 10)
+    # Each block is scaled to its mean, in its own shape but for the little that is interpolated.
+    shape = out[:10, 10:20] / rate[:10, 10:20]
+    assert shape.max() / shape.min() < 1.05
+
+
+@pytest.mark.parametrize("bad", [np.inf, 3e38])
+def test_what_no_network_should_draw_is_no_warning(bad):
+    rate = np.ones((20, 20), dtype=np.float32)
+    rate[3, 3] = bad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = correct(rate, np.ones((2, 2)), "multiplicative", np.ones((20, 20)), 10)
+    np.testing.assert_allclose(out[10:, 10:], 1, rtol=1e-3)
 
 
 def test_a_dry_member_takes_the_interpolated_shape_and_else_is_even():
@@ -259,6 +299,14 @@ def test_a_block_with_too_little_rain_gets_more_where_it_was_faint():
     assert (out[:2] >= np.float32(LEAST)).all() and not out[2:].any()
     np.testing.assert_allclose(out[:2] / out[0, 1], rate[:2] / rate[0, 1], rtol=1e-5)
     assert out.mean() == pytest.approx(0.09, abs=1e-6)
+
+
+def test_gathered_rates_keep_the_order_of_the_cells_own():
+    rate = np.array([[0.02, 0.3, 0.2], [0.01, 0.01, 0.4], [0, 0, 0]], dtype=np.float32)
+    out = make_consistent(rate, np.array([[rate.mean()]]), rate, 3, "multiplicative", LEAST)
+    scale = rate.sum() / 0.9
+    expected = np.array([[0, 0.3, 0.2], [0, 0, 0.4], [0, 0, 0]]) * scale
+    np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_faint_rain_goes_to_cells_that_lie_together():

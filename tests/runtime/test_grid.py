@@ -164,7 +164,7 @@ def test_transforms_are_what_they_are_called():
     assert PrecipTransform().forward(np.ones(1, np.float32))[0] == pytest.approx(1.0414, abs=1e-4)
     root = PrecipTransform.zero_where_dry("cube-root", 1.0)
     assert root.forward(np.array([7.0, 26.0], np.float32)) == pytest.approx([1.0, 2.0], abs=1e-6)
-    for wrong in (("square", 0.1), ("log10", 0.0)):
+    for wrong in (("square", 0.1), ("log10", 0.0), ("log10", np.nan), ("cube-root", 1e10)):
         with pytest.raises(InputError, match="one of log10, cube-root with a positive offset"):
             PrecipTransform.zero_where_dry(*wrong)
 
