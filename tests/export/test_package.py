@@ -94,9 +94,13 @@ def test_the_card_names_the_parts_of_a_recipe_that_are_not_the_usual(exported):
     assert "loss target" not in (exported[0].path / package.CARD_NAME).read_text()
     training = exported[0].manifest.training
     run = dict(training["runs"][0])
-    run["training"] = {**run["training"], "loss_target": "x0", "objective": "regression"}
+    changed = {"loss_target": "x0", "objective": "regression", "turns": False}
+    run["training"] = {**run["training"], **changed}
     manifest = replace(exported[0].manifest, training={**training, "runs": [run]})
-    assert "objective regression, loss target x0" in model_card(manifest)
+    card = model_card(manifest)
+    assert "objective regression, loss target x0, turns False" in card
+    assert "log10 of rate + 0.1 mm/h" in card
+    assert "turns" not in (exported[0].path / package.CARD_NAME).read_text()
 
 
 def test_the_runtime_downscales_with_it(exported, field):
