@@ -25,12 +25,11 @@ DEFAULT_CONSISTENCY = "multiplicative"
 # result is off by less than 2e-5 mm/h at 300 mm/h: both together stay within 1e-4.
 TOLERANCE_MM_H = 5e-5
 # Beyond a tenfold, a member's rain hardly says where the block's rain was: one cell of 0.1 mm/h
-# would become 500 mm/h to give a mean of 5. 1 block in 80 with rain above 0.1 mm/h gets there on
-# the repository's sample; CRPS is the same for any limit from 3 up.
+# would become 500 mm/h to give a mean of 5. CRPS hardly depends on it.
 MAX_SCALING = 10.0
 # Adding to both means keeps factors between faint ones near 1. On a training day of showers two
-# smooth scalings lowered the CRPS by 0.6 % and speckle in heavy rain from 2.0 times the truth's to
-# 1.7; on one of drizzle they changed next to nothing.
+# smooth scalings lowered the CRPS by 0.9 % and speckle in heavy rain from 2.0 times the truth's to
+# 1.7 (benches/consistency.py); on one of drizzle they changed next to nothing.
 _SMOOTH_SCALINGS = 2
 _LEAST_MEAN_MM_H = 0.05
 _BAND_CELLS = 1 << 19  # float64 copies of a band fit in the caches, or nearly
@@ -115,9 +114,10 @@ def make_consistent(
         out[out < dry_threshold_mm_h] = 0
     if mode == "none":
         return out
-    drawn = _means_in_bands(out, coarse_mm_h.shape, factor)
+    drawn = np.empty(0)
     if mode == "multiplicative":
-        _scale_smoothly(out, coarse_mm_h, factor)
+        drawn = _means_in_bands(out, coarse_mm_h.shape, factor)
+        _scale_smoothly(out, drawn, coarse_mm_h, factor)
     for band in _bands(coarse_mm_h.shape, factor):
         mean, wanted = _means(_rows(out, band, factor), factor), coarse_mm_h[band]
         wrong = _wrong(mean, wanted)
@@ -196,21 +196,24 @@ def _wrong(mean: Float64, wanted: npt.NDArray[np.floating]) -> Mask:
     return wrong
 
 
-def _scale_smoothly(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor: int) -> None:
+def _scale_smoothly(
+    field: Array, mean: Float64, coarse_mm_h: npt.NDArray[np.floating], factor: int
+) -> None:
     """Scale the cells of blocks to correct, in place, by factors interpolated between all blocks.
 
     It is their logarithms that are interpolated. Means are brought nearer to the input, not to it.
     Blocks without an input, or with missing cells, say nothing of their own: a field ends with the
-    factors that it has there.
+    factors that it has there. ``mean`` are the blocks' means [mm h-1].
     """
     most, shape = np.log(MAX_SCALING), coarse_mm_h.shape
     bands = [_rows(field, band, factor) for band in _bands(shape, factor)]
     known = np.isfinite(np.concatenate([_whole_means(rows, factor) for rows in bands]))
     known &= np.isfinite(coarse_mm_h)
-    mean = _means_in_bands(field, shape, factor)
     wrong = _wrong(mean, coarse_mm_h)
     level = np.zeros(shape)
-    for _ in range(_SMOOTH_SCALINGS):
+    for turn in range(_SMOOTH_SCALINGS):
+        if turn:
+            mean = _means_in_bands(field, shape, factor)
         ratio = (coarse_mm_h[wrong] + _LEAST_MEAN_MM_H) / (mean[wrong] + _LEAST_MEAN_MM_H)
         further = np.log(np.maximum(ratio, MAX_SCALING**-2))  # 0 where a network failed
         change = np.zeros(shape)
@@ -227,7 +230,6 @@ def _scale_smoothly(field: Array, coarse_mm_h: npt.NDArray[np.floating], factor:
             fine = fine[(band.start - first) * factor :][: len(rows)]
             blocks, by = _blocks(rows, factor), _blocks(np.exp(fine - np.float32(2 * most)), factor)
             np.multiply(blocks, by, out=blocks, where=wrong[band][:, :, None, None])
-        mean = _means_in_bands(field, shape, factor)
 
 
 def _continued(values: Float64, known: Mask) -> Float64:

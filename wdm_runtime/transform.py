@@ -39,7 +39,7 @@ class PrecipTransform:
         sizes = (
             0 < self.offset_mm_h < _MOST_MM_H
             and 0 <= self.dry_threshold_mm_h < _MOST_MM_H
-            and abs(self.shift) < _MOST_MM_H
+            and np.isfinite(self.shift)
         )
         if self.name not in TRANSFORMS or not sizes:
             raise InputError(
@@ -56,7 +56,7 @@ class PrecipTransform:
         Raises
         ------
         InputError
-            The name is none of ``TRANSFORMS``, or the offset is not above 0.
+            The name is none of ``TRANSFORMS``, or the offset is out of bounds.
         """
         unshifted = cls(name, offset_mm_h, 0.0)
         return cls(name, offset_mm_h, -float(_FUNCTIONS[name][0](unshifted.offset_mm_h)))
