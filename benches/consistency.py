@@ -20,8 +20,9 @@ from rich.text import Text
 
 from wdm_export.evaluate import evaluate
 from wdm_export.score_table import Evaluation
-from wdm_runtime import consistency
-from wdm_runtime.consistency import _SMOOTH_SCALINGS, MODES
+from wdm_runtime import block_scaling
+from wdm_runtime.block_scaling import _SMOOTH_SCALINGS
+from wdm_runtime.consistency import MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.io import read_field
@@ -102,7 +103,7 @@ def main() -> None:
 
         way = chosen(downscaler.manifest.presets, steps=options.steps)
         for name, (mode, smooth_scalings) in VARIANTS.items():
-            with patch.object(consistency, "_SMOOTH_SCALINGS", smooth_scalings):
+            with patch.object(block_scaling, "_SMOOTH_SCALINGS", smooth_scalings):
                 evaluation = evaluate(
                     downscaler,
                     map(read_field, options.files),

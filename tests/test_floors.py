@@ -25,8 +25,8 @@ RUNTIME_FLOORS = [
     | {"bench_report", "engines.probe"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
     | {"io.netcdf_library", "io.units"},
-    {"onnx_weights", "samplers", "skill", "bench_meters"},
-    {"presets"},
+    {"onnx_weights", "samplers", "skill", "bench_meters", "blocks"},
+    {"presets", "block_scaling", "faint_rain"},
     {"precision"},
     {"manifest"},
     {"bundle", "field", "consistency", "process", "remembered"}

@@ -327,7 +327,7 @@ def test_gathering_does_not_depend_on_the_bands(monkeypatch):
     rate, coarse = rain((60, 50)), rain((6, 5), seed=1) / 100
     smooth = interpolate(coarse, 10)
     whole = make_consistent(rate, coarse, smooth, 10, "multiplicative", LEAST)
-    monkeypatch.setattr("wdm_runtime.consistency._BAND_CELLS", 1)
+    monkeypatch.setattr("wdm_runtime.blocks._BAND_CELLS", 1)
     parts = make_consistent(rate, coarse, smooth, 10, "multiplicative", LEAST)
     np.testing.assert_array_equal(parts, whole)
     assert np.any(whole != correct(rate, coarse, "multiplicative", smooth, 10))
