@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from wdm_export.train import LOG_NAME
+from wdm_export.training_log import read_matching
 
 PLOT_NAME = "loss.png"
 _SMOOTH = 20  # log rows a running mean spans: single batches scatter by a tenth
@@ -16,8 +15,7 @@ _SMOOTH = 20  # log rows a running mean spans: single batches scatter by a tenth
 
 def plot_log(run: str | Path) -> Path:
     """Draw ``log.csv`` of a run folder as ``loss.png`` and return its path."""
-    with open(Path(run) / LOG_NAME, newline="") as log:
-        rows = [(float(r["step"]), float(r["matching"])) for r in csv.DictReader(log)]
+    rows = read_matching(run)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     if rows:

@@ -1,4 +1,4 @@
-"""Training: the loop, EMA, checkpoints and the log.
+"""Training: the loop, EMA and checkpoints.
 
 Every step draws from generators seeded with (seed, step, shard), so that a resumed run sees the
 data and noise that an uninterrupted one would have seen, in however many processes.
@@ -6,46 +6,39 @@ data and noise that an uninterrupted one would have seen, in however many proces
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wdm_export.checkpoint import Checkpoint, Curve, optimizer_tensors, restore_optimizer
+from wdm_export.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from wdm_export.config import (
     CONSTANT,
     COSINE,
     LINEAR,
     REGRESSION,
-    ModelConfig,
     NetworkConfig,
     TrainConfig,
 )
-from wdm_export.crops import Coefficients, crop_samplers, measure_scales
+from wdm_export.crops import Coefficients, crop_samplers
 from wdm_export.data import PatchStore
+from wdm_export.initial_state import trained_before, untrained
 from wdm_export.losses import amplitudes, target_weight, training_loss
 from wdm_export.parallel import ALONE, Processes
+from wdm_export.training_log import LOG_EVERY_STEPS, TrainingLog, loss_curve
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.errors import InputError, OutputError, SuspectError
-from wdm_runtime.grid import same_spacing
-from wdm_runtime.manifest import Domain
 from wdm_runtime.transform import PrecipTransform
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 WEIGHTS_NAME = "weights.safetensors"
-LOG_NAME = "log.csv"
-_LOG_EVERY = 10
-_CURVE_POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -77,12 +70,6 @@ def _stratified_times(
     first, last = schedule.logsnr_start, schedule.logsnr_end
     times = schedule.time_of_logsnr(first + even.double().numpy() * (last - first))
     return torch.from_numpy(times).float()
-
-
-def _joined(domain: Domain, other: Domain) -> Domain:
-    """Where a model is at home that saw both."""
-    (south, north), (lower, upper) = domain.latitudes, other.latitudes
-    return replace(domain, latitudes=(min(south, lower), max(north, upper)))
 
 
 def _learning_rate(config: TrainConfig, step: int, share: float) -> float:
@@ -189,38 +176,9 @@ class Trainer:
                 f"{folder}: cannot be made ({error.strerror}). Choose another folder with -o."
             ) from error
         if weights is None:
-            transform = transform or PrecipTransform()
-            samplers = crop_samplers(store, config, network, processes)
-            coefficients = Coefficients(network, transform)
-            scales = measure_scales(samplers, coefficients, config.seed, processes)
-            model = ModelConfig(network, store.factor, transform, VPSchedule(), *scales)
-            state = Checkpoint(model, config, 0, 0.0, (), store.domain, {})
+            state = untrained(store, network, config, transform, processes)
         else:
-            if weights.model.network != network or weights.model.factor != store.factor:
-                raise InputError(
-                    f"The initial weights are of {weights.model.network}; expected {network}. "
-                    "Train with the same network settings and factor."
-                )
-            if transform not in (None, weights.model.transform):
-                raise InputError(
-                    f"The initial weights are of {weights.model.transform}; expected {transform}. "
-                    "Train with the same transform."
-                )
-            if not same_spacing(store.domain.spacing_km, weights.domain.spacing_km):
-                raise InputError(
-                    f"{store.path}: holds patches of {store.domain.spacing_km:g} km cells; the "
-                    f"initial weights expect {weights.domain.spacing_km:g} km. Prepare fields of "
-                    "that spacing, or train without --weights."
-                )
-            state = replace(
-                weights.released(),
-                training=config,
-                step=0,
-                seconds=0.0,
-                domain=_joined(weights.domain, store.domain),
-                curve=(),
-                earlier=weights.runs,
-            )
+            state = trained_before(weights, store, network, config, transform)
         return cls(store, folder, state, processes)
 
     @classmethod
@@ -267,11 +225,8 @@ class Trainer:
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Checkpoint:
         """Train to the end; write checkpoints, log and released weights; return the last state."""
-        last_save = self.seconds
-        if self.processes.leads:
-            self._cut_log()
-        with open(self._log_path(), "a", newline="") as log:
-            writer = self._log_writer(log)
+        last_save, writes = self.seconds, self.processes.leads
+        with TrainingLog(self.folder, self.step, writes) as log:
             losses: list[tuple[float, float]] = []
             while self.share() < 1.0:
                 began = time.perf_counter()
@@ -280,12 +235,10 @@ class Trainer:
                 took = self.processes.of_first(time.perf_counter() - began)
                 self.seconds += took
                 self.step += 1
-                if self.step % _LOG_EVERY == 0:
+                if self.step % LOG_EVERY_STEPS == 0:
                     loss, matching = np.mean(losses, axis=0)
                     rate = _learning_rate(self.config, self.step, self.share())
-                    row = [self.step, f"{self.seconds:.1f}", f"{loss:.6g}", f"{matching:.6g}"]
-                    writer.writerow([*row, f"{rate:.3g}"])
-                    log.flush()
+                    log.add(self.step, self.seconds, loss, matching, rate)
                     losses.clear()
                 due = self.seconds - last_save > 60 * self.config.checkpoint_minutes
                 if due and not losses:  # with a whole row of the log behind it
@@ -297,7 +250,7 @@ class Trainer:
                     on_step(Progress(self.step, loss, speed, self.seconds, self.share()))
         final = self.checkpoint()
         if self.processes.leads:
-            final = replace(final, curve=self._curve())
+            final = replace(final, curve=loss_curve(self.folder))
         self._save(final, CHECKPOINT_NAME)
         self._save(final.released(), WEIGHTS_NAME)
         return final
@@ -387,30 +340,3 @@ class Trainer:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         averages = [self.ema[name] for name in self.names]
         torch._foreach_lerp_(averages, list(self.network.parameters()), 1 - decay)
-
-    def _cut_log(self) -> None:
-        """Drop what a stopped run logged after its last checkpoint: those steps come again."""
-        path = self.folder / LOG_NAME
-        if not path.exists():
-            return
-        header, *rows = path.read_bytes().splitlines(keepends=True) or [b""]
-        steps = [row.partition(b",")[0] for row in rows]
-        kept = [r for r, s in zip(rows, steps, strict=True) if s.isdigit() and int(s) <= self.step]
-        path.write_bytes(b"".join([header, *kept]))
-
-    def _curve(self) -> Curve:
-        """The log's matching loss, averaged over as many parts of the run as a card has lines."""
-        with open(self._log_path(), newline="") as log:
-            rows = [(int(row["step"]), float(row["matching"])) for row in csv.DictReader(log)]
-        parts = np.array_split(np.arange(len(rows)), min(_CURVE_POINTS, len(rows)) or 1)
-        means = ((rows[part[-1]][0], [rows[i][1] for i in part]) for part in parts if len(part))
-        return tuple((step, float(f"{np.mean(losses):.4g}")) for step, losses in means)
-
-    def _log_path(self) -> Path:
-        return self.folder / LOG_NAME if self.processes.leads else Path(os.devnull)
-
-    def _log_writer(self, log: IO[str]) -> Any:
-        writer = csv.writer(log)
-        if log.tell() == 0:
-            writer.writerow(["step", "seconds", "loss", "matching", "learning_rate"])
-        return writer

@@ -20,10 +20,10 @@ from wdm_export.crops import Coefficients, CropSampler, measure_scales  # noqa: 
 from wdm_export.data import prepare  # noqa: E402
 from wdm_export.train import (  # noqa: E402
     CHECKPOINT_NAME,
-    LOG_NAME,
     WEIGHTS_NAME,
     Trainer,
 )
+from wdm_export.training_log import LOG_NAME  # noqa: E402
 from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
