@@ -1,4 +1,4 @@
-"""How crops are drawn from a store: days evenly, windows on the stride, both fields alike."""
+"""How crops are drawn from a store, and what of them the network is shown."""
 
 from pathlib import Path
 
@@ -7,13 +7,25 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from small_training import DOMAIN  # noqa: E402
+from small_training import CROP, DOMAIN, SMALL, sample_store  # noqa: E402
 
 from wdm_export.config import NetworkConfig, TrainConfig  # noqa: E402
-from wdm_export.crops import CropSampler, crop_samplers  # noqa: E402
+from wdm_export.crops import (  # noqa: E402
+    Coefficients,
+    CropSampler,
+    crop_samplers,
+    measure_scales,
+)
 from wdm_export.data import PatchStore, Source  # noqa: E402
 from wdm_export.parallel import ALONE  # noqa: E402
+from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
+from wdm_runtime.transform import TRANSFORMS, PrecipTransform  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return sample_store(tmp_path_factory.mktemp("data") / "store")
 
 
 def unequal_days(many=30):
@@ -123,3 +135,47 @@ def test_days_stay_as_even_over_shards_as_whole_files_allow(shards, even):
 def test_more_shards_than_files_are_refused():
     with pytest.raises(InputError, match="no file for data shard 4 of 4"):
         CropSampler(unequal_days(), 8, 4, 3, 4)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_inputs_are_standardised_as_the_runtime_does_it(store, name):
+    sampler, transform = CropSampler(store, CROP, 4), PrecipTransform.zero_where_dry(name)
+    coefficients = Coefficients(SMALL, transform)
+    residual_scale, condition_scale = measure_scales([sampler], coefficients, seed=0)
+    fine, coarse = sampler.draw(np.random.default_rng(1), 300)
+    residual, condition = coefficients(fine, coarse)
+    scaled = []
+    for i in range(len(fine)):
+        ours, theirs = (
+            wavelets.dwt(transform.forward(f[i].numpy()), SMALL.wavelet) for f in (coarse, fine)
+        )
+        np.testing.assert_allclose(condition[i], ours, atol=1e-5)
+        np.testing.assert_allclose(residual[i], theirs - ours, atol=1e-5)
+        scaled.append(
+            (condition_scale.standardise(ours), residual_scale.standardise(theirs - ours))
+        )
+    for values in np.moveaxis(np.array(scaled), 1, 0):
+        # other crops than those measured: the same within sampling error
+        mean, std = values.mean(axis=(0, 2, 3)), values.std(axis=(0, 2, 3))
+        assert np.abs(mean).max() < 0.2 and std.min() > 0.75 and std.max() < 1.3
+
+
+def test_truth_can_be_restored_from_residual_and_condition(store):
+    transform = PrecipTransform()
+    fine, coarse = CropSampler(store, CROP, 4).draw(np.random.default_rng(1), 1)
+    residual, condition = Coefficients(SMALL, transform)(fine, coarse)
+    z = wavelets.idwt((residual + condition)[0].numpy(), SMALL.wavelet)
+    np.testing.assert_allclose(transform.inverse(z), fine[0].numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_intensity_multiplies_a_crop_by_one_factor(store):
+    sampler = CropSampler(store, CROP, 4)
+    plain, other = (sampler.draw(np.random.default_rng(1), 200, spread) for spread in (0.0, 0.5))
+    peaks = [torch.cat(pair, dim=1).amax(dim=(1, 2, 3)) for pair in (plain, other)]
+    factors = torch.where(peaks[0] > 0, peaks[1] / peaks[0], 1.0)
+    for before, after in zip(plain, other, strict=True):
+        torch.testing.assert_close(after, before * factors[:, None, None, None])
+    factors = factors[peaks[0] > 0]
+    assert len(factors) > 100
+    assert factors.log().std() == pytest.approx(0.5, rel=0.15)
+    assert abs(factors.log().mean()) < 0.12

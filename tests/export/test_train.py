@@ -12,22 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from conftest import TRUTH  # noqa: E402
-from small_training import CROP, SMALL, random_checkpoint, sample_store, settings, small  # noqa: E402
+from small_training import SMALL, random_checkpoint, sample_store, settings, small  # noqa: E402
 
 from wdm_export.checkpoint import Checkpoint  # noqa: E402
 from wdm_export.config import TrainConfig  # noqa: E402
-from wdm_export.crops import Coefficients, CropSampler, measure_scales  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
-from wdm_export.train import (  # noqa: E402
-    CHECKPOINT_NAME,
-    WEIGHTS_NAME,
-    Trainer,
-)
+from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
 from wdm_export.training_log import LOG_NAME  # noqa: E402
-from wdm_runtime import wavelets  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
-from wdm_runtime.transform import TRANSFORMS, PrecipTransform  # noqa: E402
+from wdm_runtime.transform import PrecipTransform  # noqa: E402
 
 
 class Interrupted(Exception):
@@ -69,37 +63,6 @@ def log_rows(folder):
 # --- what the network is shown -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_inputs_are_standardised_as_the_runtime_does_it(store, name):
-    sampler, transform = CropSampler(store, CROP, 4), PrecipTransform.zero_where_dry(name)
-    coefficients = Coefficients(SMALL, transform)
-    residual_scale, condition_scale = measure_scales([sampler], coefficients, seed=0)
-    fine, coarse = sampler.draw(np.random.default_rng(1), 300)
-    residual, condition = coefficients(fine, coarse)
-    scaled = []
-    for i in range(len(fine)):
-        ours, theirs = (
-            wavelets.dwt(transform.forward(f[i].numpy()), SMALL.wavelet) for f in (coarse, fine)
-        )
-        np.testing.assert_allclose(condition[i], ours, atol=1e-5)
-        np.testing.assert_allclose(residual[i], theirs - ours, atol=1e-5)
-        scaled.append(
-            (condition_scale.standardise(ours), residual_scale.standardise(theirs - ours))
-        )
-    for values in np.moveaxis(np.array(scaled), 1, 0):
-        # other crops than those measured: the same within sampling error
-        mean, std = values.mean(axis=(0, 2, 3)), values.std(axis=(0, 2, 3))
-        assert np.abs(mean).max() < 0.2 and std.min() > 0.75 and std.max() < 1.3
-
-
-def test_truth_can_be_restored_from_residual_and_condition(store):
-    transform = PrecipTransform()
-    fine, coarse = CropSampler(store, CROP, 4).draw(np.random.default_rng(1), 1)
-    residual, condition = Coefficients(SMALL, transform)(fine, coarse)
-    z = wavelets.idwt((residual + condition)[0].numpy(), SMALL.wavelet)
-    np.testing.assert_allclose(transform.inverse(z), fine[0].numpy(), rtol=1e-3, atol=1e-4)
-
-
 def test_every_step_sees_other_crops_noise_and_times(store, tmp_path):
     trainer = Trainer.start(store, tmp_path, SMALL, settings(steps=6, batch=8))
     seen = []
@@ -126,19 +89,6 @@ def test_times_even_in_log_snr_cover_what_samplers_use(store, tmp_path):
     logsnr = 2 * (angles.cos() / angles.sin()).log()
     # -6 to 8: one time in each seventh of the range is one in each step of 2
     assert torch.equal(((logsnr + 6) / 2).floor(), torch.arange(7.0).double().expand(3, 7))
-
-
-def test_intensity_multiplies_a_crop_by_one_factor(store):
-    sampler = CropSampler(store, CROP, 4)
-    plain, other = (sampler.draw(np.random.default_rng(1), 200, spread) for spread in (0.0, 0.5))
-    peaks = [torch.cat(pair, dim=1).amax(dim=(1, 2, 3)) for pair in (plain, other)]
-    factors = torch.where(peaks[0] > 0, peaks[1] / peaks[0], 1.0)
-    for before, after in zip(plain, other, strict=True):
-        torch.testing.assert_close(after, before * factors[:, None, None, None])
-    factors = factors[peaks[0] > 0]
-    assert len(factors) > 100
-    assert factors.log().std() == pytest.approx(0.5, rel=0.15)
-    assert abs(factors.log().mean()) < 0.12
 
 
 # --- reproducible and resumable ------------------------------------------------------------------
