@@ -203,16 +203,23 @@ class Evaluation:
         return _csv(lines)
 
     def tiles_csv(self) -> str:
-        """A line for every tile and forecast, for scores that one tile alone has."""
-        names = ("valid_time", "row", "column", "y", "x", "forecast", "cells", "mae_mm_h")
-        lines: list[tuple[Any, ...]] = [(*names, "crps_mm_h", "psnr_db", "ssim")]
+        """A line for every tile and forecast, for scores that one tile alone has.
+
+        ``truth_mm_h`` is the tile's mean rain: what is wrong in light rain shows in its order.
+        """
+        names = ("valid_time", "row", "column", "y", "x", "forecast", "cells", "truth_mm_h")
+        bands = (f"rapsd_{low}_{high}_km_db" for low, high in BANDS_KM)
+        lines: list[tuple[Any, ...]] = [
+            (*names, "mae_mm_h", "crps_mm_h", "psnr_db", "ssim", *bands, "checkerboard_db")
+        ]
         for row in self.rows:
             t, e = row.tiles, row.ensemble_tiles
-            mae = t.absolute_error / t.cells
+            truth, mae = t.total[:, 1] / t.cells, t.absolute_error / t.cells
             crps = e.crps / e.cells if e is not None else mae
             for i, p in enumerate(self.places):
                 where = (p.valid_time, p.row, p.column, *(f"{v:.4f}" for v in p.centre))
-                values = (mae[i], crps[i], t.psnr_db[i], t.ssim[i])
+                values = (truth[i], mae[i], crps[i], t.psnr_db[i], t.ssim[i])
+                values = (*values, *t.spectrum_db[i], t.checkerboard_db[i])
                 lines.append((*where, row.name, int(t.cells[i]), *map(_number, values)))
         return _csv(lines)
 

@@ -273,6 +273,14 @@ def test_csv_and_json_say_what_the_table_says(folder: Path, result: Evaluation) 
     assert float(crps["low"]) < float(crps["value"]) < float(crps["high"])
     tiles = list(csv.DictReader(io.StringIO((folder / report.TILES_NAME).read_text())))
     assert len(tiles) == len(result.rows) * len(result.places)
+    columns = {"RAPSD 2-4 km [dB]": "rapsd_2_4_km_db", "checkerboard [dB]": "checkerboard_db"}
+    for row in result.rows:
+        own = [line for line in tiles if line["forecast"] == row.name]
+        for label, column in {**columns, "PSNR [dB]": "psnr_db", "SSIM": "ssim"}.items():
+            mean = np.mean([float(line[column]) for line in own])
+            assert mean == pytest.approx(row.labelled()[label], rel=1e-4), label
+        rain = sum(float(line["truth_mm_h"]) * int(line["cells"]) for line in own)
+        assert rain == pytest.approx(row.tiles.total[:, 1].sum(), rel=1e-4)
     content = json.loads((folder / report.JSON_NAME).read_text())
     assert content["tiles"] == len(result.places) and len(content["rows"]) == len(result.rows)
 
