@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXTRA = "verify"
+# Coarse cells around a tile that it is drawn with, where the domain has them. With so many, fields
+# with spectral fusion are better, which wants the larger scales; plain ones stay the same.
+_MARGIN = 8
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class RainFarm:
     """RainFARM of pysteps with its defaults: spectral slope of each tile's own input, no kernel.
 
     Rebora et al. 2006, doi 10.1175/JHM517.1; with ``fusion`` the input's own spectrum is kept at
-    the scales it has (D'Onofrio et al. 2014, doi 10.1175/JHM-D-13-096.1). A tile is drawn from the
-    coarse cells that touch it, missing ones taken as dry; its block means are its input's. Rates
+    the scales it has (D'Onofrio et al. 2014, doi 10.1175/JHM-D-13-096.1). A tile is drawn with
+    `_MARGIN` coarse cells around, missing ones taken as dry; its block means are its input's. Rates
     below 0.1 mm/h become 0, as in every forecast here.
     """
 
@@ -65,8 +68,8 @@ class RainFarm:
             )
 
     def _tile(self, rates: Array, place: tuple[int, int], size: int, state: int) -> Array:
-        top, left = (start // self.factor for start in place)
-        bottom, right = (-(-(start + size) // self.factor) for start in place)
+        top, left = (max(0, start // self.factor - _MARGIN) for start in place)
+        bottom, right = (-(-(start + size) // self.factor) + _MARGIN for start in place)
         cells, options = rates[top:bottom, left:right], {}
         if self.fusion:
             # pysteps merges spectra of even squares only.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wdm_export.config import TrainConfig
+from wdm_export.score_table import digits
 from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
@@ -125,6 +126,4 @@ def _precision_lines(check: PrecisionCheck | None) -> list[str]:
 
 def _cell(value: float | None, limits: Sequence[float] | None) -> str:
     """A score as the table shows it; one that is undefined or does not apply is a dash."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + (" ({:.3f}, {:.3f})".format(*limits) if limits else "")
+    return digits(value) + (f" ({', '.join(map(digits, limits))})" if limits else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError, MissingDependencyError
 from wdm_runtime.presets import Preset, chosen
+from wdm_runtime.records import to_json
 
 if TYPE_CHECKING:
     from wdm_export.methods import Method
@@ -134,7 +134,7 @@ def evaluate(
             write_report(report, result, gallery, command)
         opened = downscaler.bundle
     if output:
-        write_text(output, json.dumps(result.to_dict(), indent=1) + "\n")
+        write_text(output, to_json(result.to_dict()))
     if keep:
         scores = {**result.to_dict(), "command": command}
         line = rewrite_manifest(opened, replace(opened.manifest, scores=scores))

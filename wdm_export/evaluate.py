@@ -113,7 +113,7 @@ class _Scoreboard:
             cells,
             {**settings, "bootstrap_draws": draws, "bootstrap_seed": self.seed},
             intervals(rows, draws, self.seed),
-            np.mean(self.spectra, axis=0),
+            np.stack(self.spectra),
         )
 
 

@@ -10,6 +10,7 @@ from wdm_runtime.skill import Array, Float64
 # Classes for the distance, ten a factor of ten. Below 1 mm/h they would be narrower than the 0.1
 # mm/h steps of radar products, which fill some and leave others empty.
 INTENSITY_EDGES_MM_H = np.logspace(0, 2, 21)
+LEAST_CELLS = 100  # of the truth in a class that counts
 # Classes for percentiles of redrawn tiles.
 _FINE_EDGES_MM_H = np.geomspace(0.1, 1000, 466)
 
@@ -21,11 +22,17 @@ def fine_histogram(values: Array) -> Int64:
 
 
 def histogram_percentiles(counts: Int64) -> Float64:
-    """The `PERCENTILES` of a `fine_histogram` [mm h-1]: the middle of the class, so within 1 %."""
-    middles = np.concatenate(([0.0], np.sqrt(_FINE_EDGES_MM_H[1:] * _FINE_EDGES_MM_H[:-1])))
-    below = counts.cumsum()
-    numbers = np.searchsorted(below, np.array(PERCENTILES) / 100 * (below[-1] - 1), side="right")
-    return np.asarray(np.append(middles, _FINE_EDGES_MM_H[-1])[numbers])
+    """The `PERCENTILES` of a `fine_histogram` [mm h-1], a class's values spread out evenly.
+
+    Within 2 %: the width of a class. 0 below 0.1 mm/h, and the last edge beyond it.
+    """
+    edges = np.append(_FINE_EDGES_MM_H, _FINE_EDGES_MM_H[-1])
+    until = counts.cumsum()
+    places = np.array(PERCENTILES) / 100 * (until[-1] - 1)
+    numbers = np.searchsorted(until, places, side="right")
+    share = (places + 0.5 - (until - counts)[numbers]) / counts[numbers]
+    low, high = edges[numbers - 1], edges[numbers]
+    return np.asarray(np.where(numbers == 0, 0, low * (high / low) ** share))
 
 
 def intensity_histogram(values: Array) -> Int64:
@@ -34,7 +41,9 @@ def intensity_histogram(values: Array) -> Int64:
 
 
 def intensity_distance_db(forecast: Int64, truth: Int64) -> float:
-    """Root mean square of 10 log10(forecast / truth) over the classes the truth has cells in.
+    """Root mean square of 10 log10(forecast / truth) over the classes the truth often is in.
+
+    That is at least `LEAST_CELLS` times: one or two cells of one storm would outweigh all others.
 
     Parameters
     ----------
@@ -43,9 +52,9 @@ def intensity_distance_db(forecast: Int64, truth: Int64) -> float:
 
     Returns
     -------
-    dB, 0 for equal histograms; NaN where the truth has no rain of 1 to 100 mm/h.
+    dB, 0 for equal histograms; NaN where the truth hardly has rain of 1 to 100 mm/h.
     """
-    seen = truth > 0
+    seen = truth >= LEAST_CELLS
     if not seen.any():
         return float("nan")
     ratio = 10 * np.log10(np.maximum(forecast[seen], 1) / truth[seen])

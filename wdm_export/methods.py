@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_export.score_table import REFERENCE
-from wdm_runtime.consistency import DEFAULT_CONSISTENCY
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY, make_consistent
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.presets import Preset
@@ -165,7 +165,22 @@ def bilinear(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
     return fine
 
 
+def conservative_bicubic(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
+    """`interpolate`, then the step for block means that the model's members end with.
+
+    So it says what of a model's skill is that step's. (y, x) -> (y * factor, x * factor) [mm h-1],
+    NaN where an interpolated cell reads a NaN.
+    """
+    fine = interpolate(coarse, factor)
+    return make_consistent(fine, coarse, fine, factor, DEFAULT_CONSISTENCY, WET_MM_H)
+
+
 def interpolations(factor: int) -> tuple[Interpolation, ...]:
-    """Nearest cell, bilinear and bicubic."""
-    kinds = (("nearest cell", nearest), ("bilinear", bilinear), (REFERENCE, bicubic))
+    """Nearest cell, bilinear, bicubic, and bicubic with the input's block means."""
+    kinds = (
+        ("nearest cell", nearest),
+        ("bilinear", bilinear),
+        (REFERENCE, bicubic),
+        ("conservative bicubic", conservative_bicubic),
+    )
     return tuple(Interpolation(name, refine, factor) for name, refine in kinds)

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from skimage.metrics import structural_similarity
 
-from wdm_runtime.skill import LEAST_POWER, Array, Float64, radial_spectrum, scaled_z
+from wdm_export.texture import checkerboard_db
+from wdm_runtime.skill import LEAST_POWER, Array, Float64, radial_spectrum, scaled_z, windowed
 
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
@@ -109,6 +110,9 @@ def spectral_distance_db(forecast: Float64, truth: Float64) -> float:
 def rank_counts(members: Array, truth: Array, rng: np.random.Generator) -> Int64:
     """How often the truth had each rank among the members, ties broken at random.
 
+    Cells in which all members are the truth, mostly dry ones, say nothing and do not count: at
+    random they would be on all ranks alike, and hide a histogram's shape.
+
     Parameters
     ----------
     members
@@ -118,8 +122,9 @@ def rank_counts(members: Array, truth: Array, rng: np.random.Generator) -> Int64
     -------
     (member + 1,) counts. A reliable ensemble gives a flat histogram.
     """
-    below = (members < truth).sum(axis=0)
     ties = (members == truth).sum(axis=0)
+    open_ = ties < members.shape[0]
+    below, ties = (members[:, open_] < truth[open_]).sum(axis=0), ties[open_]
     return np.bincount(rng.integers(below, ties + below + 1), minlength=members.shape[0] + 1)
 
 
@@ -172,6 +177,16 @@ class TruthTile:
     def spectrum(self) -> Float64:
         """Radial spectrum of `z`."""
         return radial_spectrum(self.z)
+
+    @cached_property
+    def windowed_spectrum(self) -> Float64:
+        """The same behind a Hann window."""
+        return radial_spectrum(windowed(self.z))
+
+    @cached_property
+    def checkerboard_db(self) -> float:
+        """Of `z`."""
+        return checkerboard_db(self.z)
 
     @cached_property
     def input_mm_h(self) -> Array:

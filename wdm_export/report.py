@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 from pathlib import Path
 from string import Template
@@ -21,10 +20,12 @@ from wdm_export.score_table import (
     Evaluation,
     ForecastRow,
     bootstrap_line,
+    digits,
     shown,
 )
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.records import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ def write_report(folder: Path, evaluation: Evaluation, gallery: Gallery, command
     """
     write_text(folder / SCORES_NAME, evaluation.to_csv())
     write_text(folder / TILES_NAME, evaluation.tiles_csv())
-    write_text(folder / JSON_NAME, json.dumps(evaluation.to_dict(), indent=1) + "\n")
+    write_text(folder / JSON_NAME, to_json(evaluation.to_dict()))
     write_text(folder / REPORT_NAME, page(evaluation, gallery, command))
 
 
@@ -119,7 +120,10 @@ _RELIABILITY = (
     f"how often it happens at all. Probabilities given to under {figures.LEAST_CELLS} cells are "
     "left out."
 )
-_RANKS = "Flat if the truth might be one more member; high ends say that members are too alike."
+_RANKS = (
+    "Flat if the truth might be one more member; high ends say that members are too alike. Cells "
+    "in which all members are the truth, mostly dry ones, are left out."
+)
 _SPREAD = "On the diagonal the members differ from each other as the truth does from their mean."
 
 
@@ -138,15 +142,23 @@ def _words(value: object) -> str:
 
 
 def _cards(model: ForecastRow, evaluation: Evaluation) -> str:
-    """The few numbers to see first: those of the ensemble."""
-    labels = ("CRPS / bicubic MAE", "spread/skill", "CSI 5 mm/h", "RAPSD 2-4 km [dB]")
-    limits, values = evaluation.intervals.get(model.name, {}), model.labelled()
-    return "".join(
-        f'<div class="card"><b>{_cell(values[label])}</b><span>{html.escape(label)}</span>'
-        f"<small>{_limits(limits.get(label))}</small></div>"
-        for label in labels
-        if values[label] is not None
+    """The few numbers to see first: those of the ensemble, and of a member's small scales."""
+    member = next(row for row in evaluation.rows if row.name == "one member")
+    shown_of = (
+        ("CRPS / bicubic MAE", model),
+        ("spread/skill", model),
+        ("CSI 5 mm/h", model),
+        ("RAPSD 2-4 km [dB]", member),
     )
+    cards = ""
+    for label, row in shown_of:
+        value, limits = row.labelled()[label], evaluation.intervals.get(row.name, {})
+        if value is not None:
+            cards += (
+                f'<div class="card"><b>{digits(value)}</b><span>{html.escape(label)}</span>'
+                f"<small>{html.escape(row.name)} {_limits(limits.get(label))}</small></div>"
+            )
+    return cards
 
 
 def _chosen(evaluation: Evaluation) -> list[tuple[str, int, float]]:
@@ -184,7 +196,7 @@ def _chart(title: str, figure: Figure, caption: str) -> str:
 
 def _section(title: str, image: str, caption: str, kind: str = "wide") -> str:
     title, caption = html.escape(title), html.escape(caption)
-    picture = f'<img src="{image}" alt="{title}: {caption}">'
+    picture = f'<img src="{image}" alt="{title}">'
     body = f"<h3>{title}</h3>{picture}<figcaption>{caption}</figcaption>"
     return f'<figure class="{kind}">{body}</figure>'
 
@@ -203,7 +215,7 @@ def _svg(figure: Figure) -> str:
 
 def _table(evaluation: Evaluation, labels: list[str]) -> str:
     """A line for each score, a column for each forecast; the best of a line stands out."""
-    head = "".join(f"<th>{html.escape(row.name)}</th>" for row in evaluation.rows)
+    head = "".join(f"<th scope=col>{html.escape(row.name)}</th>" for row in evaluation.rows)
     columns = [row.labelled() for row in evaluation.rows]
     limits = [evaluation.intervals.get(row.name, {}) for row in evaluation.rows]
     lines = []
@@ -211,27 +223,25 @@ def _table(evaluation: Evaluation, labels: list[str]) -> str:
         values = [column[label] for column in columns]
         best = _best(label, values)
         cells = "".join(
-            f"<td{' class=best' if i in best else ''}>{_cell(value)}"
+            f"<td{' class=best' if i in best else ''}>{digits(value)}"
             f"<small>{_limits(low_high.get(label))}</small></td>"
             for i, (value, low_high) in enumerate(zip(values, limits, strict=True))
         )
-        lines.append(f"<tr><th>{html.escape(label)}</th>{cells}</tr>")
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        lines.append(f"<tr><th scope=row>{html.escape(label)}</th>{cells}</tr>")
+    head = f"<thead><tr><th scope=col>score</th>{head}</tr></thead>"
+    return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
 
 
 def _best(label: str, values: list[float | None]) -> set[int]:
     """The columns that show the best number; none where all show the same."""
     aim = math.inf if label.startswith(_HIGHER) else 1.0 if label.startswith(_ONE) else 0.0
-    known = {i: round(v, 3) for i, v in enumerate(values) if v is not None and math.isfinite(v)}
+    shown = {i: digits(v) for i, v in enumerate(values)}
+    known = {i: float(text) for i, text in shown.items() if text != "-"}
     distance = {i: -v if aim == math.inf else abs(v - aim) for i, v in known.items()}
     least = min(distance.values(), default=0.0)
-    best = {i for i, d in distance.items() if d - least < 1e-9}
+    best = {i for i, d in distance.items() if d == least}
     return best if len(best) < len(known) else set()
 
 
-def _cell(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None and math.isfinite(value) else "-"
-
-
 def _limits(low_high: tuple[float, float] | None) -> str:
-    return "{:.3f} to {:.3f}".format(*low_high) if low_high else ""
+    return " to ".join(map(digits, low_high)) if low_high else ""

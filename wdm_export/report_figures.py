@@ -17,7 +17,7 @@ from wdm_export.probability import SPREAD_EDGES_MM_H
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleMetrics, EnsembleTileScores
 from wdm_runtime.plot import RATE_LEVELS_MM_H, probability_scale, rate_scale
-from wdm_runtime.skill import BANDS_KM
+from wdm_runtime.skill import BANDS_KM, LEAST_POWER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,17 +190,18 @@ def spread_skill(rows: Sequence[ForecastRow], look: dict[str, dict[str, Any]]) -
 
 
 def spectra(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
-    """Mean radial spectra of z, and each over the truth's."""
+    """Mean radial spectra of z, and the mean over the tiles of each one's ratio to the truth's."""
     figure = _figure(10.5, 4.3)
     power, ratio = figure.subplots(1, 2)
-    truth = np.asarray(evaluation.truth_spectrum)[1:]
+    truths = np.maximum(np.asarray(evaluation.truth_spectra)[:, 1:], LEAST_POWER)
+    truth = truths.mean(axis=0)
     wavelength = 2 * truth.size / np.arange(1, truth.size + 1)
     power.plot(wavelength, truth, color=_TRUTH, linewidth=2.2, label="truth")
     ratio.axhline(0, color=_TRUTH, linewidth=1.5)
     for row in evaluation.rows:
-        own = row.tiles.spectrum.mean(axis=0)[1:]
-        power.plot(wavelength, own, **look[row.name])
-        ratio.plot(wavelength, 10 * np.log10(np.maximum(own, 1e-12) / truth), **look[row.name])
+        own = np.maximum(row.tiles.spectrum[:, 1:], LEAST_POWER)
+        power.plot(wavelength, own.mean(axis=0), **look[row.name])
+        ratio.plot(wavelength, 10 * np.log10(own / truths).mean(axis=0), **look[row.name])
     for axes in (power, ratio):
         axes.set_xscale("log", base=2)
         axes.set_xlim(64, 2)

@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from wdm_export import scores
+from wdm_export.intensity import LEAST_CELLS
 from wdm_export.metrics import AVERAGED_KM
 from wdm_export.scores import EnsembleMetrics, EnsembleTileScores, Metrics, TileScores
 from wdm_export.texture import HEAVY_MM_H, PHASE_PX
 from wdm_export.tiles import TilePlace
+from wdm_runtime.records import finite
 from wdm_runtime.skill import BANDS_KM, Z_RANGE
 
 # Characters of a column on a screen: of two numbers of six, and of most labels; lines and spaces.
@@ -57,8 +59,10 @@ DEFINITIONS = (
     "RAPSD: radially averaged spectrum of z, no window, log ratio to the truth, a mean of "
     "wavenumbers and tiles; 0 dB is perfect",
     "log spectral distance: root mean square of that ratio over all wavenumbers; a mean of tiles",
+    "RAPSD, Hann: RAPSD of tiles less their mean, behind a Hann window. Without one the steps at "
+    "tiles' edges are in both spectra and bring their ratio nearer to 0",
     "intensity distance: root mean square of 10 log10(cells, forecast over truth) in 20 classes of "
-    "rate from 1 to 100 mm/h",
+    f"rate from 1 to 100 mm/h, of which the truth has {LEAST_CELLS} cells or more",
     "p95 .. p99.9, wet fraction: forecast minus truth, dry cells included; wet is >= 0.1 mm/h. "
     "Their intervals are of classes 2 % wide",
     "total: all rain, forecast over truth",
@@ -66,10 +70,12 @@ DEFINITIONS = (
     "speckle: mean |z - its 3 x 3 median|, forecast over truth; 1 is as the truth. Dry: where the "
     f"coarse input is below 0.1 mm/h; heavy: from {HEAVY_MM_H:g} mm/h",
     "over-smoothing: 1 - total variation of z, forecast over truth; 0 is as the truth, 1 is flat",
-    f"checkerboard: power of what repeats every {PHASE_PX} cells over that of nearby wavenumbers; "
-    "0 dB is none; a mean of tiles",
-    "RainFARM: pysteps' defaults, each tile from its own input (Rebora et al. 2006); spectral "
-    "fusion: with the input's own spectrum at the scales it has (D'Onofrio et al. 2014)",
+    f"checkerboard: power of what repeats every {PHASE_PX} cells over that of nearby wavenumbers, "
+    "less the truth's; 0 dB is as the truth; a mean of tiles",
+    "conservative bicubic: with the input's block means, by the step that members end with",
+    "RainFARM: pysteps' defaults (no smoothing kernel), each tile from its own input and what is "
+    "around (Rebora et al. 2006); spectral fusion: with the input's own spectrum at the scales it "
+    "has (D'Onofrio et al. 2014)",
 )
 
 
@@ -136,6 +142,7 @@ class ForecastRow:
                 for width, value in widths.items()
             },
             **_labels("RAPSD {} km [dB]", m.spectrum_db),
+            **_labels("RAPSD, Hann, {} km [dB]", m.windowed_spectrum_db),
             "log spectral distance [dB]": m.spectral_distance_db,
             "intensity distance [dB]": m.intensity_distance_db,
             **_labels("p{} [mm/h]", m.percentile_error_mm_h),
@@ -157,7 +164,7 @@ def _labels(pattern: str, values: dict[str, float]) -> dict[str, float]:
 class Evaluation:
     """Scores of the baselines, one member and the members' median and mean, on the same tiles.
 
-    ``truth_spectrum`` is the mean radial spectrum of the truth's z / 3.176.
+    ``truth_spectra`` are the radial spectra of the truth's z / 3.176, (tile, wavenumber).
     """
 
     rows: tuple[ForecastRow, ...]
@@ -165,7 +172,7 @@ class Evaluation:
     cells: int
     settings: dict[str, Any]
     intervals: Intervals = field(default_factory=dict)
-    truth_spectrum: npt.NDArray[np.float64] | None = None
+    truth_spectra: npt.NDArray[np.float64] | None = None
 
     @property
     def reference(self) -> ForecastRow:
@@ -190,7 +197,8 @@ class Evaluation:
             for name, found in self.intervals.items()
         }
         content = {**self.settings, "rows": rows, "intervals": limits, "metrics": full}
-        return {"tiles": len(self.places), "cells": self.cells, **_plain(content)}
+        plain: dict[str, Any] = finite(content)
+        return {"tiles": len(self.places), "cells": self.cells, **plain}
 
     def to_csv(self) -> str:
         """Every score of every forecast: forecast, score, value, low, high; empty if undefined."""
@@ -234,19 +242,17 @@ def _csv(lines: list[Any]) -> str:
     return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """Nested values as strict JSON has them: no NaN, no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def shown(label: str) -> bool:
     """Whether a table for people has a line for a score."""
     other_fss = label.startswith("FSS") and not label.startswith(f"FSS {FSS_SHOWN_MM_H} mm/h")
     return not (other_fss or label.startswith(_NOT_SHOWN))
+
+
+def digits(value: float | None) -> str:
+    """A score as tables show it: three decimals, or three digits of what is small; else a dash."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
 def bootstrap_line(evaluation: Evaluation) -> str:
@@ -289,9 +295,9 @@ class ScoreTable:
             cells = []
             for values, low_high in zip(columns, limits, strict=True):
                 value = values[label]
-                text = Text("-" if value is None or not math.isfinite(value) else f"{value:.3f}")
+                text = Text(digits(value))
                 if label in low_high:
-                    text.append("\n{:.3f} {:.3f}".format(*low_high[label]), style="dim")
+                    text.append(f"\n{' '.join(map(digits, low_high[label]))}", style="dim")
                 cells.append(text)
             table.add_row(Text(label), *cells)
         return table

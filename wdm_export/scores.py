@@ -51,6 +51,7 @@ from wdm_runtime.skill import (
     fair_crps,
     radial_spectrum,
     scaled_z,
+    windowed,
 )
 
 
@@ -73,6 +74,7 @@ class TileScores:
     psnr_db: Float64
     ssim: Float64
     spectrum_db: Float64
+    windowed_spectrum_db: Float64
     contingency: Int64
     fss: Float64
     gap: Float64
@@ -138,6 +140,7 @@ def score_tile(forecast: Array, truth: TruthTile) -> TileScores:
         psnr_db=np.asarray(psnr_db(z, truth.z, valid)),
         ssim=np.asarray(ssim(z, truth.z)),
         spectrum_db=band_ratio_db(spectrum, truth.spectrum),
+        windowed_spectrum_db=band_ratio_db(radial_spectrum(windowed(z)), truth.windowed_spectrum),
         contingency=contingency(forecast, truth.rate_mm_h, valid),
         fss=fss_sums(forecast, truth.rate_mm_h, valid),
         gap=np.array([gaps.sum(), gaps.size, gaps.max(initial=0.0)]),
@@ -150,7 +153,7 @@ def score_tile(forecast: Array, truth: TruthTile) -> TileScores:
         intensity=np.stack([intensity_histogram(rate) for rate in rates]),
         speckle=np.stack([speckle_sums(field, places) for field in (z, truth.z)], axis=-1),
         variation=np.array([variation_sum(field, valid) for field in (z, truth.z)]),
-        checkerboard_db=np.asarray(checkerboard_db(z)),
+        checkerboard_db=np.asarray(checkerboard_db(z) - truth.checkerboard_db),
     )
 
 
@@ -203,6 +206,7 @@ class Metrics:
     bias: dict[str, float]
     fss: dict[str, dict[str, float]]
     spectrum_db: dict[str, float]
+    windowed_spectrum_db: dict[str, float]
     percentile_error_mm_h: dict[str, float]
     wet_fraction_error: float
     consistency_mean_mm_h: float
@@ -232,6 +236,12 @@ class EnsembleMetrics:
 
 def _by(keys: Sequence[float], values: Any) -> dict[str, float]:
     return {f"{key:g}": float(value) for key, value in zip(keys, values, strict=True)}
+
+
+def _by_band(tiles: Float64) -> dict[str, float]:
+    """Means over the tiles of (tiles, bands)."""
+    means = zip(BANDS_KM, tiles.mean(axis=0), strict=True)
+    return {f"{low}-{high}": float(value) for (low, high), value in means}
 
 
 def pool(tiles: TileScores, percentile_error_mm_h: Float64 | None = None) -> Metrics:
@@ -264,10 +274,8 @@ def pool(tiles: TileScores, percentile_error_mm_h: Float64 | None = None) -> Met
         fss={
             f"{t:g}": _by(FSS_SCALES_KM, row) for t, row in zip(THRESHOLDS_MM_H, skill, strict=True)
         },
-        spectrum_db={
-            f"{low}-{high}": float(value)
-            for (low, high), value in zip(BANDS_KM, tiles.spectrum_db.mean(axis=0), strict=True)
-        },
+        spectrum_db=_by_band(tiles.spectrum_db),
+        windowed_spectrum_db=_by_band(tiles.windowed_spectrum_db),
         percentile_error_mm_h=_by(PERCENTILES, percentile_error_mm_h),
         wet_fraction_error=float((predicted[0] - observed[0]) / cells),
         consistency_mean_mm_h=float(_means(tiles.gap[:, :2])),

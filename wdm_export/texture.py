@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
+from wdm_runtime.skill import windowed
+
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
@@ -68,8 +70,7 @@ def checkerboard_db(z: Array, period: int = PHASE_PX) -> float:
     The mean over the lines: 0 for a field without preferred phase.
     """
     size = z.shape[0]
-    window = np.hanning(size + 1)[:-1]
-    power = np.abs(np.fft.fft2(np.outer(window, window) * (z - z.mean(dtype=np.float64)))) ** 2
+    power = np.abs(np.fft.fft2(windowed(z))) ** 2
     level = 10 * np.log10(np.maximum(power, _LEAST_POWER))
     at, around = np.arange(-_LINE, _LINE + 1), np.arange(-_AROUND, _AROUND + 1)
     found = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from wdm_runtime.records import to_json
 
 PAPER_SPEEDUP = 9  # WDM-2 over the pixel model, arXiv 2507.01354
 
@@ -109,7 +110,7 @@ class BenchReport:
 
     def to_json(self) -> str:
         """The report as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return to_json(asdict(self))
 
 
 def median_ratio(over: dict[int, float], under: dict[int, float]) -> float | None:

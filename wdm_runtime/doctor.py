@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from dataclasses import asdict, dataclass
 
@@ -12,6 +11,7 @@ from wdm_runtime.engines.options import available_threads
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
 from wdm_runtime.engines.probe import Gpu, jetson_release, probe_gpu
 from wdm_runtime.errors import EngineError, WdmError
+from wdm_runtime.records import to_json
 from wdm_runtime.version import version
 
 # Distributions that engines come from, with the names JetPack and CUDA 12 give some of them.
@@ -49,7 +49,7 @@ class Diagnosis:
 
     def to_json(self) -> str:
         """The diagnosis as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return to_json(asdict(self))
 
 
 def diagnose() -> Diagnosis:

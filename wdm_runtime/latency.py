@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from wdm_runtime.errors import WdmError
 from wdm_runtime.job import Outcome
 from wdm_runtime.presets import Preset
 from wdm_runtime.process import machine, peak_rss_mib
+from wdm_runtime.records import to_json
 from wdm_runtime.remembered import Remembered
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.timing import feeds_of, timed_call
@@ -96,7 +96,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return to_json(asdict(self))
 
 
 def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:

@@ -1,11 +1,13 @@
-"""From plain JSON values to annotated dataclasses, strictly: no key more or less, no other type."""
+"""Dataclasses and plain JSON values: read strictly, no key more or less, and written so."""
 
 from __future__ import annotations
 
+import json
+import math
 import reprlib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -52,6 +54,20 @@ def _record(kind: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     built = {n: build(hints[n], value[n], f"{where}.{n}" if where else n) for n in names}
     return kind(**built)
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """`finite` values as the text of a JSON file."""
+    return json.dumps(finite(values), indent=1, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Nested values, with None for numbers that are not finite: JSON has none of these."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(names: Iterable[str]) -> str:

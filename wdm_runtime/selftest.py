@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from wdm_runtime.fused import integrate_on_engine
 from wdm_runtime.golden import TOLERANCES, Golden, read_golden
 from wdm_runtime.manifest import STEP_ROLE
 from wdm_runtime.presets import Preset
+from wdm_runtime.records import to_json
 from wdm_runtime.samplers import integrate
 
 Array = npt.NDArray[np.float32]
@@ -86,7 +86,7 @@ class SelfTest:
 
     def to_json(self) -> str:
         """The report to attach to a bug."""
-        return json.dumps({**asdict(self), "passed": self.passed}, indent=1) + "\n"
+        return to_json({**asdict(self), "passed": self.passed})
 
 
 def selftest(bundle: Bundle, engine: str, options: EngineOptions) -> Iterator[Check]:

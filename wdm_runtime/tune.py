@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from wdm_runtime.grid import interpolate
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.presets import BEST, FAST, Preset
+from wdm_runtime.records import to_json
 from wdm_runtime.samplers import DETERMINISTIC
 from wdm_runtime.signing import SIGNATURE_NAME
 from wdm_runtime.skill import (
@@ -100,7 +100,7 @@ class Tuning:
         """Everything, and what is suggested."""
         values = asdict(self)
         values["suggested"] = {name: asdict(way) for name, way in self.suggested.items()}
-        return json.dumps(values, indent=1) + "\n"
+        return to_json(values)
 
 
 def keep_presets(bundle: Bundle, presets: Mapping[str, Preset]) -> Bundle:

@@ -11,7 +11,13 @@ from test_evaluate import FACTOR, field_of, showers
 
 from wdm_export.baselines import RainFarm
 from wdm_export.coarsen import coarsen
-from wdm_export.methods import bicubic, bilinear, interpolations, nearest
+from wdm_export.methods import (
+    bicubic,
+    bilinear,
+    conservative_bicubic,
+    interpolations,
+    nearest,
+)
 from wdm_runtime.errors import InputError, MissingDependencyError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean
@@ -60,13 +66,29 @@ def test_the_nearest_cell_keeps_block_means(coarse: PrecipField) -> None:
 def test_interpolations_are_of_the_whole_domain_and_dry_below_the_threshold(
     coarse: PrecipField,
 ) -> None:
-    whole = {"nearest cell": nearest, "bilinear": bilinear, "bicubic": bicubic}
+    whole = {
+        "nearest cell": nearest,
+        "bilinear": bilinear,
+        "bicubic": bicubic,
+        "conservative bicubic": conservative_bicubic,
+    }
     for method in interpolations(FACTOR):
         (tiles,) = drawn(method, coarse)
         fine = whole[method.name](coarse.frame(0), FACTOR)
         fine[fine < 0.1] = 0
         assert not method.random and np.array_equal(tiles[1], fine[64:128, 64:128])
         assert ((tiles == 0) | (tiles >= 0.1)).all()
+
+
+def test_conservative_bicubic_keeps_block_means_and_is_bicubic_where_these_agree(
+    coarse: PrecipField,
+) -> None:
+    rates = coarse.frame(0)
+    fine = conservative_bicubic(rates, FACTOR)
+    assert block_mean(fine, FACTOR) == pytest.approx(rates, abs=1e-4)
+    assert np.abs(block_mean(bicubic(rates, FACTOR), FACTOR) - rates).max() > 0.01
+    even = np.full((6, 6), 2.5, np.float32)
+    assert np.array_equal(conservative_bicubic(even, FACTOR), bicubic(even, FACTOR))
 
 
 # --- RainFARM ------------------------------------------------------------------------------------

@@ -181,11 +181,43 @@ def test_a_narrow_ensemble_shows() -> None:
     assert m.spread_skill == pytest.approx(0.5 * np.sqrt((9 / 8) / (1 + 0.25 / 8)), rel=0.05)
 
 
-def test_ranks_of_dry_cells_are_spread_evenly() -> None:
+def test_ranks_are_drawn_among_ties_and_cells_where_all_agree_do_not_count() -> None:
     rng = np.random.default_rng(0)
-    counts = metrics.rank_counts(np.zeros((3, 40_000)), np.zeros(40_000), rng)
-    assert counts.sum() == 40_000
-    assert counts / 10_000 == pytest.approx(1, abs=0.05)
+    members, truth = np.zeros((3, 80_000)), np.zeros(80_000)
+    members[2, :40_000] = 1  # dry truth, two dry members of three; then dry cells alone
+    counts = metrics.rank_counts(members, truth, rng)
+    assert counts.sum() == 40_000 and counts[3] == 0
+    assert counts[:3] / 40_000 == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_dry_ground_does_not_hide_that_members_are_too_alike() -> None:
+    rng = np.random.default_rng(0)
+    members, truth = 0.3 * rng.standard_normal((4, 4000)), rng.standard_normal(4000)
+    dry = np.zeros((4, 40_000))
+    both = metrics.rank_counts(np.hstack((members, dry)), np.append(truth, dry[0]), rng)
+    assert both.tolist() == metrics.rank_counts(members, truth, rng).tolist()
+    assert both[[0, -1]].sum() > 0.6 * both.sum()
+
+
+def test_a_window_shows_what_the_steps_at_the_edges_hide() -> None:
+    """A ramp is no rain: all its power between 2 and 32 cells is the step where it begins again."""
+    rng = np.random.default_rng(2)
+    ramp = np.linspace(0, 12, 64)[:, None] + np.zeros((64, 64))
+    detail = rng.standard_normal((64, 64))
+    smooth, truth = 0.5 * detail, detail
+    for around in (0 * ramp, ramp):
+        spectra = [skill.radial_spectrum(skill.windowed(f + around)) for f in (smooth, truth)]
+        assert skill.band_ratio_db(*spectra)[:3] == pytest.approx(-6.02, abs=0.6)
+    plain = skill.band_ratio_db(*(skill.radial_spectrum(f + ramp) for f in (smooth, truth)))
+    assert plain[2] > -3
+
+
+def test_a_window_keeps_the_level_of_white_noise_and_forgets_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    fields = [2 * rng.standard_normal((64, 64)) + 7 for _ in range(200)]
+    spectra = [skill.radial_spectrum(skill.windowed(field)) for field in fields]
+    assert np.mean(spectra, axis=0)[4:] == pytest.approx(4, rel=0.1)
+    assert skill.windowed(np.full((8, 8), 3.0)) == pytest.approx(0)
 
 
 def test_white_noise_has_a_flat_spectrum_at_its_variance() -> None:

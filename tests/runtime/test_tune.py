@@ -210,3 +210,10 @@ def test_any_box_cuts_input_and_truth_alike(pair, south_first):
     np.testing.assert_allclose(block_mean(rows, 10), part.frame(0), atol=2e-2)
     centres = np.sort(cut.grid.y).reshape(-1, 10).mean(axis=1)
     np.testing.assert_allclose(centres, np.sort(part.grid.y))
+
+
+def test_json_has_null_where_a_score_is_no_number():
+    undefined = replace(trial(8, 0.06), spread_skill=np.nan)
+    text = Tuning("bundle", "engine", 3, 8, (undefined,)).to_json()
+    (found,) = json.loads(text, parse_constant=pytest.fail)["trials"]
+    assert found["spread_skill"] is None and found["crps_mm_h"] == 0.06
