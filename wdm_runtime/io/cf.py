@@ -16,6 +16,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
+from wdm_runtime.io.accumulation import period_note
 from wdm_runtime.io.units import amount_factor, to_mm_h
 
 CONVENTIONS = "CF-1.11, ACDD-1.3"
@@ -102,8 +103,8 @@ def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> s
     }
     method, note = found.get(time.name) or found.get("time") or ("", "")
     if quantity.period_h is not None:
-        if not note and time.bounds is None:  # nothing else in the file says how long
-            note = f"(interval: {quantity.period_h:g} hours comment: accumulation period)"
+        if time.bounds is None:  # nothing else in the file says how long
+            note = period_note(quantity.period_h)
         method = "sum"
     elif source.period_h is not None:
         method, note = "mean", ""  # of the amount's period
