@@ -9,21 +9,17 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import TimeAxis
-from wdm_runtime.io.coordinates import dates_of
 from wdm_runtime.io.dataset import Dataset, Variable
+from wdm_runtime.io.times import dates_of
 
 # CF's interval is the spacing of what was summed: a day of hourly rain has "interval: 1 hour".
-# Only with the comment that `period_note` gives is it the period itself.
+# Only with the comment that `cf.period_note` gives is it the period itself.
 _SUM = re.compile(
-    r"(\w+)\s*:\s*sum\s*\(interval: (\d+(?:\.\d+)?(?:e[+-]\d+)?) hours comment: accumulation period\)"
+    r"(\w+)\s*:\s*sum\s*"
+    r"\(interval: (\d+(?:\.\d+)?(?:e[+-]\d+)?) hours comment: accumulation period\)"
 )
 # Bounds may end a second before the next begin, and days as floats miss whole seconds.
 _SAME_WITHIN_H = 1.5 / 3600
-
-
-def period_note(period_h: float) -> str:
-    """What an output's ``cell_methods`` say of its amounts where it has no time bounds."""
-    return f"(interval: {period_h:g} hours comment: accumulation period)"
 
 
 def period_of(

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
-from wdm_runtime.io.accumulation import period_note
 from wdm_runtime.io.units import amount_factor, to_mm_h
 
 CONVENTIONS = "CF-1.11, ACDD-1.3"
@@ -111,6 +110,11 @@ def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> s
     elif method == "sum":
         method = ""  # a rate is none, whatever the input says
     return " ".join(["area: mean", *([f"{time.name}: {method}"] if method else []), note]).strip()
+
+
+def period_note(period_h: float) -> str:
+    """What an output's ``cell_methods`` say of its amounts where it has no time bounds."""
+    return f"(interval: {period_h:g} hours comment: accumulation period)"
 
 
 def axis_attributes(grid: Grid, axis: int) -> dict[str, Any]:

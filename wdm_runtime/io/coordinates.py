@@ -1,19 +1,16 @@
-"""Coordinates of a variable by CF: axes, grid, grid mapping, valid times and their bounds."""
+"""Coordinates of a variable by CF: axes, grid and grid mapping."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.field import GridMapping, TimeAxis
+from wdm_runtime.field import GridMapping
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 
@@ -98,7 +95,7 @@ def _axis(dataset: Dataset, variable: Variable, dimension: str, size: int) -> Ax
         and (candidate.name == dimension or _kind(candidate))
     ]
     if not along:
-        return Axis(_NAMED_AXES.get(dimension.casefold(), ""), dimension, size, None)
+        return Axis(named_kind(dimension), dimension, size, None)
     best = max(along, key=lambda c: (c.text("standard_name") == "time", c.name == dimension))
     return Axis(_kind(best), dimension, size, best)
 
@@ -114,7 +111,12 @@ def _kind(coordinate: Variable) -> str:
     degrees = _DEGREES.fullmatch(units)
     if degrees:
         return {"n": "y", "e": "x"}[degrees[1]]
-    return "t" if " since " in units else _NAMED_AXES.get(coordinate.name.casefold(), "")
+    return "t" if " since " in units else named_kind(coordinate.name)
+
+
+def named_kind(name: str) -> str:
+    """The axis that a variable or dimension is by its name alone: "t", "y", "x", or ""."""
+    return _NAMED_AXES.get(name.casefold(), "")
 
 
 def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
@@ -195,78 +197,3 @@ def grid_mapping_of(dataset: Dataset, variable: Variable) -> GridMapping | None:
     words = variable.text("grid_mapping").split()  # "crs", "/crs" or "crs: x y"
     mapping = dataset.named(words[0], variable) if words else None
     return GridMapping(mapping.name, meaning(mapping)) if mapping else None
-
-
-def valid_times_of(
-    dataset: Dataset, variable: Variable, axis: Axis | None
-) -> tuple[tuple[str, ...], TimeAxis | None]:
-    """ISO texts of the valid times, and the coordinate as it is encoded.
-
-    Raises
-    ------
-    InputError
-        The times are missing, cannot be decoded, or come twice.
-    """
-    coordinate = axis.coordinate if axis else _scalar_time(dataset, variable)
-    if coordinate is None:
-        return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
-    units = coordinate.text("units")
-    calendar = coordinate.text("calendar") or "standard"
-    try:
-        decoded = np.atleast_1d(coordinate.decoded())
-        if not np.isfinite(decoded).all():
-            raise ValueError("some times are missing or infinite")
-        # As stored where that is what is meant: int64 does not fit into float64.
-        values = decoded if coordinate.is_packed else np.atleast_1d(coordinate.raw()).copy()
-        dates = dates_of(values, units, calendar)
-        bounds_name, bounds = _bounds(dataset, coordinate, units, calendar)
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{dataset.label}: coordinate '{coordinate.name}' has units '{units}' in calendar "
-            f"'{calendar}', which cannot be decoded ({error}); expected a number for each "
-            "time in '<unit> since <date>'. Correct the coordinate and its attributes."
-        ) from error
-    # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
-    half = timedelta(milliseconds=500)
-    texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
-    text, count = max(Counter(texts).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:  # two frames would share their noise
-        raise InputError(
-            f"{dataset.label}: coordinate '{coordinate.name}' has the time {text} {count} times; "
-            "expected each time once, to the second. Remove the repeated frames."
-        )
-    time = TimeAxis(coordinate.name, units, calendar, values, bounds, bounds_name)
-    return texts, time
-
-
-def dates_of(values: npt.NDArray[Any], units: str, calendar: str) -> Any:
-    """An array of dates (cftime), raising ValueError where there is none."""
-    return netCDF4.num2date(values, units, calendar.casefold())
-
-
-def _bounds(
-    dataset: Dataset, coordinate: Variable, units: str, calendar: str
-) -> tuple[str, npt.NDArray[Any] | None]:
-    name = coordinate.text("bounds")
-    bounds = dataset.named(name, coordinate) if name else None
-    if bounds is None or bounds.size != 2 * max(coordinate.size, 1):
-        return "time_bnds", None
-    values = (bounds.decoded() if bounds.is_packed else bounds.raw()).reshape(-1, 2)
-    if not np.isfinite(bounds.decoded()).all():
-        raise ValueError(f"some bounds in '{bounds.name}' are missing")
-    other = bounds.text("units") or units, bounds.text("calendar") or calendar
-    if other != (units, calendar):  # against CF, but met: what they mean is clear
-        dates = dates_of(values, *other)
-        values = np.asarray(netCDF4.date2num(dates, units, calendar.casefold()))
-    return bounds.name, np.array(values)
-
-
-def _scalar_time(dataset: Dataset, variable: Variable) -> Variable | None:
-    scalars = [v for v in dataset.scope(variable) if v.size == 1 and v.dtype is not None]
-    for scalar in scalars:
-        if scalar.text("standard_name") == "time":
-            return scalar
-    for scalar in scalars:
-        if not scalar.text("standard_name") and _NAMED_AXES.get(scalar.name.casefold()) == "t":
-            return scalar
-    return None

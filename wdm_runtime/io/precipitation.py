@@ -22,10 +22,10 @@ from wdm_runtime.io.coordinates import (
     find_axes,
     grid_mapping_of,
     grid_of,
-    valid_times_of,
 )
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 from wdm_runtime.io.foreign import DRY_FROM_MM_H
+from wdm_runtime.io.times import valid_times_of
 from wdm_runtime.io.units import rate_factor, to_mm_h
 
 # Codes are in the file's units. A row of nines is one in any; what is more, only where it would
