@@ -17,7 +17,7 @@ from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 # What describes the stored numbers and not their meaning: untrue of the finer grid.
 _STORAGE_ATTRIBUTES = re.compile(
     "_.*|missing_value|scale_factor|add_offset|valid_(range|min|max)|actual_range|bounds|CLASS|NAME"
-    "|(DIMENSION|REFERENCE)_LIST|DimensionNames"
+    "|(DIMENSION|REFERENCE)_LIST|DimensionNames|GeoTransform|gcps|rpcs"
 )
 _STANDARD_AXES = {
     "time": "t",
@@ -34,6 +34,8 @@ _NAMED_AXES = {
     ),
 }
 _DEGREES = re.compile(r"degrees?_?(n|e)(orth|ast)?")
+_MAPPINGS = re.compile(r"(\S+):\s+((?:[^\s:]+(?:\s+|$))+)")  # "crs: x y wgs: lat lon"
+_CENTRED_WITHIN = 0.01  # of a cell, as even spacings are
 _SEPARABLE_WITHIN = 1e-3  # of a cell: what float32 rounding leaves of a repeated row or column
 
 
@@ -69,8 +71,9 @@ def find_axes(dataset: Dataset, variable: Variable) -> dict[str, Axis]:
         if of_kind:
             found[kind] = max(of_kind, key=lambda axis: axis.rank)
     for kind in "yx":
-        if kind not in found or found[kind].coordinate is None:
-            found[kind] = _from_plane(dataset, variable, kind)
+        axis = found.get(kind)
+        if axis is None or axis.coordinate is None or not _has_units(axis.coordinate):
+            found[kind] = _from_plane(dataset, variable, kind, axis)
     kept = {axis.dimension for axis in found.values()}
     for dimension, size in sizes.items():
         if size != 1 and dimension not in kept:
@@ -96,8 +99,21 @@ def _axis(dataset: Dataset, variable: Variable, dimension: str, size: int) -> Ax
     ]
     if not along:
         return Axis(named_kind(dimension), dimension, size, None)
-    best = max(along, key=lambda c: (c.text("standard_name") == "time", c.name == dimension))
+    named = next((c for c in along if c.name == dimension), None)
+    own = _kind(named) if named else named_kind(dimension)
+
+    def rank(candidate: Variable) -> tuple[bool, bool, bool]:
+        """Valid time; then what has units, as an index has none; then the dimension's own name."""
+        is_same = own in ("", _kind(candidate))  # the latitude of a ship is none of its times
+        is_time = candidate.text("standard_name") == "time"
+        return is_time, is_same and _has_units(candidate), candidate.name == dimension
+
+    best = max(along, key=rank)
     return Axis(_kind(best), dimension, size, best)
+
+
+def _has_units(coordinate: Variable) -> bool:
+    return coordinate.text("units") not in ("", "1")
 
 
 def _kind(coordinate: Variable) -> str:
@@ -119,8 +135,11 @@ def named_kind(name: str) -> str:
     return _NAMED_AXES.get(name.casefold(), "")
 
 
-def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
-    """An axis from a two-dimensional coordinate that only repeats a one-dimensional one."""
+def _from_plane(dataset: Dataset, variable: Variable, kind: str, index: Axis | None) -> Axis:
+    """An axis from a two-dimensional coordinate that only repeats a one-dimensional one.
+
+    Else the index, a coordinate without units, if there is one.
+    """
     curved = []
     for plane in dataset.scope(variable):
         if (
@@ -133,6 +152,8 @@ def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
             if line is not None:
                 return Axis(kind, line.dimensions[0], line.size, line)
             curved.append(plane.name)
+    if index is not None and index.coordinate is not None:
+        return index
     reason = f" ('{curved[0]}' varies along both of its dimensions)" if curved else ""
     raise InputError(
         f"{dataset.label}: variable '{variable.path}' has dimensions "
@@ -158,29 +179,64 @@ def _line(plane: Variable) -> Variable | None:
     return None
 
 
-def grid_of(dataset: Dataset, axes: dict[str, Axis]) -> Grid:
-    """The grid of y and x, as read except that longitudes do not jump at the dateline.
+def grid_of(dataset: Dataset, axes: dict[str, Axis], mapping: GridMapping | None) -> Grid:
+    """The cells' centres along y and x; longitudes do not jump at the dateline.
 
     Raises
     ------
     InputError
         The coordinates are not evenly spaced, or lie beyond a pole.
     """
-    coordinates = [axes[kind].coordinate for kind in "yx"]
-    y, x = (coordinate for coordinate in coordinates if coordinate is not None)
+    y, x = (coordinate for kind in "yx" if (coordinate := axes[kind].coordinate))
     names, attributes = (y.name, x.name), (meaning(y), meaning(x))
-    return Grid.of_file(dataset.label, y.decoded(), _unwrapped(x), names, attributes)
+    if _is_rotated(names, mapping):
+        of_y, of_x = ({"standard_name": f"grid_{name}"} for name in ("latitude", "longitude"))
+        attributes = of_y | attributes[0], of_x | attributes[1]
+    centres = _centres(dataset, y, y.decoded()), _centres(dataset, x, _unwrapped(x))
+    return Grid.of_file(dataset.label, *centres, names, attributes)
+
+
+def _is_rotated(names: tuple[str, str], mapping: GridMapping | None) -> bool:
+    """Whether degrees are those of a rotated pole."""
+    named = mapping.attributes.get("grid_mapping_name") if mapping else None
+    return named == "rotated_latitude_longitude" or names == ("rlat", "rlon")
 
 
 def _unwrapped(x: Variable) -> npt.NDArray[np.float64]:
     """179.95, -179.95 -> 179.95, 180.05: whole turns added after the first cell, if any."""
     values = x.decoded()
-    units = x.text("units").casefold() or x.name.casefold()
-    if not units.startswith(("degree", "lon")) or not np.isfinite(values).all():
-        return values
-    turns = np.cumsum(np.round(np.diff(values) / 360))
-    values[1:] -= 360 * turns
+    if np.isfinite(values).all():
+        values[1:] -= np.cumsum(_whole_turns(x, np.diff(values)))
     return values
+
+
+def _centres(
+    dataset: Dataset, coordinate: Variable, values: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The coordinate, moved to the middle of its cells where bounds say that it lies elsewhere.
+
+    All cells move alike, by their median: the last one may end at a pole. Bounds that do not hold
+    the coordinate are not its own.
+    """
+    bounds = dataset.named(coordinate.text("bounds"), coordinate)
+    if bounds is None or bounds.shape != (values.size, 2):
+        return values
+    offsets = bounds.decoded() - values[:, None]
+    if not np.isfinite(offsets).all():
+        return values
+    offsets -= _whole_turns(coordinate, offsets)
+    width, shift = np.median(np.ptp(offsets, axis=1)), np.median(offsets.mean(axis=1))
+    is_within = abs(shift) <= (0.5 + _CENTRED_WITHIN) * width
+    return values + shift if is_within and abs(shift) > _CENTRED_WITHIN * width else values
+
+
+def _whole_turns(
+    coordinate: Variable, differences: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The whole turns in differences of degrees; none in distances."""
+    units = coordinate.text("units").casefold() or coordinate.name.casefold()
+    turn = 360.0 if units.startswith(("degree", "lon")) else 0.0
+    return turn * np.round(differences / 360)
 
 
 def meaning(variable: Variable) -> dict[str, Any]:
@@ -192,8 +248,18 @@ def meaning(variable: Variable) -> dict[str, Any]:
     }
 
 
-def grid_mapping_of(dataset: Dataset, variable: Variable) -> GridMapping | None:
-    """The grid mapping the variable names, None if it names none or it is not there."""
-    words = variable.text("grid_mapping").split()  # "crs", "/crs" or "crs: x y"
-    mapping = dataset.named(words[0], variable) if words else None
+def grid_mapping_of(
+    dataset: Dataset, variable: Variable, axes: dict[str, Axis]
+) -> GridMapping | None:
+    """The grid mapping the variable names for its axes; None if there is none, or it is missing."""
+    said = variable.text("grid_mapping")  # "crs", "/crs", "crs: x y" or "crs: x y wgs: lat lon"
+    chosen = {c.name for kind in "yx" if (c := axes[kind].coordinate)}
+    names = [
+        name
+        for name, listed in _MAPPINGS.findall(said)
+        if chosen & {word.rpartition("/")[2] for word in listed.split()}
+    ]
+    if ":" not in said:
+        names = said.split()
+    mapping = dataset.named(names[0], variable) if names else None
     return GridMapping(mapping.name, meaning(mapping)) if mapping else None
