@@ -203,6 +203,10 @@ class TestArrays:
             field_from_dataarray(dataset, "rainfall").frame(1), RAIN[1] + 1
         )
 
+    def test_named_like_its_coordinate(self) -> None:
+        with pytest.raises(InputError, match=r"DataArray 'lat'.*rename\('precipitation'\)"):
+            field_from_dataarray(rainy().rain.rename("lat"))
+
     def test_neither(self) -> None:
         with pytest.raises(InputError, match="Got a ndarray; expected an xarray"):
             field_from_dataarray(RAIN)

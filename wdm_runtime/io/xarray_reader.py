@@ -108,6 +108,11 @@ def field_from_dataarray(
     xarray = require("xarray", "xarray", "Taking labelled arrays")
     if isinstance(labelled, xarray.DataArray):
         variable = str(labelled.name or "precipitation")
+        if variable in labelled.coords:
+            raise InputError(
+                f"DataArray '{variable}' is named like one of its coordinates; expected a name of "
+                "its own. Give it one, like array.rename('precipitation')."
+            )
         label, labelled = f"DataArray '{variable}'", labelled.to_dataset(name=variable)
     elif isinstance(labelled, xarray.Dataset):
         label = "Dataset"
