@@ -26,6 +26,7 @@ from output_files import (
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
+from wdm_runtime.io.grib_output import check_grib
 
 FIELDS = {"rate": rate_field, "amount": amount_field, "flux": flux_field}
 STATISTICS = {"statistics": SPEC}
@@ -231,6 +232,7 @@ class TestCoordinates:
             assert dataset["lat"].units == "degrees_north"
             assert dataset["lon"].standard_name == "longitude"
             assert dataset.geospatial_lat_resolution == 0.01
+        check_grib(tmp_path / "out.grib2", field, 1, None)
         metres = ({"units": "m"}, {"units": "m"})
         assert replace(grid, attributes=metres).attributes == metres
         assert Grid(grid.y, grid.x, ("y", "x")).attributes == ({}, {})
