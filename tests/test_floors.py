@@ -43,7 +43,7 @@ RUNTIME_FLOORS = [
         "select",
     }
     | {"io.cf", "io.coordinates", "io.field_wire", "io.foreign", "io.grib_packing"},
-    {"engines.ort_cuda", "engines.tensorrt_plan", "engines.device_step"},
+    {"engines.ort_cuda", "engines.tensorrt_plan", "engines.device_step", "io.times"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines.tensorrt_step", "engines.ort_cuda_step"},
     {"engines.families"},

@@ -34,7 +34,8 @@ class Grid:
     """Cell-centre coordinates along y and x, as read, with their CF attributes.
 
     ``y`` and ``x`` are 1-D and evenly spaced, at distinct places; ``attributes`` keeps what the
-    file said of each (units, standard_name, axis), and ``names`` their variable names.
+    file said of each (units, standard_name, axis), and ``names`` their variable names. ``lat`` and
+    ``lon`` of which nothing is said are degrees north and east.
     """
 
     y: npt.NDArray[np.float64]
@@ -43,6 +44,8 @@ class Grid:
     attributes: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}))
 
     def __post_init__(self) -> None:
+        if self.names == ("lat", "lon") and not any(self.attributes):
+            object.__setattr__(self, "attributes", _latlon_attributes())
         for name, values in zip(self.names, (self.y, self.x), strict=True):
             if values.ndim != 1 or values.size == 0:
                 raise InputError(
@@ -160,6 +163,13 @@ class Grid:
     def refined(self, factor: int) -> Grid:
         """The grid of cells ``factor`` times finer that covers the same area."""
         return Grid(_refine(self.y, factor), _refine(self.x, factor), self.names, self.attributes)
+
+
+def _latlon_attributes() -> tuple[dict[str, Any], dict[str, Any]]:
+    return (
+        {"units": "degrees_north", "standard_name": "latitude"},
+        {"units": "degrees_east", "standard_name": "longitude"},
+    )
 
 
 def same_spacing(got: float, expected: float) -> bool:

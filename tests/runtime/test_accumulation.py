@@ -9,7 +9,7 @@ from typing import Any
 import netCDF4
 import numpy as np
 import pytest
-from netcdf_files import HOURS, RAIN, add, coordinates
+from netcdf_files import HOURS, RAIN, add, coordinates, write_all
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
@@ -100,15 +100,35 @@ class TestPeriod:
 
     @pytest.mark.parametrize(
         "cell_methods",
-        ["time: sum (interval: 6 hours)", "area: mean time: sum (interval: 360 min comment: x)"],
+        [
+            "time: sum (interval: 6 hours comment: accumulation period)",
+            "area: mean time: sum (interval: 6.0 hours comment: accumulation period)",
+        ],
     )
     def test_of_cell_methods(self, tmp_path: Path, cell_methods: str) -> None:
         found = read_field(amounts(tmp_path / "in.nc", cell_methods=cell_methods))
         np.testing.assert_allclose(found.load(), RAIN / 6, rtol=1e-6)
         assert found.source.cell_methods == cell_methods
 
+    @pytest.mark.parametrize("period_h", [1 / 12, 1.0, 24.0])
+    def test_of_our_own_output(self, tmp_path: Path, period_h: float) -> None:
+        """Also where the input told of what its sums are made."""
+        path = amounts(tmp_path / "in.nc", cell_methods="time: sum (interval: 5 min)")
+        coarse = read_field(path, accumulation_h=period_h)
+        write_all(tmp_path / "out.nc", coarse)
+        with netCDF4.Dataset(tmp_path / "out.nc") as dataset:
+            cell_methods = dataset["tp"].cell_methods
+        amounts(tmp_path / "again.nc", cell_methods=cell_methods)
+        assert read_field(tmp_path / "again.nc").source.period_h == pytest.approx(period_h, 1e-5)
+
     @pytest.mark.parametrize(
-        "cell_methods", ["time: sum", "time: mean (interval: 1 hour)", "area: sum (interval: 1 m)"]
+        "cell_methods",
+        [
+            *("time: sum", "time: mean (interval: 1 hour)", "area: sum (interval: 1 m)"),
+            # What was summed is hourly or monthly, whatever the sum's period.
+            *("time: sum (interval: 1 hour)", "time: sum (interval: 1 month comment: x)"),
+            "time: sum (interval: 0 hours comment: accumulation period)",
+        ],
     )
     def test_unknown(self, tmp_path: Path, cell_methods: str) -> None:
         path = amounts(tmp_path / "in.nc", cell_methods=cell_methods)
@@ -141,6 +161,12 @@ class TestPeriod:
         assert read_field(path, accumulation_h=1).source.period_h == 1
         with pytest.raises(InputError, match=r"summed over 1 h .*got an accumulation of 3 h"):
             read_field(path, accumulation_h=3)
+
+    def test_bounds_that_end_a_second_before_the_next_begin(self, tmp_path: Path) -> None:
+        path = amounts(tmp_path / "in.nc", np.array([[0, 3599], [3600, 7199]]) / 3600)
+        found = read_field(path, accumulation_h=1)
+        assert found.source.period_h == 1
+        np.testing.assert_array_equal(found.load(), RAIN)
 
     @pytest.mark.parametrize("stated", [0.0, -1.0, np.nan, np.inf])
     def test_stated_nonsense(self, tmp_path: Path, stated: float) -> None:

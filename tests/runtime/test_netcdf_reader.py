@@ -236,6 +236,7 @@ class TestChoice:
             error = {"units": "mm/h", "standard_name": "rainfall_rate standard_error"}
             add(dataset, "rainfall", **error)
         assert read_netcdf(tmp_path / "in.nc").source.variable == "rain"
+        assert read_netcdf(tmp_path / "in.nc", "precip").source.variable == "precip"
 
     @pytest.mark.parametrize("name", ["tp", "precipitationCal", "PrecipRate", "RAINRATE", "pr"])
     def test_well_known_names(self, tmp_path: Path, name: str) -> None:

@@ -65,6 +65,10 @@ class TestTimes:
             ([0, 1], {"units": "days"}),
             ([0, 1], {}),
             ([0, 1], {"units": HOURS, "calendar": "mayan"}),
+            ([0, 1], {"units": f"{HOURS} EST"}),
+            ([0, 1], {"units": "hours since 2022-08-09 1500"}),
+            ([0, 1], {"units": "hours since 2022-08-09 15:00:00 2:00"}),
+            ([0, 1], {"units": "hours since 2022-08-09 15:00 +02:00:30"}),
             ([0, 1e300], {"units": HOURS}),
             ([0, np.nan], {"units": HOURS}),
         ],
@@ -74,6 +78,39 @@ class TestTimes:
     ) -> None:
         with pytest.raises(InputError, match="coordinate 'valid' has units"):
             self.read(tmp_path / "in.nc", values, **attributes)
+
+    @pytest.mark.parametrize(
+        ("reference", "expected"),
+        [
+            *((f"2022-08-09{at}", "15:00:00") for at in (" 15", "T15", "T15Z", "T15:00Z", " 15Z")),
+            *(
+                (f"2022-8-9 {at}", "15:00:00")
+                for at in ("15:0:0", "15:00:00.0", " 15:00", "15:00.")
+            ),
+            *((f"2022-08-09 15:00:00{utc}", "15:00:00") for utc in ("Z", " UTC", "utc", "  GMT")),
+            *((f"2022-08-09 15:00 +{zone}", "13:00:00") for zone in ("02:00", "0200", "02", "2")),
+            *((f"2022-08-09 {at}", "13:00:00") for at in ("15:00 +2:00", "15 +02:00", "15:00+200")),
+            # The example of CF 4.4, whose half second makes the rounded time a later one.
+            ("2022-08-09 15:15:42.5 -6:00", "21:15:43"),
+            *((f"2022-08-09{zone}", "00:00:00") for zone in ("", "Z", " 0:0:0", " -00:00")),
+        ],
+    )
+    def test_reference_dates(self, tmp_path: Path, reference: str, expected: str) -> None:
+        found = self.read(tmp_path / "in.nc", [0, 24], units=f"hours since {reference}")
+        assert found.valid_times[0] == f"2022-08-09T{expected}"
+        write_all(tmp_path / "out.nc", found)
+        assert read_netcdf(tmp_path / "out.nc").valid_times == found.valid_times
+        with netCDF4.Dataset(tmp_path / "out.nc") as dataset:  # as other readers have it
+            time = dataset["valid"]
+            start = netCDF4.num2date(0, time.units, time.calendar)
+            assert dataset.time_coverage_start == f"{start.isoformat()[:11]}{expected}Z"
+            assert start.strftime("%H:%M") == expected[:5]
+
+    def test_names_of_calendars_in_any_case(self, tmp_path: Path) -> None:
+        found = self.read(tmp_path / "in.nc", [0, 1], units=HOURS, calendar="Gregorian")
+        write_all(tmp_path / "out.nc", found)
+        with netCDF4.Dataset(tmp_path / "out.nc") as dataset:
+            assert dataset["valid"].units_metadata == "leap_seconds: unknown"
 
     @pytest.mark.parametrize("scalar", [True, False])
     def test_two_dimensions(self, tmp_path: Path, scalar: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from output_files import (
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
+from wdm_runtime.io.grib_output import check_grib
 
 FIELDS = {"rate": rate_field, "amount": amount_field, "flux": flux_field}
 STATISTICS = {"statistics": SPEC}
@@ -220,6 +222,26 @@ class TestCoordinates:
             assert "standard_name" not in dataset["x"].ncattrs()
             assert "time" not in dataset.variables
             assert dataset["rainfall_rate"].cell_methods == "area: mean"
+
+    def test_latitudes_and_longitudes_are_degrees_unless_they_say_otherwise(
+        self, tmp_path: Path
+    ) -> None:
+        grid = Grid(50.0 + 0.1 * np.arange(3), 5.0 + 0.1 * np.arange(4))
+        field = PrecipField(np.ones((1, 3, 4), np.float32), grid, ("2022-08-09T15:00:00",))
+        with netCDF4.Dataset(write_output(tmp_path / "out.nc", field)) as dataset:
+            assert dataset["lat"].units == "degrees_north"
+            assert dataset["lon"].standard_name == "longitude"
+            assert dataset.geospatial_lat_resolution == 0.01
+        check_grib(tmp_path / "out.grib2", field, 1, None)
+        metres = ({"units": "m"}, {"units": "m"})
+        assert replace(grid, attributes=metres).attributes == metres
+        assert Grid(grid.y, grid.x, ("y", "x")).attributes == ({}, {})
+
+    @pytest.mark.parametrize("time", ["frame 0", "2022-08-09T15:00:00+02:00", ""])
+    def test_times_that_are_none(self, tmp_path: Path, time: str) -> None:
+        bare = replace(rate_field(times=1), valid_times=(time,), source=Source())
+        with pytest.raises(InputError, match=re.escape(f"the valid time '{time}'; expected ISO")):
+            write_output(tmp_path / "out.nc", bare)
 
 
 def test_the_same_request_gets_the_same_attributes_but_times_of_writing(tmp_path: Path) -> None:

@@ -80,6 +80,24 @@ class TestZarr:
         np.testing.assert_array_equal(found.frame(1), RAIN[1])
 
     @pytest.mark.parametrize("zarr_format", [2, 3])
+    @pytest.mark.parametrize("packing", [{"scale_factor": 0.5}, {}])
+    def test_unsigned_in_signed_storage(
+        self, tmp_path: Path, zarr_format: int, packing: dict[str, float]
+    ) -> None:
+        counts = np.arange(40, dtype=np.uint8).reshape(RAIN.shape)
+        counts[0, 0, :4] = 255, 251, 250, 249
+        codes = {"_FillValue": np.int8(-1), "valid_range": np.array([0, -6], np.int8)}
+        described = {**RATE, **packing, **codes, "_Unsigned": "true"}
+        dataset = rainy()
+        dataset["rain"] = (dataset.rain.dims, counts.view(np.int8), described)
+        path = self.store(tmp_path / "a.zarr", dataset, zarr_format)
+        expected = counts * packing.get("scale_factor", 1.0)
+        expected[0, 0, :2] = np.nan
+        with xarray.open_zarr(path, consolidated=False) as decoded:
+            for found in (read_field(path), field_from_dataarray(decoded)):
+                np.testing.assert_array_equal(found.load(), expected)
+
+    @pytest.mark.parametrize("zarr_format", [2, 3])
     def test_groups(self, tmp_path: Path, zarr_format: int) -> None:
         path = self.store(tmp_path / "a.zarr", rainy(), zarr_format, group="Grid/inner")
         check(read_field(path))
@@ -184,6 +202,10 @@ class TestArrays:
         np.testing.assert_array_equal(
             field_from_dataarray(dataset, "rainfall").frame(1), RAIN[1] + 1
         )
+
+    def test_named_like_its_coordinate(self) -> None:
+        with pytest.raises(InputError, match=r"DataArray 'lat'.*rename\('precipitation'\)"):
+            field_from_dataarray(rainy().rain.rename("lat"))
 
     def test_neither(self) -> None:
         with pytest.raises(InputError, match="Got a ndarray; expected an xarray"):

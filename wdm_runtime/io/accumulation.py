@@ -9,14 +9,17 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import TimeAxis
-from wdm_runtime.io.coordinates import dates_of
 from wdm_runtime.io.dataset import Dataset, Variable
-from wdm_runtime.io.units import parse_period
+from wdm_runtime.io.times import dates_of
 
-# "time: sum (interval: 1 hour comment: ...)"
-_SUM = re.compile(r"(\w+)\s*:\s*sum\s*(?:within \w+\s*)?\(([^)]*)\)")
-_INTERVAL = re.compile(r"interval\s*:\s*([\d.]+\s*[A-Za-z]+)")
-_SAME_WITHIN_H = 1 / 3600  # days as floats miss whole seconds
+# CF's interval is the spacing of what was summed: a day of hourly rain has "interval: 1 hour".
+# Only with the comment that `cf.period_note` gives is it the period itself.
+_SUM = re.compile(
+    r"(\w+)\s*:\s*sum\s*"
+    r"\(interval: (\d+(?:\.\d+)?(?:e[+-]\d+)?) hours comment: accumulation period\)"
+)
+# Bounds may end a second before the next begin, and days as floats miss whole seconds.
+_SAME_WITHIN_H = 1.5 / 3600
 
 
 def period_of(
@@ -24,7 +27,7 @@ def period_of(
 ) -> float:
     """The hours each amount is summed over.
 
-    Time bounds count first, then the interval that ``cell_methods`` gives a sum over time, then
+    Time bounds count first, then the period that ``cell_methods`` of our own outputs state, then
     what the caller states.
 
     Raises
@@ -44,16 +47,15 @@ def period_of(
     if found_h is None and stated_h is None:
         raise InputError(
             f"{named} has units '{variable.text('units')}', an amount over an unknown period; "
-            "expected a rate convertible to 'mm h-1', or time bounds or cell_methods that state "
-            "the period. State it with --accumulation, like --accumulation 1h, or choose another "
-            "with --variable."
+            "expected a rate convertible to 'mm h-1', or time bounds that state the period. State "
+            "it with --accumulation, like --accumulation 1h, or choose another with --variable."
         )
     if found_h is not None and stated_h is not None and abs(found_h - stated_h) > _SAME_WITHIN_H:
         raise InputError(
             f"{named} is summed over {found_h:g} h as its file says; got an accumulation of "
             f"{stated_h:g} h. Leave out --accumulation, or correct the file."
         )
-    return float(found_h if found_h is not None else stated_h or 0.0)
+    return float(stated_h or found_h or 0.0)
 
 
 def _period_of_bounds(dataset: Dataset, variable: Variable, time: TimeAxis | None) -> float | None:
@@ -83,8 +85,7 @@ def _hours(differences: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
 
 
 def _period_of_cell_methods(variable: Variable, time: TimeAxis | None) -> float | None:
-    for name, comment in _SUM.findall(variable.text("cell_methods")):
-        interval = _INTERVAL.search(comment)
-        if interval and name in ("time", time.name if time else "time"):
-            return parse_period(interval[1])
+    for name, period_h in _SUM.findall(variable.text("cell_methods")):
+        if name in ("time", time.name if time else "time"):
+            return float(period_h) if 0 < float(period_h) < np.inf else None
     return None

@@ -83,13 +83,32 @@ def output_quantity(source: Source, units: str | None) -> Quantity:
 
 
 def output_time(field: PrecipField) -> TimeAxis | None:
-    """The time coordinate as read, or made from the valid times if the source only has those."""
+    """The time coordinate as read, or made from the valid times if the source only has those.
+
+    Raises
+    ------
+    InputError
+        A valid time is none.
+    """
     time = field.source.time
     if time is not None or any(text.startswith("none-") for text in field.valid_times):
         return time
-    moments = [datetime.fromisoformat(text) for text in field.valid_times]
-    seconds = [round(moment.replace(tzinfo=timezone.utc).timestamp()) for moment in moments]
+    seconds = [round(_utc_moment(text).timestamp()) for text in field.valid_times]
     return TimeAxis("time", _EPOCH, "standard", np.array(seconds, dtype=np.int64))
+
+
+def _utc_moment(valid_time: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(valid_time)
+        if moment.tzinfo is not None:
+            raise ValueError("has a zone")
+    except ValueError as error:
+        raise InputError(
+            f"The field has the valid time '{valid_time}'; expected ISO 8601 in UTC without a "
+            "zone, like '2022-08-09T15:00:00', or 'none-0', 'none-1' and so on where there is no "
+            "time. Correct the field's valid_times."
+        ) from error
+    return moment.replace(tzinfo=timezone.utc)
 
 
 def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> str:
@@ -102,14 +121,19 @@ def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> s
     }
     method, note = found.get(time.name) or found.get("time") or ("", "")
     if quantity.period_h is not None:
-        if not note and time.bounds is None:  # nothing else in the file says how long
-            note = f"(interval: {quantity.period_h:g} hours comment: accumulation period)"
+        if time.bounds is None:  # nothing else in the file says how long
+            note = period_note(quantity.period_h)
         method = "sum"
     elif source.period_h is not None:
         method, note = "mean", ""  # of the amount's period
     elif method == "sum":
         method = ""  # a rate is none, whatever the input says
     return " ".join(["area: mean", *([f"{time.name}: {method}"] if method else []), note]).strip()
+
+
+def period_note(period_h: float) -> str:
+    """What an output's ``cell_methods`` say of its amounts where it has no time bounds."""
+    return f"(interval: {period_h:g} hours comment: accumulation period)"
 
 
 def axis_attributes(grid: Grid, axis: int) -> dict[str, Any]:

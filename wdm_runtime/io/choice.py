@@ -40,11 +40,12 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
     InputError
         None or several fit, or the units are not those of precipitation.
     """
-    fields = _fields(dataset)
+    planes = _planes(dataset)
+    fields = _without_supporting(dataset, planes)
     rain = {path: variable for path, variable in fields.items() if _is_precipitation(variable)}
     if requested is not None:
         wanted = requested.strip("/")
-        found = [wanted] if wanted in fields else [p for p in fields if fields[p].name == wanted]
+        found = [wanted] if wanted in planes else [p for p in planes if planes[p].name == wanted]
         if not found:
             raise InputError(
                 f"{dataset.label}: has no field '{requested}'{_why_not(dataset, wanted)}; expected "
@@ -57,7 +58,7 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
     if len(found) > 1:
         raise InputError(
             f"{dataset.label}: holds {len(found)} precipitation variables, "
-            f"{_listed({path: fields[path] for path in found})}; expected one. "
+            f"{_listed({path: planes[path] for path in found})}; expected one. "
             "Choose one with --variable."
         )
     if not found and not rain:
@@ -67,27 +68,31 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
             "or a name like 'precipitation', in units convertible to 'mm h-1' and two dimensions "
             f"or more. {_remedy(fields)}"
         )
-    chosen = fields[found[0]] if found else next(iter(rain.values()))
+    chosen = planes[found[0]] if found else next(iter(rain.values()))
     _check_units(dataset, chosen)
     return chosen
 
 
-def _fields(dataset: Dataset) -> dict[str, Variable]:
-    """Planes of numbers that no other variable refers to."""
-    supporting = {
-        word.rstrip(":").rpartition("/")[2]
-        for variable in dataset.variables.values()
-        for attribute in _REFERRING
-        for word in variable.text(attribute).split()
-    }
+def _planes(dataset: Dataset) -> dict[str, Variable]:
+    """Numbers in two dimensions or more."""
     return {
         path: variable
         for path, variable in dataset.variables.items()
         if len(variable.dimensions) >= 2
         and variable.dtype is not None
         and variable.dtype.kind in "iuf"
-        and variable.name not in supporting
     }
+
+
+def _without_supporting(dataset: Dataset, planes: dict[str, Variable]) -> dict[str, Variable]:
+    """Those that no other variable refers to: they are taken only if asked for by name."""
+    supporting = {
+        word.rstrip(":").rpartition("/")[2]
+        for variable in dataset.variables.values()
+        for attribute in _REFERRING
+        for word in variable.text(attribute).split()
+    }
+    return {path: plane for path, plane in planes.items() if plane.name not in supporting}
 
 
 def _is_precipitation(variable: Variable) -> bool:

@@ -1,26 +1,23 @@
-"""Coordinates of a variable by CF: axes, grid, grid mapping, valid times and their bounds."""
+"""Coordinates of a variable by CF: axes, grid and grid mapping."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.field import GridMapping, TimeAxis
+from wdm_runtime.field import GridMapping
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 
 # What describes the stored numbers and not their meaning: untrue of the finer grid.
 _STORAGE_ATTRIBUTES = re.compile(
     "_.*|missing_value|scale_factor|add_offset|valid_(range|min|max)|actual_range|bounds|CLASS|NAME"
-    "|(DIMENSION|REFERENCE)_LIST|DimensionNames"
+    "|(DIMENSION|REFERENCE)_LIST|DimensionNames|GeoTransform|gcps|rpcs"
 )
 _STANDARD_AXES = {
     "time": "t",
@@ -37,6 +34,8 @@ _NAMED_AXES = {
     ),
 }
 _DEGREES = re.compile(r"degrees?_?(n|e)(orth|ast)?")
+_MAPPINGS = re.compile(r"(\S+):\s+((?:[^\s:]+(?:\s+|$))+)")  # "crs: x y wgs: lat lon"
+_CENTRED_WITHIN = 0.01  # of a cell, as even spacings are
 _SEPARABLE_WITHIN = 1e-3  # of a cell: what float32 rounding leaves of a repeated row or column
 
 
@@ -72,8 +71,9 @@ def find_axes(dataset: Dataset, variable: Variable) -> dict[str, Axis]:
         if of_kind:
             found[kind] = max(of_kind, key=lambda axis: axis.rank)
     for kind in "yx":
-        if kind not in found or found[kind].coordinate is None:
-            found[kind] = _from_plane(dataset, variable, kind)
+        axis = found.get(kind)
+        if axis is None or axis.coordinate is None or not _has_units(axis.coordinate):
+            found[kind] = _from_plane(dataset, variable, kind, axis)
     kept = {axis.dimension for axis in found.values()}
     for dimension, size in sizes.items():
         if size != 1 and dimension not in kept:
@@ -98,9 +98,22 @@ def _axis(dataset: Dataset, variable: Variable, dimension: str, size: int) -> Ax
         and (candidate.name == dimension or _kind(candidate))
     ]
     if not along:
-        return Axis(_NAMED_AXES.get(dimension.casefold(), ""), dimension, size, None)
-    best = max(along, key=lambda c: (c.text("standard_name") == "time", c.name == dimension))
+        return Axis(named_kind(dimension), dimension, size, None)
+    named = next((c for c in along if c.name == dimension), None)
+    own = _kind(named) if named else named_kind(dimension)
+
+    def rank(candidate: Variable) -> tuple[bool, bool, bool]:
+        """Valid time; then what has units, as an index has none; then the dimension's own name."""
+        is_same = own in ("", _kind(candidate))  # the latitude of a ship is none of its times
+        is_time = candidate.text("standard_name") == "time"
+        return is_time, is_same and _has_units(candidate), candidate.name == dimension
+
+    best = max(along, key=rank)
     return Axis(_kind(best), dimension, size, best)
+
+
+def _has_units(coordinate: Variable) -> bool:
+    return coordinate.text("units") not in ("", "1")
 
 
 def _kind(coordinate: Variable) -> str:
@@ -114,11 +127,19 @@ def _kind(coordinate: Variable) -> str:
     degrees = _DEGREES.fullmatch(units)
     if degrees:
         return {"n": "y", "e": "x"}[degrees[1]]
-    return "t" if " since " in units else _NAMED_AXES.get(coordinate.name.casefold(), "")
+    return "t" if " since " in units else named_kind(coordinate.name)
 
 
-def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
-    """An axis from a two-dimensional coordinate that only repeats a one-dimensional one."""
+def named_kind(name: str) -> str:
+    """The axis that a variable or dimension is by its name alone: "t", "y", "x", or ""."""
+    return _NAMED_AXES.get(name.casefold(), "")
+
+
+def _from_plane(dataset: Dataset, variable: Variable, kind: str, index: Axis | None) -> Axis:
+    """An axis from a two-dimensional coordinate that only repeats a one-dimensional one.
+
+    Else the index, a coordinate without units, if there is one.
+    """
     curved = []
     for plane in dataset.scope(variable):
         if (
@@ -131,6 +152,8 @@ def _from_plane(dataset: Dataset, variable: Variable, kind: str) -> Axis:
             if line is not None:
                 return Axis(kind, line.dimensions[0], line.size, line)
             curved.append(plane.name)
+    if index is not None and index.coordinate is not None:
+        return index
     reason = f" ('{curved[0]}' varies along both of its dimensions)" if curved else ""
     raise InputError(
         f"{dataset.label}: variable '{variable.path}' has dimensions "
@@ -156,29 +179,64 @@ def _line(plane: Variable) -> Variable | None:
     return None
 
 
-def grid_of(dataset: Dataset, axes: dict[str, Axis]) -> Grid:
-    """The grid of y and x, as read except that longitudes do not jump at the dateline.
+def grid_of(dataset: Dataset, axes: dict[str, Axis], mapping: GridMapping | None) -> Grid:
+    """The cells' centres along y and x; longitudes do not jump at the dateline.
 
     Raises
     ------
     InputError
         The coordinates are not evenly spaced, or lie beyond a pole.
     """
-    coordinates = [axes[kind].coordinate for kind in "yx"]
-    y, x = (coordinate for coordinate in coordinates if coordinate is not None)
+    y, x = (coordinate for kind in "yx" if (coordinate := axes[kind].coordinate))
     names, attributes = (y.name, x.name), (meaning(y), meaning(x))
-    return Grid.of_file(dataset.label, y.decoded(), _unwrapped(x), names, attributes)
+    if _is_rotated(names, mapping):
+        of_y, of_x = ({"standard_name": f"grid_{name}"} for name in ("latitude", "longitude"))
+        attributes = of_y | attributes[0], of_x | attributes[1]
+    centres = _centres(dataset, y, y.decoded()), _centres(dataset, x, _unwrapped(x))
+    return Grid.of_file(dataset.label, *centres, names, attributes)
+
+
+def _is_rotated(names: tuple[str, str], mapping: GridMapping | None) -> bool:
+    """Whether degrees are those of a rotated pole."""
+    named = mapping.attributes.get("grid_mapping_name") if mapping else None
+    return named == "rotated_latitude_longitude" or names == ("rlat", "rlon")
 
 
 def _unwrapped(x: Variable) -> npt.NDArray[np.float64]:
     """179.95, -179.95 -> 179.95, 180.05: whole turns added after the first cell, if any."""
     values = x.decoded()
-    units = x.text("units").casefold() or x.name.casefold()
-    if not units.startswith(("degree", "lon")) or not np.isfinite(values).all():
-        return values
-    turns = np.cumsum(np.round(np.diff(values) / 360))
-    values[1:] -= 360 * turns
+    if np.isfinite(values).all():
+        values[1:] -= np.cumsum(_whole_turns(x, np.diff(values)))
     return values
+
+
+def _centres(
+    dataset: Dataset, coordinate: Variable, values: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The coordinate, moved to the middle of its cells where bounds say that it lies elsewhere.
+
+    All cells move alike, by their median: the last one may end at a pole. Bounds that do not hold
+    the coordinate are not its own.
+    """
+    bounds = dataset.named(coordinate.text("bounds"), coordinate)
+    if bounds is None or bounds.shape != (values.size, 2):
+        return values
+    offsets = bounds.decoded() - values[:, None]
+    if not np.isfinite(offsets).all():
+        return values
+    offsets -= _whole_turns(coordinate, offsets)
+    width, shift = np.median(np.ptp(offsets, axis=1)), np.median(offsets.mean(axis=1))
+    is_within = abs(shift) <= (0.5 + _CENTRED_WITHIN) * width
+    return values + shift if is_within and abs(shift) > _CENTRED_WITHIN * width else values
+
+
+def _whole_turns(
+    coordinate: Variable, differences: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The whole turns in differences of degrees; none in distances."""
+    units = coordinate.text("units").casefold() or coordinate.name.casefold()
+    turn = 360.0 if units.startswith(("degree", "lon")) else 0.0
+    return turn * np.round(differences / 360)
 
 
 def meaning(variable: Variable) -> dict[str, Any]:
@@ -190,83 +248,18 @@ def meaning(variable: Variable) -> dict[str, Any]:
     }
 
 
-def grid_mapping_of(dataset: Dataset, variable: Variable) -> GridMapping | None:
-    """The grid mapping the variable names, None if it names none or it is not there."""
-    words = variable.text("grid_mapping").split()  # "crs", "/crs" or "crs: x y"
-    mapping = dataset.named(words[0], variable) if words else None
+def grid_mapping_of(
+    dataset: Dataset, variable: Variable, axes: dict[str, Axis]
+) -> GridMapping | None:
+    """The grid mapping the variable names for its axes; None if there is none, or it is missing."""
+    said = variable.text("grid_mapping")  # "crs", "/crs", "crs: x y" or "crs: x y wgs: lat lon"
+    chosen = {c.name for kind in "yx" if (c := axes[kind].coordinate)}
+    names = [
+        name
+        for name, listed in _MAPPINGS.findall(said)
+        if chosen & {word.rpartition("/")[2] for word in listed.split()}
+    ]
+    if ":" not in said:
+        names = said.split()
+    mapping = dataset.named(names[0], variable) if names else None
     return GridMapping(mapping.name, meaning(mapping)) if mapping else None
-
-
-def valid_times_of(
-    dataset: Dataset, variable: Variable, axis: Axis | None
-) -> tuple[tuple[str, ...], TimeAxis | None]:
-    """ISO texts of the valid times, and the coordinate as it is encoded.
-
-    Raises
-    ------
-    InputError
-        The times are missing, cannot be decoded, or come twice.
-    """
-    coordinate = axis.coordinate if axis else _scalar_time(dataset, variable)
-    if coordinate is None:
-        return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
-    units = coordinate.text("units")
-    calendar = coordinate.text("calendar") or "standard"
-    try:
-        decoded = np.atleast_1d(coordinate.decoded())
-        if not np.isfinite(decoded).all():
-            raise ValueError("some times are missing or infinite")
-        # As stored where that is what is meant: int64 does not fit into float64.
-        values = decoded if coordinate.is_packed else np.atleast_1d(coordinate.raw()).copy()
-        dates = dates_of(values, units, calendar)
-        bounds_name, bounds = _bounds(dataset, coordinate, units, calendar)
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{dataset.label}: coordinate '{coordinate.name}' has units '{units}' in calendar "
-            f"'{calendar}', which cannot be decoded ({error}); expected a number for each "
-            "time in '<unit> since <date>'. Correct the coordinate and its attributes."
-        ) from error
-    # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
-    half = timedelta(milliseconds=500)
-    texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
-    text, count = max(Counter(texts).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:  # two frames would share their noise
-        raise InputError(
-            f"{dataset.label}: coordinate '{coordinate.name}' has the time {text} {count} times; "
-            "expected each time once, to the second. Remove the repeated frames."
-        )
-    time = TimeAxis(coordinate.name, units, calendar, values, bounds, bounds_name)
-    return texts, time
-
-
-def dates_of(values: npt.NDArray[Any], units: str, calendar: str) -> Any:
-    """An array of dates (cftime), raising ValueError where there is none."""
-    return netCDF4.num2date(values, units, calendar.casefold())
-
-
-def _bounds(
-    dataset: Dataset, coordinate: Variable, units: str, calendar: str
-) -> tuple[str, npt.NDArray[Any] | None]:
-    name = coordinate.text("bounds")
-    bounds = dataset.named(name, coordinate) if name else None
-    if bounds is None or bounds.size != 2 * max(coordinate.size, 1):
-        return "time_bnds", None
-    values = (bounds.decoded() if bounds.is_packed else bounds.raw()).reshape(-1, 2)
-    if not np.isfinite(bounds.decoded()).all():
-        raise ValueError(f"some bounds in '{bounds.name}' are missing")
-    other = bounds.text("units") or units, bounds.text("calendar") or calendar
-    if other != (units, calendar):  # against CF, but met: what they mean is clear
-        dates = dates_of(values, *other)
-        values = np.asarray(netCDF4.date2num(dates, units, calendar.casefold()))
-    return bounds.name, np.array(values)
-
-
-def _scalar_time(dataset: Dataset, variable: Variable) -> Variable | None:
-    scalars = [v for v in dataset.scope(variable) if v.size == 1 and v.dtype is not None]
-    for scalar in scalars:
-        if scalar.text("standard_name") == "time":
-            return scalar
-    for scalar in scalars:
-        if not scalar.text("standard_name") and _NAMED_AXES.get(scalar.name.casefold()) == "t":
-            return scalar
-    return None

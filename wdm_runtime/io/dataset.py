@@ -7,7 +7,7 @@ Nothing is read before it is asked for, and only the part that is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,12 +170,13 @@ def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> No
 def _decode(
     raw: npt.NDArray[Any], attributes: dict[str, Any], default_fill: Any
 ) -> npt.NDArray[np.float64]:
-    if raw.dtype.kind == "i" and str(attributes.get("_Unsigned", "")).casefold() == "true":
-        raw = raw.view(raw.dtype.str.replace("i", "u"))
+    stored = raw.dtype
+    if stored.kind == "i" and holds_unsigned(attributes):
+        raw = raw.view(stored.str.replace("i", "u"))
     missing = np.zeros(raw.shape, dtype=bool)
     fills = [attributes.get("_FillValue", default_fill), attributes.get("missing_value")]
     for code in (number for fill in fills for number in _numbers(fill)):
-        missing |= raw == _as_stored(code, raw.dtype)
+        missing |= raw == _as_meant(code, stored, raw.dtype)
     values = raw.astype(np.float64)
     scale, offset = (
         float(np.ravel(attributes.get(name, default))[0])
@@ -189,7 +190,7 @@ def _decode(
         # Limits are packed like the data, unless only they are of a floating type (NUG).
         wider = limit.dtype.kind == "f" and raw.dtype.kind != "f"
         missing |= beyond(
-            unpacked if wider else values, limit if wider else _as_stored(limit, raw.dtype)
+            unpacked if wider else values, limit if wider else _as_meant(limit, stored, raw.dtype)
         )
     # Not in place: without packing both are one array, of stored numbers that may be views.
     return np.where(missing, np.nan, unpacked)
@@ -208,11 +209,29 @@ def _numbers(value: Any) -> list[Any]:
     return list(numbers)
 
 
-def _as_stored(number: Any, dtype: np.dtype[Any]) -> Any:
-    """A number as the data has it: -9999.9 in float32, or -1 in uint8 for 255."""
-    if dtype.kind == "f":
+def _as_meant(number: Any, stored: np.dtype[Any], meant: np.dtype[Any]) -> Any:
+    """A code or limit as the data has it: -9999.9 in float32, or -1 in uint8 for 255."""
+    if meant.kind == "f":
         with np.errstate(over="ignore"):
-            return number.astype(dtype)
-    if dtype.kind == "u" and number.dtype.kind == "i" and number.dtype.itemsize == dtype.itemsize:
-        return number.astype(dtype)
+            return number.astype(meant)
+    # Of a native uint8 a wider -1 is no code: as a limit it says that nothing lies below.
+    is_code = stored.kind == "i" or number.dtype.itemsize == meant.itemsize
+    if meant.kind == "u" and number.dtype.kind == "i" and is_code:
+        return as_unsigned(number, meant)
     return number
+
+
+def holds_unsigned(attributes: Mapping[str, Any]) -> bool:
+    """Whether integers of a signed type stand for unsigned ones, as the NetCDF guide has it."""
+    return str(attributes.get("_Unsigned", "")).casefold() == "true"
+
+
+def as_unsigned(code: Any, dtype: np.dtype[Any]) -> Any:
+    """What a signed code means in an unsigned type: -1 is 255 in uint8.
+
+    The code may be of any width (Zarr's attributes are JSON, so int64); one that does not fit into
+    the type stays as it is.
+    """
+    bits = 8 * dtype.itemsize
+    fits = -(2 ** (bits - 1)) <= int(code) < 2**bits
+    return dtype.type(int(code) % 2**bits) if fits else code

@@ -22,10 +22,10 @@ from wdm_runtime.io.coordinates import (
     find_axes,
     grid_mapping_of,
     grid_of,
-    valid_times_of,
 )
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 from wdm_runtime.io.foreign import DRY_FROM_MM_H
+from wdm_runtime.io.times import valid_times_of
 from wdm_runtime.io.units import rate_factor, to_mm_h
 
 # Codes are in the file's units. A row of nines is one in any; what is more, only where it would
@@ -74,7 +74,8 @@ def read_precipitation(
             "--accumulation, or choose another with --variable."
         )
     _check_packing(dataset, variable)
-    grid = grid_of(dataset, axes)
+    mapping = grid_mapping_of(dataset, variable, axes)
+    grid = grid_of(dataset, axes, mapping)
     shape = (len(valid_times), *grid.shape)
     frames = StoredFrames(dataset.label, variable, axes, shape, to_mm_h(units, period_h))
     frames.check()
@@ -87,7 +88,7 @@ def read_precipitation(
         long_name=variable.text("long_name"),
         cell_methods=variable.text("cell_methods"),
         time=time,
-        grid_mapping=grid_mapping_of(dataset, variable),
+        grid_mapping=mapping,
     )
     return PrecipField(frames, grid, valid_times, source)
 

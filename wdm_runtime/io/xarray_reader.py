@@ -19,7 +19,9 @@ from wdm_runtime.io.dataset import (
     Dataset,
     Index,
     Variable,
+    as_unsigned,
     check_unchanged,
+    holds_unsigned,
     identity,
 )
 from wdm_runtime.io.precipitation import read_precipitation
@@ -106,6 +108,11 @@ def field_from_dataarray(
     xarray = require("xarray", "xarray", "Taking labelled arrays")
     if isinstance(labelled, xarray.DataArray):
         variable = str(labelled.name or "precipitation")
+        if variable in labelled.coords:
+            raise InputError(
+                f"DataArray '{variable}' is named like one of its coordinates; expected a name of "
+                "its own. Give it one, like array.rename('precipitation')."
+            )
         label, labelled = f"DataArray '{variable}'", labelled.to_dataset(name=variable)
     elif isinstance(labelled, xarray.Dataset):
         label = "Dataset"
@@ -185,12 +192,20 @@ def _attributes(labelled: Any) -> dict[str, Any]:
     relations = {name: encoding[name] for name in _RELATIONS if name in encoding}
     attributes = relations | dict(labelled.attrs)
     # xarray unpacks the data and leaves its limits packed; floating ones never were (NUG).
-    scale, offset = encoding.get("scale_factor", 1), encoding.get("add_offset", 0)
     for name in _LIMITS:
         limits = np.asarray(attributes.get(name, 0.0))
-        if (scale, offset) != (1, 0) and limits.dtype.kind in "iu":
-            attributes[name] = limits * scale + offset
+        if limits.dtype.kind in "iu":
+            attributes[name] = _unpacked(limits, encoding)
     return attributes
+
+
+def _unpacked(limits: npt.NDArray[Any], encoding: Mapping[str, Any]) -> npt.NDArray[Any]:
+    if holds_unsigned(encoding):
+        stored = np.dtype(encoding.get("dtype", limits.dtype))
+        meant = np.dtype(f"u{stored.itemsize}")
+        limits = np.array([as_unsigned(limit, meant) for limit in np.ravel(limits)])
+    scale, offset = encoding.get("scale_factor", 1), encoding.get("add_offset", 0)
+    return limits if (scale, offset) == (1, 0) else limits * scale + offset
 
 
 @contextmanager

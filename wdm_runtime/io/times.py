@@ -1,0 +1,115 @@
+"""Valid times of a variable by CF: what the numbers of a time coordinate and its bounds mean."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import netCDF4
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.errors import InputError
+from wdm_runtime.field import TimeAxis
+from wdm_runtime.io.coordinates import Axis, named_kind
+from wdm_runtime.io.dataset import Dataset, Variable
+
+# What UDUNITS allows after "since", but for dates and times without separators.
+_UNITS = re.compile(
+    r"(?P<head>.*?\bsince)\s+(?P<date>[+-]?\d+-\d{1,2}-\d{1,2})"
+    r"((?P<separator>T|\s)\s*(?P<hour>\d{1,2})(?P<minutes>:\d{1,2}(:\d{1,2}(\.\d+)?)?)?\.?)?"
+    r"(?P<gap>\s?)\s*(?P<zone>Z|UTC|GMT|[+-]\d{1,2}(:?\d{2})?)?\s*",
+    re.IGNORECASE,
+)
+
+
+def valid_times_of(
+    dataset: Dataset, variable: Variable, axis: Axis | None
+) -> tuple[tuple[str, ...], TimeAxis | None]:
+    """ISO texts of the valid times, and the coordinate as it is encoded.
+
+    Raises
+    ------
+    InputError
+        The times are missing, cannot be decoded, or come twice.
+    """
+    coordinate = axis.coordinate if axis else _scalar_time(dataset, variable)
+    if coordinate is None:
+        return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
+    units = coordinate.text("units")
+    calendar = coordinate.text("calendar").casefold() or "standard"
+    try:
+        units = _read_whole(units)
+        decoded = np.atleast_1d(coordinate.decoded())
+        if not np.isfinite(decoded).all():
+            raise ValueError("some times are missing or infinite")
+        # As stored where that is what is meant: int64 does not fit into float64.
+        values = decoded if coordinate.is_packed else np.atleast_1d(coordinate.raw()).copy()
+        dates = dates_of(values, units, calendar)
+        bounds_name, bounds = _bounds(dataset, coordinate, units, calendar)
+    except (ValueError, OverflowError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{dataset.label}: coordinate '{coordinate.name}' has units '{units}' in calendar "
+            f"'{calendar}', which cannot be decoded ({error}); expected a number for each "
+            "time in '<unit> since <YYYY-MM-DD hh:mm:ss>', UTC or with an offset like +02:00. "
+            "Correct the coordinate and its attributes."
+        ) from error
+    # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
+    half = timedelta(milliseconds=500)
+    texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
+    text, count = max(Counter(texts).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:  # two frames would share their noise
+        raise InputError(
+            f"{dataset.label}: coordinate '{coordinate.name}' has the time {text} {count} times; "
+            "expected each time once, to the second. Remove the repeated frames."
+        )
+    time = TimeAxis(coordinate.name, units, calendar, values, bounds, bounds_name)
+    return texts, time
+
+
+def dates_of(values: npt.NDArray[Any], units: str, calendar: str) -> Any:
+    """An array of dates (cftime), raising ValueError where there is none."""
+    return netCDF4.num2date(values, _read_whole(units), calendar.casefold())
+
+
+def _read_whole(units: str) -> str:
+    """Units of time as cftime understands them: it drops what it does not, and is silent."""
+    found = _UNITS.fullmatch(units)
+    if found is None:
+        raise ValueError("not '<unit> since', a date and a time")
+    hour, zone = found["hour"], found["zone"] or ""
+    clock = f"{found['separator']}{hour}{found['minutes'] or ':00'}" if hour else ""
+    if sum(map(str.isdigit, zone)) % 2:  # +2 or -6:30
+        zone = f"{zone[0]}0{zone[1:]}"
+    return f"{found['head']} {found['date']}{clock}{found['gap'] if zone else ''}{zone}"
+
+
+def _bounds(
+    dataset: Dataset, coordinate: Variable, units: str, calendar: str
+) -> tuple[str, npt.NDArray[Any] | None]:
+    name = coordinate.text("bounds")
+    bounds = dataset.named(name, coordinate) if name else None
+    if bounds is None or bounds.size != 2 * max(coordinate.size, 1):
+        return "time_bnds", None
+    values = (bounds.decoded() if bounds.is_packed else bounds.raw()).reshape(-1, 2)
+    if not np.isfinite(bounds.decoded()).all():
+        raise ValueError(f"some bounds in '{bounds.name}' are missing")
+    said = bounds.text("units"), bounds.text("calendar").casefold()
+    other = _read_whole(said[0]) if said[0] else units, said[1] or calendar
+    if other != (units, calendar):  # against CF, but met: what they mean is clear
+        dates = dates_of(values, *other)
+        values = np.asarray(netCDF4.date2num(dates, units, calendar))
+    return bounds.name, np.array(values)
+
+
+def _scalar_time(dataset: Dataset, variable: Variable) -> Variable | None:
+    scalars = [v for v in dataset.scope(variable) if v.size == 1 and v.dtype is not None]
+    for scalar in scalars:
+        if scalar.text("standard_name") == "time":
+            return scalar
+    for scalar in scalars:
+        if not scalar.text("standard_name") and named_kind(scalar.name) == "t":
+            return scalar
+    return None
