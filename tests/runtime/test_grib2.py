@@ -173,6 +173,20 @@ def test_gzip_is_told_by_content(tmp_path):
     assert len(read_field(path).valid_times) == 2
 
 
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_a_bulletins_header_may_come_first(tmp_path, packed):
+    header = b"****0000001234****\nYEIX98 KWBC 091500\r\r\n"
+    path = write(tmp_path / "a.bin", packed(header + message()))
+    np.testing.assert_allclose(read_field(path).load()[0], RAIN, atol=1e-3)
+
+
+def test_a_page_that_speaks_of_grib_is_none(tmp_path):
+    path = tmp_path / "rain.grib2"
+    path.write_bytes(b"<html>NOMADS GRIB filter: no such data</html>")
+    with pytest.raises(InputError, match="it starts with b'<html>NO'"):
+        read_field(path)
+
+
 def member(number, **keys):
     ensemble = {"productDefinitionTemplateNumber": 1, "numberOfForecastsInEnsemble": 4}
     return message(RAIN / 3600, FLUX, **ensemble, perturbationNumber=number, **keys)

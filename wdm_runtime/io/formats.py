@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from wdm_runtime.errors import InputError
@@ -10,6 +11,8 @@ from wdm_runtime.field import PrecipField
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HDF5_OFFSETS = (0, 512, 1024, 2048)  # a user block may come first
 _HEAD_BYTES = _HDF5_OFFSETS[-1] + len(_HDF5)
+# A bulletin's header may come first. The edition tells a message from a page that speaks of GRIB.
+_GRIB = re.compile(rb"GRIB...[\x01\x02]", re.DOTALL)
 
 
 def read_file(
@@ -49,8 +52,8 @@ def read_file(
 def _read_grib(
     path: Path, head: bytes, variable: str | None, accumulation_h: float | None
 ) -> PrecipField:
-    """GRIB2, which is the last that it can be."""
-    if not head.startswith((b"GRIB", b"\x1f\x8b")):
+    """Not asked first: NetCDF that was made of GRIB speaks of it, too."""
+    if not head.startswith((b"GRIB", b"\x1f\x8b")) and not _GRIB.search(head):
         raise InputError(
             f"{path}: cannot be read (it starts with {head[:8]!r}); expected NetCDF, GRIB2 (also "
             "gzipped), ODIM_H5 or Zarr. Convert it first, or hand in another file."
