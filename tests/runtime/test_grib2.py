@@ -229,6 +229,7 @@ def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
             r"'mean_total_precipitation_rate' .* periods .*lengthOfTimeRange=3",
         ),
         ([(AMOUNT, summed(6)), (FLUX, summed(6, hour=9))], "parameters .*parameterNumber=8"),
+        ([(FLUX, {"indicatorOfUnitOfTimeRange": 3, "forecastTime": 3})], "3 ahead in time unit 3"),
         ([((0, 1, 193), summed(6, centre=7))], "parameter 0/1/193; expected"),
         ([(MRMS_RATE, {"iScansNegatively": 1})], "scanning mode of 'PrecipRate' has iScansNeg"),
     ],

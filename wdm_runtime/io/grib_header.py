@@ -147,8 +147,7 @@ def _valid_time(path: Path, name: str, get: Get, of_instant: bool) -> datetime:
     """The end of the period; of an instant the reference time and the forecast's length."""
     suffix = "" if of_instant else "OfEndOfOverallTimeInterval"
     clock = tuple(get(f"{part}{suffix}") for part in _CLOCK)
-    unit_h = _UNIT_HOURS.get(get("indicatorOfUnitOfTimeRange"), 0.0) if of_instant else 0.0
-    ahead_h = unit_h * (get("forecastTime") or 0)
+    ahead_h = _forecast_h(path, name, get) if of_instant else 0.0
     try:
         return datetime(*clock) + timedelta(hours=ahead_h)
     except (ValueError, OverflowError, TypeError) as error:
@@ -157,6 +156,17 @@ def _valid_time(path: Path, name: str, get: Get, of_instant: bool) -> datetime:
             f"{path}: '{name}' has the time {date} {time} and {ahead_h:g} h after it, which is "
             f"none ({error}); expected a date and time of the calendar. Fetch the file again."
         ) from error
+
+
+def _forecast_h(path: Path, name: str, get: Get) -> float:
+    length, unit = get("forecastTime") or 0, get("indicatorOfUnitOfTimeRange")
+    if length and unit not in _UNIT_HOURS:  # months and years have no length either
+        raise InputError(
+            f"{path}: '{name}' is forecast {length} ahead in time unit {unit}; expected a unit "
+            "from seconds to days (table 4.4). Correct it, for hours with "
+            "grib_set -s indicatorOfUnitOfTimeRange=1 FILE OUT.grib2."
+        )
+    return float(length * _UNIT_HOURS.get(unit, 0.0))
 
 
 def _axis(first: float, last: float, step: float, count: int) -> npt.NDArray[np.float64]:
