@@ -159,13 +159,20 @@ def _array(path: Path, dataset: Any, layer: Layer, place: dict[str, float], time
 def _rates(
     path: Path, layer: Layer, array: Variable, period_h: float | None
 ) -> npt.NDArray[np.float32]:
-    stored = array.raw().astype(np.float64)
-    values = stored * layer.gain + layer.offset
-    values[stored == layer.undetect] = 0
-    missing = np.isnan(stored) | (stored == layer.nodata)
-    values[missing] = np.nan
+    stored = array.raw()
+    values = stored.astype(np.float64) * layer.gain + layer.offset
+    values[stored == _as_stored(layer.undetect, stored.dtype)] = 0
+    values[np.isnan(stored) | (stored == _as_stored(layer.nodata, stored.dtype))] = np.nan
     factor = to_mm_h(UNITS[layer.quantity], period_h)
     return to_rates(f"{path}: '{layer.group}' ({layer.quantity})", values, factor)
+
+
+def _as_stored(code: float, dtype: np.dtype[Any]) -> Any:
+    """A code as the array has it: no float32 is equal to the double 9999.9."""
+    if dtype.kind != "f":
+        return np.float64(code)
+    with np.errstate(over="ignore"):
+        return dtype.type(code)
 
 
 def _grid(path: Path, projdef: str, place: dict[str, float]) -> tuple[Grid, GridMapping]:
