@@ -115,6 +115,13 @@ def test_cells_lie_where_the_corner_and_the_scales_put_them(tmp_path):
     assert (west, south) == pytest.approx(CORNER, abs=1e-6)
 
 
+def test_a_projection_that_cf_lacks_is_named_and_no_grid_mapping(tmp_path):
+    gnomonic = "+proj=gnom +lat_0=50 +lon_0=15 +units=m +ellps=WGS84"
+    field = read_odim(odim(tmp_path / "a.h5", where={"projdef": gnomonic, "LL_lon": 15.0}))
+    assert field.source.grid_mapping is None and not field.grid.is_latlon
+    assert all(gnomonic in attributes["comment"] for attributes in field.grid.attributes)
+
+
 def test_kilometres_and_longitudes_are_understood(tmp_path):
     km = LAEA.replace("1950000", "1950e3").replace("units=m", "units=km")
     lon, lat = pyproj.Proj(km)(1900, -2200, inverse=True)
