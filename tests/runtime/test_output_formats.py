@@ -157,6 +157,25 @@ class TestGrib:
         assert tuple(found[0][0].values()) == ("tp", "kg m**-2", "0-1", start, start + 100, 3600)
         np.testing.assert_allclose(found[3][1], rates(field, 1, 1), rtol=0, atol=1e-4)
 
+    @pytest.mark.parametrize(
+        ("calendar", "units", "hour"),
+        [
+            ("julian", "seconds since 1980-01-06 00:00:00 UTC", 1344092400 / 3600),  # IMERG's
+            ("Gregorian", HOURS, 15),
+        ],
+    )
+    def test_dates_are_taken_as_they_are_written(
+        self, tmp_path: Path, calendar: str, units: str, hour: float
+    ) -> None:
+        scale = 3600 if units.startswith("seconds") else 1
+        time = TimeAxis("time", units, calendar, scale * np.array([hour, hour + 1]))
+        path = write_output(tmp_path / "out.grib2", rate_field(time=time))
+        found = messages(path, "validityDate", "validityTime")
+        assert [tuple(said.values()) for said, _ in found[::MEMBERS]] == [
+            (20220809, 1500),
+            (20220809, 1600),
+        ]
+
     @pytest.mark.parametrize("flip", [False, True])
     def test_cells_are_where_they_were(self, tmp_path: Path, flip: bool) -> None:
         import eccodes
@@ -189,6 +208,11 @@ class TestGrib:
                 {},
                 "calendar 'noleap'",
             ),
+            (  # 29 February 2100, which no other calendar has
+                rate_field(time=TimeAxis("t", "days since 2099-01-01", "julian", np.r_[424, 425])),
+                {},
+                "calendar 'julian'",
+            ),
         ],
     )
     def test_what_it_cannot_hold(
@@ -215,10 +239,7 @@ class TestEveryFormat:
     @pytest.mark.parametrize("make", [rate_field, amount_field, flux_field])
     def test_our_own_reader_gives_it_back(self, tmp_path: Path, suffix: str, make: Any) -> None:
         field = make()
-        with open_writer(tmp_path / f"out{suffix}", field, FACTOR, 1, {}) as writer:
-            for time in range(2):
-                writer.write(time, 0, rates(field, time, 0))
-        found = read_field(tmp_path / f"out{suffix}")
+        found = read_field(write_one(tmp_path / f"out{suffix}", field))
         assert found.valid_times == VALID_TIMES
         assert (found.source.units, found.source.period_h) == (
             field.source.units,
@@ -296,6 +317,14 @@ class TestEveryFormat:
         with pytest.raises(MissingDependencyError, match=rf"wdm-edge\[{extra}\]"):
             write_output(tmp_path / f"out{suffix}", rate_field())
         assert not list(tmp_path.iterdir())
+
+
+def write_one(path: Path, field: PrecipField) -> Path:
+    """A single member."""
+    with open_writer(path, field, FACTOR, 1, {}) as writer:
+        for time in range(len(field.valid_times)):
+            writer.write(time, 0, rates(field, time, 0))
+    return path
 
 
 def contents(path: Path) -> dict[str, bytes]:

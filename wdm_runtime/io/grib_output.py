@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import OutputError
-from wdm_runtime.field import PrecipField
+from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.array_output import Output
 from wdm_runtime.io.cf import is_geographic, output_time
@@ -51,7 +51,7 @@ def check_grib(
         refused = "a projected grid", "regular latitude and longitude"
     elif time is None:
         refused = "fields without valid times", "known ones"
-    elif time.calendar not in _CIVIL_CALENDARS:
+    elif not _is_civil(time):
         refused = f"times in calendar '{time.calendar}'", "the standard calendar"
     elif members > _MOST_MEMBERS:
         refused = f"{members} members", f"at most {_MOST_MEMBERS}"
@@ -59,6 +59,16 @@ def check_grib(
         raise OutputError(
             f"{path}: got {refused[0]}; expected {refused[1]} in GRIB2. {_ANOTHER_FORMAT}"
         )
+
+
+def _is_civil(time: TimeAxis) -> bool:
+    """Whether its dates are the standard calendar's, as IMERG's are, which says Julian."""
+    calendar = time.calendar.casefold()
+    if calendar != "julian":
+        return calendar in _CIVIL_CALENDARS
+    julian: Any = netCDF4.num2date(time.values, time.units, calendar)
+    civil: Any = netCDF4.num2date(time.values, time.units, "standard")
+    return all(a.timetuple()[:6] == b.timetuple()[:6] for a, b in zip(julian, civil, strict=True))
 
 
 def _no_statistics(path: Path) -> OutputError:
