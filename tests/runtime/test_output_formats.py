@@ -29,6 +29,7 @@ from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.writer import open_writer
+from wdm_runtime.select import select_box
 
 FORMATS = (".nc", ".nc4", ".cdf", ".zarr", ".grib2", ".grb2")
 
@@ -175,6 +176,19 @@ class TestGrib:
             (20220809, 1500),
             (20220809, 1600),
         ]
+
+    @pytest.mark.parametrize("north_first", [True, False])
+    def test_a_row_at_a_pole_is_refused_and_may_be_cut_off(
+        self, tmp_path: Path, north_first: bool
+    ) -> None:
+        y = 90 - 0.1 * np.arange(7)
+        field = rate_field(7, 4)
+        field = replace(field, grid=replace(field.grid, y=y if north_first else y[::-1]))
+        with pytest.raises(OutputError, match=r"up to 90\.045.*--bbox, up to 89\.8 .*\(\.nc\)"):
+            write_output(tmp_path / "out.grib2", field)
+        assert not list(tmp_path.iterdir())
+        cut = select_box(field, "5,89.3,6,89.8")
+        assert read_field(write_one(tmp_path / "out.grib2", cut)).grid.y.max() < 90
 
     @pytest.mark.parametrize("flip", [False, True])
     def test_cells_are_where_they_were(self, tmp_path: Path, flip: bool) -> None:
