@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,25 @@ class TestZarr:
         assert group["rain"].chunks == (1, 1, 300, 30)
         assert group["rain_quantile"].chunks == (1, 1, 120, 30)
         np.testing.assert_array_equal(group["rain"][0, 1, 7:], rates(rate_field(60, 3), 0, 1)[7:])
+
+    def test_numbers_that_json_lacks_are_left_out(self, tmp_path: Path) -> None:
+        field = rate_field(times=1)
+        latitude, longitude = field.grid.attributes
+        odd = latitude | {"spread": np.array([1.0, np.nan]), "datum": np.float32(np.inf)}
+        field = replace(field, grid=replace(field.grid, attributes=(odd, longitude)))
+        with open_writer(
+            tmp_path / "out.zarr", field, FACTOR, 1, {"a": np.nan, "b": 1.5}
+        ) as writer:
+            writer.write(0, 0, rates(field, 0, 0))
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is no JSON")
+
+        found = json.loads((tmp_path / "out.zarr/.zmetadata").read_text(), parse_constant=refuse)
+        assert found["metadata"][".zattrs"]["b"] == 1.5
+        assert {"a", "spread", "datum"}.isdisjoint(
+            found["metadata"][".zattrs"] | found["metadata"]["lat/.zattrs"]
+        )
 
     def test_only_a_zarr_store_is_ever_replaced(self, tmp_path: Path) -> None:
         precious = tmp_path / "out.zarr"
