@@ -23,7 +23,8 @@ RUNTIME_FLOORS = [
     }
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
     | {"bench_report", "engines.probe"}
-    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.hdf5_filters"}
+    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.grib_products"}
+    | {"io.hdf5_filters"}
     | {"io.netcdf_library", "io.units"},
     {"onnx_weights", "samplers", "skill", "bench_meters", "blocks"},
     {"presets", "block_scaling", "faint_rain"},
@@ -42,7 +43,14 @@ RUNTIME_FLOORS = [
         "engines.step",
         "select",
     }
-    | {"io.cf", "io.coordinates", "io.field_wire", "io.foreign", "io.grib_packing"},
+    | {
+        "io.cf",
+        "io.coordinates",
+        "io.field_wire",
+        "io.foreign",
+        "io.grib_packing",
+        "io.grib_series",
+    },
     {"engines.ort_cuda", "engines.tensorrt_plan", "engines.device_step", "io.times"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},
     {"engines.tensorrt_step", "engines.ort_cuda_step"},

@@ -69,7 +69,7 @@ def _options(
 @app.command()
 def infer(
     input: Annotated[
-        Path, typer.Argument(help="Coarse precipitation: NetCDF, MRMS GRIB2, ODIM_H5, Zarr")
+        Path, typer.Argument(help="Coarse precipitation: NetCDF, GRIB2, ODIM_H5, Zarr")
     ],
     output: Annotated[
         Path | None,

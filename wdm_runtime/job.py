@@ -276,13 +276,16 @@ def _budget(max_bytes: int | None) -> int:
 def outcome_attributes(
     balances: list[Balance], fp32_reruns: int, fused_steps: int, suspects: Suspects
 ) -> dict[str, Any]:
-    """Means over members and times; the residual is the one before the consistency step."""
+    """Means over members and times; the residual is the one before the consistency step.
+
+    What no member has, as without a valid block, is left out.
+    """
 
     def mean(name: str) -> float:
         values = [value for b in balances if (value := getattr(b, name)) == value]
         return sum(values) / len(values) if values else float("nan")
 
-    return {
+    found = {
         "wdm_block_residual_mean_before_mm_h": mean("residual_mm_h"),
         "wdm_block_residual_max_before_mm_h": max(
             (b.max_residual_mm_h for b in balances if b.max_residual_mm_h == b.max_residual_mm_h),
@@ -295,6 +298,7 @@ def outcome_attributes(
         "wdm_suspect_members": suspects.members,
         "wdm_fp32_redrawn_members": suspects.redrawn,
     }
+    return {name: value for name, value in found.items() if value == value}
 
 
 def provenance(downscaler: Downscaler, input: Path, command: str) -> dict[str, Any]:

@@ -65,6 +65,58 @@ def test_mean_rates_are_rates(tmp_path):
     field = read_grib2(write(tmp_path / "a.grib2", data))
     np.testing.assert_allclose(field.load()[0], RAIN, rtol=1e-4, atol=1e-4)
     assert field.source.period_h is None and field.source.cell_methods == "time: mean"
+    assert field.source.variable == "mean_total_precipitation_rate"
+    np.testing.assert_array_equal(  # the range the mean is of
+        field.source.time.bounds, field.source.time.values[:, None] - [[3 * 3600, 0]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("statistic", "scale", "units", "period_h"),
+    [(1, 1e-3, "m", 6), (0, 1e-3 / 3600, "m s-1", None)],
+)
+def test_ecmwfs_own_parameter_is_in_metres(tmp_path, statistic, scale, units, period_h):
+    tp = message(RAIN * scale, (0, 1, 193), centre=98, **summed(6, statistic=statistic))
+    field = read_grib2(write(tmp_path / "a.grib2", tp))
+    np.testing.assert_allclose(field.load()[0], RAIN / (period_h or 1), rtol=1e-4, atol=1e-3)
+    assert (field.source.units, field.source.period_h) == (units, period_h)
+
+
+def gfs(path):
+    """A rate, its mean and an amount of one time, as GFS has them."""
+    rate, mean = message(RAIN / 3600, RATE), message(RAIN / 1800, RATE, **summed(6, statistic=0))
+    return write(path, rate, mean, message(3 * RAIN, AMOUNT, centre=7, **summed(1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("precipitation_rate", 1),
+        ("mean_precipitation_rate", 2),
+        ("total_precipitation", 3),
+        ("tp", 3),
+    ],
+)
+def test_one_of_several_products_is_chosen_by_its_name(tmp_path, name, factor):
+    field = read_field(gfs(tmp_path / "a.grib2"), name)
+    np.testing.assert_allclose(field.load()[0], factor * RAIN, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [None, "prate", "snow"])
+def test_the_products_to_choose_from_are_listed(tmp_path, name):
+    listed = (
+        r"holds 'mean_precipitation_rate' \(prate\), 'precipitation_rate' \(prate\), "
+        rf"'total_precipitation' \(tp\); expected {'.snow. as' if name == 'snow' else 'one'}"
+        r".*--variable"
+    )
+    with pytest.raises(InputError, match=listed):
+        read_field(gfs(tmp_path / "a.grib2"), name)
+
+
+def test_a_product_that_was_not_chosen_may_be_anything(tmp_path):
+    unread = message(RAIN, AMOUNT, **summed(0)), message(RAIN / 3600, RATE, iScansNegatively=1)
+    path = write(tmp_path / "a.grib2", *unread, message(RAIN / 3600, FLUX))
+    np.testing.assert_allclose(read_grib2(path, "tprate").load()[0], RAIN, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bitmap_is_missing(tmp_path):
@@ -121,6 +173,20 @@ def test_gzip_is_told_by_content(tmp_path):
     assert len(read_field(path).valid_times) == 2
 
 
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_a_bulletins_header_may_come_first(tmp_path, packed):
+    header = b"****0000001234****\nYEIX98 KWBC 091500\r\r\n"
+    path = write(tmp_path / "a.bin", packed(header + message()))
+    np.testing.assert_allclose(read_field(path).load()[0], RAIN, atol=1e-3)
+
+
+def test_a_page_that_speaks_of_grib_is_none(tmp_path):
+    path = tmp_path / "rain.grib2"
+    path.write_bytes(b"<html>NOMADS GRIB filter: no such data</html>")
+    with pytest.raises(InputError, match="it starts with b'<html>NO'"):
+        read_field(path)
+
+
 def member(number, **keys):
     ensemble = {"productDefinitionTemplateNumber": 1, "numberOfForecastsInEnsemble": 4}
     return message(RAIN / 3600, FLUX, **ensemble, perturbationNumber=number, **keys)
@@ -138,16 +204,33 @@ def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
     ("messages", "expected"),
     [
         ([((0, 0, 0), {})], "parameter 0/0/0; expected an MRMS"),
-        ([(AMOUNT, {})], "'total_precipitation' is of no period"),
-        ([(FLUX, summed(6, statistic=2))], "of statistic 2"),
+        ([(AMOUNT, {})], "parameter 0/1/8 of no period; expected an MRMS"),
+        ([(FLUX, summed(6, statistic=2))], "parameter 0/1/52 of statistic 2; expected"),
         ([(AMOUNT, summed(0))], "summed over 1 ranges of 0"),
         ([(FLUX, {}), (FLUX, {})], "'total_precipitation_rate' has 2 messages of 1 times"),
-        ([(FLUX, {}), (MRMS_RATE, {})], "2 products .PrecipRate, total_precipitation_rate"),
+        (
+            [(FLUX, {}), (MRMS_RATE, {})],
+            r"'PrecipRate', 'total_precipitation_rate' \(tprate\); expected one .*--variable",
+        ),
         ([(MRMS_RATE, {"hour": 45})], "'PrecipRate' has the time 2022-8-9 45:0:0"),
         ([(MRMS_RATE, {"dataDate": 20220231})], "'PrecipRate' has the time 2022-2-31"),
         ([(FLUX, {"forecastTime": 2**31 - 2})], "'total_precipitation_rate' has the time 2022-8-9"),
         ([(MRMS_RATE, {"jDirectionIncrementInDegrees": 60, **BEYOND})], "'lat' goes from -130 to"),
-        ([(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=12))], r"2 periods \[h\] \(3.0, 6.0\)"),
+        (
+            [(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=14))],
+            r"2 periods \[h\] \(3.0, 6.0\).*grib_copy -w lengthOfTimeRange=3 FILE",
+        ),
+        (
+            [(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=12))],
+            r"summed from 2022-08-09T09:00:00: take the differences",
+        ),
+        (
+            [(FLUX, summed(6, statistic=0)), (FLUX, summed(3, hour=12, statistic=0))],
+            r"'mean_total_precipitation_rate' .* periods .*lengthOfTimeRange=3",
+        ),
+        ([(AMOUNT, summed(6)), (FLUX, summed(6, hour=9))], "parameters .*parameterNumber=8"),
+        ([(FLUX, {"indicatorOfUnitOfTimeRange": 3, "forecastTime": 3})], "3 ahead in time unit 3"),
+        ([((0, 1, 193), summed(6, centre=7))], "parameter 0/1/193; expected"),
         ([(MRMS_RATE, {"iScansNegatively": 1})], "scanning mode of 'PrecipRate' has iScansNeg"),
     ],
 )

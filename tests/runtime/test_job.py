@@ -8,7 +8,9 @@ from conftest import SAMPLE, edit_manifest
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
+from wdm_runtime.job import Suspects, outcome_attributes
 from wdm_runtime.plan import resident_bytes
+from wdm_runtime.sampling import Balance
 from wdm_runtime.settings import Settings
 
 RAIN = "precipitation_rate"
@@ -42,6 +44,20 @@ def test_block_means_are_the_input_by_default(infer):
     with netCDF4.Dataset("a.nc") as data:
         assert data.wdm_block_residual_mean_before_mm_h > 1e-3
         assert 0 < data.wdm_wet_fraction_before < 1 and 0 < data.wdm_wet_fraction_after < 1
+
+
+def test_what_no_block_tells_is_no_attribute():
+    nan = float("nan")
+    without = Balance(nan, nan, 0.0, nan)
+    assert outcome_attributes([without], 0, 0, Suspects()) == {
+        "wdm_wet_fraction_before": 0.0,
+        **dict.fromkeys(("wdm_fp32_reruns", "wdm_fused_steps"), 0),
+        **dict.fromkeys(("wdm_suspect_members", "wdm_fp32_redrawn_members"), 0),
+    }
+    found = outcome_attributes([without, Balance(1.0, 2.0, 0.5, 0.5)], 0, 0, Suspects())
+    assert found["wdm_block_residual_mean_before_mm_h"] == 1
+    assert found["wdm_block_residual_max_before_mm_h"] == 2
+    assert found["wdm_wet_fraction_before"] == 0.25
 
 
 def test_a_box_gives_a_part_of_the_whole(infer):

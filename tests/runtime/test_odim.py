@@ -89,6 +89,17 @@ def test_undetect_is_dry_whatever_gain_and_offset_make_of_it(tmp_path):
     assert np.isnan(rates[1, 1]) and rates[1, 2] == 0 and rates[3, 4] == 9.5
 
 
+@pytest.mark.parametrize(("nodata", "undetect"), [(9999.9, 0.1), (65535.1, -9999.9), (1e300, 0.1)])
+def test_codes_are_known_in_the_arrays_own_precision(tmp_path, nodata, undetect):
+    values = 1.0 + np.arange(20, dtype=np.float32).reshape(4, 5)
+    with np.errstate(over="ignore"):
+        values[0, :2] = np.array([nodata, undetect]).astype(np.float32)
+    coded = {**RATE, "gain": 1.0, "nodata": nodata, "undetect": undetect}
+    rates = read_odim(odim(tmp_path / "a.h5", [(coded, QUARTER, values)])).load()[0]
+    assert np.isnan(rates[0, 0]) and np.isnan(rates).sum() == 1 and rates[0, 1] == 0
+    np.testing.assert_array_equal(rates.ravel()[2:], values.ravel()[2:])
+
+
 def test_cells_lie_where_the_corner_and_the_scales_put_them(tmp_path):
     field = read_odim(odim(tmp_path / "a.h5"))
     grid = field.grid
@@ -102,6 +113,13 @@ def test_cells_lie_where_the_corner_and_the_scales_put_them(tmp_path):
     crs = pyproj.CRS.from_cf(mapping)
     west, south = pyproj.Proj(crs)(grid.x[0] - 1000, grid.y[-1] - 500, inverse=True)
     assert (west, south) == pytest.approx(CORNER, abs=1e-6)
+
+
+def test_a_projection_that_cf_lacks_is_named_and_no_grid_mapping(tmp_path):
+    gnomonic = "+proj=gnom +lat_0=50 +lon_0=15 +units=m +ellps=WGS84"
+    field = read_odim(odim(tmp_path / "a.h5", where={"projdef": gnomonic, "LL_lon": 15.0}))
+    assert field.source.grid_mapping is None and not field.grid.is_latlon
+    assert all(gnomonic in attributes["comment"] for attributes in field.grid.attributes)
 
 
 def test_kilometres_and_longitudes_are_understood(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.writer import open_writer
+from wdm_runtime.select import select_box
 
 FORMATS = (".nc", ".nc4", ".cdf", ".zarr", ".grib2", ".grb2")
 
@@ -96,6 +98,25 @@ class TestZarr:
         assert group["rain_quantile"].chunks == (1, 1, 120, 30)
         np.testing.assert_array_equal(group["rain"][0, 1, 7:], rates(rate_field(60, 3), 0, 1)[7:])
 
+    def test_numbers_that_json_lacks_are_left_out(self, tmp_path: Path) -> None:
+        field = rate_field(times=1)
+        latitude, longitude = field.grid.attributes
+        odd = latitude | {"spread": np.array([1.0, np.nan]), "datum": np.float32(np.inf)}
+        field = replace(field, grid=replace(field.grid, attributes=(odd, longitude)))
+        with open_writer(
+            tmp_path / "out.zarr", field, FACTOR, 1, {"a": np.nan, "b": 1.5}
+        ) as writer:
+            writer.write(0, 0, rates(field, 0, 0))
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is no JSON")
+
+        found = json.loads((tmp_path / "out.zarr/.zmetadata").read_text(), parse_constant=refuse)
+        assert found["metadata"][".zattrs"]["b"] == 1.5
+        assert {"a", "spread", "datum"}.isdisjoint(
+            found["metadata"][".zattrs"] | found["metadata"]["lat/.zattrs"]
+        )
+
     def test_only_a_zarr_store_is_ever_replaced(self, tmp_path: Path) -> None:
         precious = tmp_path / "out.zarr"
         precious.mkdir()
@@ -157,6 +178,38 @@ class TestGrib:
         assert tuple(found[0][0].values()) == ("tp", "kg m**-2", "0-1", start, start + 100, 3600)
         np.testing.assert_allclose(found[3][1], rates(field, 1, 1), rtol=0, atol=1e-4)
 
+    @pytest.mark.parametrize(
+        ("calendar", "units", "hour"),
+        [
+            ("julian", "seconds since 1980-01-06 00:00:00 UTC", 1344092400 / 3600),  # IMERG's
+            ("Gregorian", HOURS, 15),
+        ],
+    )
+    def test_dates_are_taken_as_they_are_written(
+        self, tmp_path: Path, calendar: str, units: str, hour: float
+    ) -> None:
+        scale = 3600 if units.startswith("seconds") else 1
+        time = TimeAxis("time", units, calendar, scale * np.array([hour, hour + 1]))
+        path = write_output(tmp_path / "out.grib2", rate_field(time=time))
+        found = messages(path, "validityDate", "validityTime")
+        assert [tuple(said.values()) for said, _ in found[::MEMBERS]] == [
+            (20220809, 1500),
+            (20220809, 1600),
+        ]
+
+    @pytest.mark.parametrize("north_first", [True, False])
+    def test_a_row_at_a_pole_is_refused_and_may_be_cut_off(
+        self, tmp_path: Path, north_first: bool
+    ) -> None:
+        y = 90 - 0.1 * np.arange(7)
+        field = rate_field(7, 4)
+        field = replace(field, grid=replace(field.grid, y=y if north_first else y[::-1]))
+        with pytest.raises(OutputError, match=r"up to 90\.045.*--bbox, up to 89\.8 .*\(\.nc\)"):
+            write_output(tmp_path / "out.grib2", field)
+        assert not list(tmp_path.iterdir())
+        cut = select_box(field, "5,89.3,6,89.8")
+        assert read_field(write_one(tmp_path / "out.grib2", cut)).grid.y.max() < 90
+
     @pytest.mark.parametrize("flip", [False, True])
     def test_cells_are_where_they_were(self, tmp_path: Path, flip: bool) -> None:
         import eccodes
@@ -189,6 +242,11 @@ class TestGrib:
                 {},
                 "calendar 'noleap'",
             ),
+            (  # 29 February 2100, which no other calendar has
+                rate_field(time=TimeAxis("t", "days since 2099-01-01", "julian", np.r_[424, 425])),
+                {},
+                "calendar 'julian'",
+            ),
         ],
     )
     def test_what_it_cannot_hold(
@@ -215,10 +273,7 @@ class TestEveryFormat:
     @pytest.mark.parametrize("make", [rate_field, amount_field, flux_field])
     def test_our_own_reader_gives_it_back(self, tmp_path: Path, suffix: str, make: Any) -> None:
         field = make()
-        with open_writer(tmp_path / f"out{suffix}", field, FACTOR, 1, {}) as writer:
-            for time in range(2):
-                writer.write(time, 0, rates(field, time, 0))
-        found = read_field(tmp_path / f"out{suffix}")
+        found = read_field(write_one(tmp_path / f"out{suffix}", field))
         assert found.valid_times == VALID_TIMES
         assert (found.source.units, found.source.period_h) == (
             field.source.units,
@@ -296,6 +351,14 @@ class TestEveryFormat:
         with pytest.raises(MissingDependencyError, match=rf"wdm-edge\[{extra}\]"):
             write_output(tmp_path / f"out{suffix}", rate_field())
         assert not list(tmp_path.iterdir())
+
+
+def write_one(path: Path, field: PrecipField) -> Path:
+    """A single member."""
+    with open_writer(path, field, FACTOR, 1, {}) as writer:
+        for time in range(len(field.valid_times)):
+            writer.write(time, 0, rates(field, time, 0))
+    return path
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -60,9 +60,8 @@ class TestUnits:
             read_netcdf(path)
         assert str(caught.value) == (
             f"{path}: variable 'tp' has units 'm', an amount over an unknown period; expected a "
-            "rate convertible to 'mm h-1', or time bounds or cell_methods that state the period. "
-            "State it with --accumulation, like --accumulation 1h, or choose another with "
-            "--variable."
+            "rate convertible to 'mm h-1', or time bounds that state the period. State it with "
+            "--accumulation, like --accumulation 1h, or choose another with --variable."
         )
 
     def test_no_units(self, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def read_field(
 ) -> PrecipField:
     """Read precipitation from a file, whose format is told by its content.
 
-    NetCDF (classic, 64-bit, 4, with groups), MRMS GRIB2 and gzipped GRIB2, ODIM_H5 composites, and
+    NetCDF (classic, 64-bit, 4, with groups), GRIB2, plain or gzipped, ODIM_H5 composites, and
     Zarr stores, on regular grids of latitude and longitude or of projected y and x.
 
     Longitudes keep the file's convention (0 to 360, or -180 to 180), but go on where they would
@@ -33,7 +33,8 @@ def read_field(
     path
         File or Zarr folder; no remote address.
     variable
-        Which one, where the file holds several precipitation variables: name, or path with groups.
+        Which one, where the file holds several precipitation variables: name, or path with groups;
+        in GRIB2 a name like "total_precipitation", or ecCodes' short name.
     accumulation_h
         The period amounts are summed over [h], where the file does not say.
     isolate

@@ -14,20 +14,20 @@ _EPOCH = datetime(1970, 1, 1)
 DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
 
 
-def epoch_axis(ends: list[datetime], period_h: float | None) -> TimeAxis:
+def epoch_axis(ends: list[datetime], span_h: float | None) -> TimeAxis:
     """A CF time coordinate for formats that have another notion of time.
 
     Parameters
     ----------
     ends
-        Valid times in UTC, without zone; of amounts the ends of their periods.
-    period_h
-        The period of amounts [h], which become the bounds; None for rates.
+        Valid times in UTC, without zone; of amounts and means the ends of their periods.
+    span_h
+        The period of amounts or means [h], which becomes the bounds; None for an instant.
     """
     values = np.array([(end - _EPOCH) / timedelta(seconds=1) for end in ends])
     bounds = None
-    if period_h is not None:
-        bounds = np.stack([values - period_h * 3600, values], axis=1)
+    if span_h is not None:
+        bounds = np.stack([values - span_h * 3600, values], axis=1)
     return TimeAxis("time", "seconds since 1970-01-01 00:00:00", "standard", values, bounds)
 
 

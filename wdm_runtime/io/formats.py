@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from wdm_runtime.errors import InputError
@@ -10,6 +11,8 @@ from wdm_runtime.field import PrecipField
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HDF5_OFFSETS = (0, 512, 1024, 2048)  # a user block may come first
 _HEAD_BYTES = _HDF5_OFFSETS[-1] + len(_HDF5)
+# A bulletin's header may come first. The edition tells a message from a page that speaks of GRIB.
+_GRIB = re.compile(rb"GRIB...[\x01\x02]", re.DOTALL)
 
 
 def read_file(
@@ -30,39 +33,39 @@ def read_file(
             "Zarr on this machine. Check the path, or fetch it first."
         )
     head = _head(path)
-    if head.startswith((b"GRIB", b"\x1f\x8b")):
-        from wdm_runtime.io.grib2 import read_grib2
-
-        return _as_asked(read_grib2(path), variable, accumulation_h)
     if head.startswith(b"PK\x03\x04"):
         from wdm_runtime.io.xarray_reader import read_xarray
 
         return read_xarray(path, variable, accumulation_h)
     is_hdf5 = any(head.startswith(_HDF5, offset) for offset in _HDF5_OFFSETS)
     if not is_hdf5 and not head.startswith(b"CDF"):
-        raise InputError(
-            f"{path}: cannot be read (it starts with {head[:8]!r}); expected NetCDF, GRIB2 (also "
-            "gzipped), ODIM_H5 or Zarr. Convert it first, or hand in another file."
-        )
+        return _read_grib(path, head, variable, accumulation_h)
     from wdm_runtime.io.netcdf import is_odim, read_netcdf
 
     if is_hdf5 and is_odim(path):
         from wdm_runtime.io.odim import read_odim
 
-        return _as_asked(read_odim(path, variable), None, accumulation_h)
+        return _as_asked(read_odim(path, variable), accumulation_h)
     return read_netcdf(path, variable, accumulation_h)
 
 
-def _as_asked(
-    field: PrecipField, variable: str | None, accumulation_h: float | None
+def _read_grib(
+    path: Path, head: bytes, variable: str | None, accumulation_h: float | None
 ) -> PrecipField:
-    """The field, if it is what was asked for, of formats that state all of it."""
-    source = field.source
-    if variable not in (None, source.variable):
+    """Not asked first: NetCDF that was made of GRIB speaks of it, too."""
+    if not head.startswith((b"GRIB", b"\x1f\x8b")) and not _GRIB.search(head):
         raise InputError(
-            f"{source.path}: holds '{source.variable}'; expected '{variable}' as asked for. Leave "
-            "out --variable, or hand in another file."
+            f"{path}: cannot be read (it starts with {head[:8]!r}); expected NetCDF, GRIB2 (also "
+            "gzipped), ODIM_H5 or Zarr. Convert it first, or hand in another file."
         )
+    from wdm_runtime.io.grib2 import read_grib2
+
+    return _as_asked(read_grib2(path, variable), accumulation_h)
+
+
+def _as_asked(field: PrecipField, accumulation_h: float | None) -> PrecipField:
+    """The field, if its period is the one asked for, of formats that state it."""
+    source = field.source
     if accumulation_h is not None and (
         source.period_h is None or abs(source.period_h - accumulation_h) > 1 / 3600
     ):

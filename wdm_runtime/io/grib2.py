@@ -1,4 +1,4 @@
-"""Precipitation from GRIB2, plain or gzipped: MRMS's products and WMO's rates and amounts.
+"""Precipitation from GRIB2, plain or gzipped: MRMS's products, WMO's rates and amounts, ECMWF's.
 
 MRMS's negative values are codes (-1 missing, -3 no radar coverage) and so is 9999; none of them is
 dry.
@@ -20,16 +20,10 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source
 from wdm_runtime.io.foreign import epoch_axis, to_rates
-from wdm_runtime.io.grib_header import (
-    MRMS_PRODUCTS,
-    WMO_PRODUCTS,
-    Get,
-    Header,
-    header_of,
-    identity_of,
-    load_eccodes,
-)
+from wdm_runtime.io.grib_header import Header, header_of, load_eccodes
 from wdm_runtime.io.grib_packing import check_packing
+from wdm_runtime.io.grib_products import Get, Product, chosen_name, other_of, product_of
+from wdm_runtime.io.grib_series import require_one_series
 from wdm_runtime.io.limits import beat, memory_bytes
 from wdm_runtime.io.units import to_mm_h
 
@@ -41,16 +35,19 @@ _CHUNK_BYTES = 1 << 20
 _MEMORY_SHARE = 4
 
 
-def read_grib2(path: Path) -> PrecipField:
+def read_grib2(path: Path, variable: str | None = None) -> PrecipField:
     """Read the precipitation of a GRIB2 file as rates [mm h-1].
 
     Messages of other parameters are passed over; those of precipitation become the times, in
-    order. ``source`` keeps the file's units: amounts stay "mm" or "kg m-2" with their period.
+    order. ``source`` keeps the file's units: amounts stay "mm", "m" or "kg m-2" with their period.
+    Means stay rates, with the period they are of as time bounds.
 
     Parameters
     ----------
     path
         GRIB2 on a regular latitude-longitude grid, plain or gzipped. Longitudes stay as they are.
+    variable
+        Which product, where the file holds several: "total_precipitation", or ecCodes' short name.
 
     Returns
     -------
@@ -69,27 +66,16 @@ def read_grib2(path: Path) -> PrecipField:
         Without the extra ``grib``.
     """
     eccodes = load_eccodes("Reading GRIB2")
-    found: list[tuple[Header, bytes]] = []
-    others: list[str] = []
-    for message in _messages(path, content_of(path)):
+    found = []
+    for product, message in _chosen(path, eccodes, variable):
         with _handle(path, eccodes, message) as get:
-            identity = identity_of(get)
-            if identity in MRMS_PRODUCTS or identity in WMO_PRODUCTS:
-                header = header_of(path, get, identity)
-                check_packing(path, header.name, get, _data_sections(message)[0])
-                found.append((header, message))
-            else:
-                others.append("/".join(map(str, identity)))
-    if not found:
-        raise InputError(
-            f"{path}: holds GRIB2 parameter {', '.join(sorted(set(others)))}; expected an MRMS "
-            "rate or hourly amount, 209/6/{1,2,9,30,37}, or WMO's 0/1/{7,8,52}. Hand in a "
-            "PrecipRate or QPE_01H file, or a precipitation rate or amount."
-        )
-    headers = [header for header, _ in found]
-    _require_one_series(path, headers)
+            header = header_of(path, get, product)
+            check_packing(path, product.name, get, _data_sections(message)[0])
+        found.append((header, message))
+    require_one_series(path, [header for header, _ in found])
     found.sort(key=lambda pair: pair[0].end)
     first = found[0][0]
+    product = first.product
     grid = first.grid(path)
     frames = GribFrames(path, first, tuple(message for _, message in found))
     ends = [header.end for header, _ in found]
@@ -100,8 +86,8 @@ def read_grib2(path: Path) -> PrecipField:
     )
     if not valid:
         raise InputError(
-            f"{path}: '{first.name}' has no valid value in its {len(found)} messages; expected at "
-            "least one. Hand in another file."
+            f"{path}: '{product.name}' has no valid value in its {len(found)} messages; expected "
+            "at least one. Hand in another file."
         )
     return PrecipField(
         rate_mm_h=decoded[None] if len(found) == 1 else frames,
@@ -109,13 +95,28 @@ def read_grib2(path: Path) -> PrecipField:
         valid_times=tuple(end.isoformat(timespec="seconds") for end in ends),
         source=Source(
             path=str(path),
-            variable=first.name,
-            units=first.units,
+            variable=product.name,
+            units=product.units,
             period_h=first.period_h,
-            cell_methods="time: mean" if first.averaged else "time: sum" if first.period_h else "",
-            time=epoch_axis(ends, first.period_h),
+            cell_methods="time: mean" if product.averaged else "time: sum" if first.span_h else "",
+            time=epoch_axis(ends, first.span_h),
         ),
     )
+
+
+def _chosen(path: Path, eccodes: Any, variable: str | None) -> list[tuple[Product, bytes]]:
+    """The messages of one product."""
+    found: list[tuple[Product, bytes]] = []
+    others = set()
+    for message in _messages(path, content_of(path)):
+        with _handle(path, eccodes, message) as get:
+            product = product_of(get)
+            if product is None:
+                others.add(other_of(get))
+            else:
+                found.append((product, message))
+    name = chosen_name(path, {product for product, _ in found}, others, variable)
+    return [(product, message) for product, message in found if product.name == name]
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,22 +133,22 @@ class GribFrames:
         return len(self.messages), self.header.rows, self.header.columns
 
     def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
-        header = self.header
+        header, product = self.header, self.header.product
         eccodes = load_eccodes("Reading GRIB2")
         with _handle(self.path, eccodes, self.messages[index]) as get:
             values = np.asarray(get("values"), dtype=np.float64)
         if values.size != header.rows * header.columns:
             raise InputError(
-                f"{self.path}: '{header.name}' has {values.size} values; expected {header.rows} x "
+                f"{self.path}: '{product.name}' has {values.size} values; expected {header.rows} x "
                 f"{header.columns} as its grid says. Fetch the file again."
             )
         values = values.reshape(header.rows, header.columns)
         missing = values >= _SENTINEL_FROM
-        if header.name not in WMO_PRODUCTS.values():  # MRMS's codes
+        if product.negative_is_missing:
             missing |= values < 0
         values = np.where(missing, np.nan, values)
-        label = f"{self.path}: '{header.name}'"
-        return to_rates(label, values, to_mm_h(header.units, header.period_h))
+        label = f"{self.path}: '{product.name}'"
+        return to_rates(label, values, to_mm_h(product.units, header.period_h))
 
 
 def content_of(path: Path, most_bytes: int | None = None) -> bytes:
@@ -263,28 +264,3 @@ def _handle(path: Path, eccodes: Any, message: bytes) -> Iterator[Get]:
     finally:
         if handle is not None:
             eccodes.codes_release(handle)
-
-
-def _require_one_series(path: Path, headers: list[Header]) -> None:
-    """The messages must differ in their times alone."""
-    names = ", ".join(f"'{name}'" for name in sorted({header.name for header in headers}))
-    has = f"{path}: {names} has {len(headers)} messages"
-    for what, values, remedy in (
-        ("products", {h.name for h in headers}, "grib_copy -w parameterNumber=52"),
-        ("members", {h.member for h in headers}, "grib_copy -w perturbationNumber=0"),
-        ("periods [h]", {h.period_h for h in headers}, "grib_copy -w lengthOfTimeRange=1"),
-        ("grids", {(h.rows, h.columns, h.corners) for h in headers}, "grib_copy -w Ni=..."),
-        ("kinds", {(h.units, h.averaged) for h in headers}, "grib_copy -w"),
-    ):
-        if len(values) > 1:
-            listed = ", ".join(sorted(map(str, values))[:10])
-            raise InputError(
-                f"{has} of {len(values)} {what} ({listed}); expected one. Extract one "
-                f"first ({remedy} FILE OUT.grib2)."
-            )
-    ends = [header.end for header in headers]
-    if len(set(ends)) < len(ends):
-        raise InputError(
-            f"{has} of {len(set(ends))} times; expected one a time. Extract one level or run "
-            "first (grib_copy -w level=0 FILE OUT.grib2)."
-        )

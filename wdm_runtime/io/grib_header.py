@@ -1,19 +1,13 @@
-"""What a GRIB2 message says of its precipitation: product, units, period, time and grid.
-
-ecCodes knows MRMS's local table 209 only as ``unknown``, so products are identified by their
-discipline, category and number (NSSL's table v12.2, WMO's code table 4.2).
-"""
+"""What a GRIB2 message says of its field: period, time and grid."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,26 +15,10 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, require
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import Variable, check_fits
+from wdm_runtime.io.grib_products import Get, Product
 
-# (discipline, category, number) -> name; MRMS's with their period [h], None for rates.
-MRMS_PRODUCTS: dict[tuple[int, int, int], tuple[str, float | None]] = {
-    (209, 6, 1): ("PrecipRate", None),
-    (209, 6, 2): ("RadarOnly_QPE_01H", 1.0),
-    (209, 6, 9): ("GaugeCorr_QPE_01H", 1.0),
-    (209, 6, 30): ("MultiSensor_QPE_01H_Pass1", 1.0),
-    (209, 6, 37): ("MultiSensor_QPE_01H_Pass2", 1.0),
-}
-WMO_PRODUCTS = {
-    (0, 1, 7): "precipitation_rate",
-    (0, 1, 8): "total_precipitation",
-    (0, 1, 52): "total_precipitation_rate",
-}
-_WMO_AMOUNT = (0, 1, 8)
-_AVERAGE, _ACCUMULATION = 0, 1  # code table 4.10
 _UNIT_HOURS = {0: 1 / 60, 1: 1.0, 2: 24.0, 10: 3.0, 11: 6.0, 12: 12.0, 13: 1 / 3600}  # table 4.4
 _CLOCK = ("year", "month", "day", "hour", "minute", "second")
-
-Get = Callable[[str], Any]  # a message's keys, None for those it does not have
 
 
 def load_eccodes(purpose: str) -> ModuleType:
@@ -58,16 +36,20 @@ def load_eccodes(purpose: str) -> ModuleType:
 class Header:
     """What a message says of its field."""
 
-    name: str
-    units: str
-    period_h: float | None
-    averaged: bool
+    product: Product
+    span_h: float | None  # of a sum or a mean, None for an instant
+    range_length: int | None  # the same as the message has it, in its own unit of time
     end: datetime
     member: int | None
     rows: int
     columns: int
     corners: tuple[float, float, float, float]  # first and last latitude, first and last longitude
     steps: tuple[float, float]  # along y and x, 0 where not given
+
+    @property
+    def period_h(self) -> float | None:
+        """The period an amount is summed over [h]; None for rates, means among them."""
+        return None if self.product.averaged else self.span_h
 
     def grid(self, path: Path) -> Grid:
         """The grid from the header: asking ecCodes for every cell's position takes seconds."""
@@ -84,34 +66,22 @@ class Header:
         )
 
 
-def identity_of(get: Get) -> tuple[int, int, int]:
-    return get("discipline"), get("parameterCategory"), get("parameterNumber")
-
-
-def header_of(path: Path, get: Get, identity: tuple[int, int, int]) -> Header:
-    statistic = get("typeOfStatisticalProcessing")
-    if identity in MRMS_PRODUCTS:
-        name, period_h = MRMS_PRODUCTS[identity]
-        units = "mm h-1" if period_h is None else "mm"
-    else:
-        name, period_h = WMO_PRODUCTS[identity], None
+def header_of(path: Path, get: Get, product: Product) -> Header:
+    name = product.name
     _require_plain_grid(path, name, get)
     rows, columns = _sizes(path, name, get)
-    if identity in WMO_PRODUCTS:
-        _require_rate_or_sum(path, name, identity == _WMO_AMOUNT, statistic)
-        period_h = _period_h(path, name, get) if statistic == _ACCUMULATION else None
-        units = "kg m-2 s-1" if period_h is None else "kg m-2"
+    of_instant = product.statistic is None
+    fixed_h = product.period_h
     corners = tuple(
         float(get(f"{axis}Of{which}GridPointInDegrees"))
         for axis in ("latitude", "longitude")
         for which in ("First", "Last")
     )
     return Header(
-        name=name,
-        units=units,
-        period_h=period_h,
-        averaged=statistic == _AVERAGE,
-        end=_valid_time(path, name, get, statistic is None),
+        product=product,
+        span_h=fixed_h if fixed_h or of_instant else _span_h(path, product, get),
+        range_length=get("lengthOfTimeRange"),
+        end=_valid_time(path, name, get, of_instant),
         member=get("perturbationNumber"),
         rows=rows,
         columns=columns,
@@ -161,34 +131,23 @@ def _sizes(path: Path, name: str, get: Get) -> tuple[int, int]:
     return shape
 
 
-def _require_rate_or_sum(path: Path, name: str, is_amount: bool, statistic: int | None) -> None:
-    """An amount must be summed over a period; a rate may be of an instant, a mean or a sum."""
-    if statistic not in ((_ACCUMULATION,) if is_amount else (None, _AVERAGE, _ACCUMULATION)):
-        got = "of no period" if statistic is None else f"of statistic {statistic} (table 4.10)"
-        raise InputError(
-            f"{path}: '{name}' is {got}; expected "
-            f"{'a sum over a period' if is_amount else 'a rate, its mean, or a sum'}. Hand in "
-            "another file."
-        )
-
-
-def _period_h(path: Path, name: str, get: Get) -> float:
+def _span_h(path: Path, product: Product, get: Get) -> float:
     ranges, unit = get("numberOfTimeRanges"), get("indicatorOfUnitForTimeRange")
-    period_h = _UNIT_HOURS.get(unit, 0.0) * get("lengthOfTimeRange")
-    if ranges != 1 or period_h <= 0:
+    span_h = _UNIT_HOURS.get(unit, 0.0) * get("lengthOfTimeRange")
+    if ranges != 1 or span_h <= 0:
         raise InputError(
-            f"{path}: '{name}' is summed over {ranges} ranges of {get('lengthOfTimeRange')} in "
-            f"time unit {unit}; expected one range of at least a second. Hand in another file."
+            f"{path}: '{product.name}' is {'averaged' if product.averaged else 'summed'} over "
+            f"{ranges} ranges of {get('lengthOfTimeRange')} in time unit {unit}; expected one "
+            "range of at least a second. Hand in another file."
         )
-    return float(period_h)
+    return float(span_h)
 
 
 def _valid_time(path: Path, name: str, get: Get, of_instant: bool) -> datetime:
     """The end of the period; of an instant the reference time and the forecast's length."""
     suffix = "" if of_instant else "OfEndOfOverallTimeInterval"
     clock = tuple(get(f"{part}{suffix}") for part in _CLOCK)
-    unit_h = _UNIT_HOURS.get(get("indicatorOfUnitOfTimeRange"), 0.0) if of_instant else 0.0
-    ahead_h = unit_h * (get("forecastTime") or 0)
+    ahead_h = _forecast_h(path, name, get) if of_instant else 0.0
     try:
         return datetime(*clock) + timedelta(hours=ahead_h)
     except (ValueError, OverflowError, TypeError) as error:
@@ -197,6 +156,17 @@ def _valid_time(path: Path, name: str, get: Get, of_instant: bool) -> datetime:
             f"{path}: '{name}' has the time {date} {time} and {ahead_h:g} h after it, which is "
             f"none ({error}); expected a date and time of the calendar. Fetch the file again."
         ) from error
+
+
+def _forecast_h(path: Path, name: str, get: Get) -> float:
+    length, unit = get("forecastTime") or 0, get("indicatorOfUnitOfTimeRange")
+    if length and unit not in _UNIT_HOURS:  # months and years have no length either
+        raise InputError(
+            f"{path}: '{name}' is forecast {length} ahead in time unit {unit}; expected a unit "
+            "from seconds to days (table 4.4). Correct it, for hours with "
+            "grib_set -s indicatorOfUnitOfTimeRange=1 FILE OUT.grib2."
+        )
+    return float(length * _UNIT_HOURS.get(unit, 0.0))
 
 
 def _axis(first: float, last: float, step: float, count: int) -> npt.NDArray[np.float64]:

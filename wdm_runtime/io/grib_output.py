@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import OutputError
-from wdm_runtime.field import PrecipField
+from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.array_output import Output
 from wdm_runtime.io.cf import is_geographic, output_time
@@ -30,18 +30,20 @@ _MISSING = 1e20  # stands for it until ecCodes makes a bitmap
 # 2^24 steps over the field's range, doubled at most by the binary scale: 1e-4 mm/h up to 838 mm/h.
 _BITS_PER_VALUE = 24
 _CIVIL_CALENDARS = frozenset({"standard", "gregorian", "proleptic_gregorian"})
+_POLE = 90 + 1e-6  # degrees, as fine as GRIB2 tells them
 _ANOTHER_FORMAT = "Write NetCDF (.nc) or Zarr (.zarr) instead."
 
 
 def check_grib(
-    path: Path, field: PrecipField, members: int, statistics: StatisticsSpec | None
+    path: Path, field: PrecipField, factor: int, members: int, statistics: StatisticsSpec | None
 ) -> None:
     """Refuse what GRIB2 cannot hold, before any work is done for it.
 
     Raises
     ------
     OutputError
-        Statistics; a projected grid; no times or a model's calendar; too many members.
+        Statistics; a projected grid; a row of cells around a pole, whose finer cells reach beyond
+        it; no times or a model's calendar; too many members.
     """
     time = output_time(field)
     refused = None
@@ -51,7 +53,7 @@ def check_grib(
         refused = "a projected grid", "regular latitude and longitude"
     elif time is None:
         refused = "fields without valid times", "known ones"
-    elif time.calendar not in _CIVIL_CALENDARS:
+    elif not _is_civil(time):
         refused = f"times in calendar '{time.calendar}'", "the standard calendar"
     elif members > _MOST_MEMBERS:
         refused = f"{members} members", f"at most {_MOST_MEMBERS}"
@@ -59,6 +61,29 @@ def check_grib(
         raise OutputError(
             f"{path}: got {refused[0]}; expected {refused[1]} in GRIB2. {_ANOTHER_FORMAT}"
         )
+    _require_no_row_at_a_pole(path, field.grid, factor)
+
+
+def _is_civil(time: TimeAxis) -> bool:
+    """Whether its dates are the standard calendar's, as IMERG's are, which says Julian."""
+    calendar = time.calendar.casefold()
+    if calendar != "julian":
+        return calendar in _CIVIL_CALENDARS
+    julian: Any = netCDF4.num2date(time.values, time.units, calendar)
+    civil: Any = netCDF4.num2date(time.values, time.units, "standard")
+    return all(a.timetuple()[:6] == b.timetuple()[:6] for a, b in zip(julian, civil, strict=True))
+
+
+def _require_no_row_at_a_pole(path: Path, grid: Grid, factor: int) -> None:
+    beyond = np.abs(grid.refined(factor).y).max()
+    if beyond <= _POLE:
+        return
+    # --bbox takes even cells, so a pole's row would come along with its neighbour.
+    raise OutputError(
+        f"{path}: got fine cells at latitudes up to {beyond:g}, on the far side of a pole; "
+        "expected up to 90 in GRIB2. Leave out the two rows next to the pole with --bbox, up to "
+        f"{90 - 2 * grid.spacing[0]:g} degrees, or write NetCDF (.nc) or Zarr (.zarr) instead."
+    )
 
 
 def _no_statistics(path: Path) -> OutputError:

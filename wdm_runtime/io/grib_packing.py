@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.io.grib_header import Get
+from wdm_runtime.io.grib_products import Get
 
 _RGB, _RGBA = b"\x02", b"\x06"  # PNG's colour types of more than one channel
 _MOST_BITS = 32  # of a packed number

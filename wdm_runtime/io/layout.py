@@ -139,7 +139,8 @@ def _time_variables(time: TimeAxis | None) -> Iterator[Variable]:
         "units": time.units,
         "calendar": time.calendar,
     }
-    if time.calendar in _REAL_CALENDARS:  # CF wants to hear of leap seconds: no file says
+    # CF wants to hear of leap seconds: no file says.
+    if time.calendar.casefold() in _REAL_CALENDARS:
         attributes["units_metadata"] = "leap_seconds: unknown"
     if time.bounds is not None:
         attributes["bounds"] = time.bounds_name

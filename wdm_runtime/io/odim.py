@@ -56,7 +56,8 @@ def read_odim(path: Path, quantity: str | None = None) -> PrecipField:
         (time, y, x) float32, north first, NaN where missing. Several datasets of one quantity are
         the times: of rates the nominal time if there is one dataset, else each dataset's end; of
         amounts the end of the period. The grid is of cell centres: projected [m or km] with a CF
-        grid mapping, or latitude and longitude where ``projdef`` is ``longlat``.
+        grid mapping, or latitude and longitude where ``projdef`` is ``longlat``. Projections that
+        CF lacks, like the gnomonic one, stand in the axes' comments instead.
 
     Raises
     ------
@@ -159,16 +160,23 @@ def _array(path: Path, dataset: Any, layer: Layer, place: dict[str, float], time
 def _rates(
     path: Path, layer: Layer, array: Variable, period_h: float | None
 ) -> npt.NDArray[np.float32]:
-    stored = array.raw().astype(np.float64)
-    values = stored * layer.gain + layer.offset
-    values[stored == layer.undetect] = 0
-    missing = np.isnan(stored) | (stored == layer.nodata)
-    values[missing] = np.nan
+    stored = array.raw()
+    values = stored.astype(np.float64) * layer.gain + layer.offset
+    values[stored == _as_stored(layer.undetect, stored.dtype)] = 0
+    values[np.isnan(stored) | (stored == _as_stored(layer.nodata, stored.dtype))] = np.nan
     factor = to_mm_h(UNITS[layer.quantity], period_h)
     return to_rates(f"{path}: '{layer.group}' ({layer.quantity})", values, factor)
 
 
-def _grid(path: Path, projdef: str, place: dict[str, float]) -> tuple[Grid, GridMapping]:
+def _as_stored(code: float, dtype: np.dtype[Any]) -> Any:
+    """A code as the array has it: no float32 is equal to the double 9999.9."""
+    if dtype.kind != "f":
+        return np.float64(code)
+    with np.errstate(over="ignore"):
+        return dtype.type(code)
+
+
+def _grid(path: Path, projdef: str, place: dict[str, float]) -> tuple[Grid, GridMapping | None]:
     """Cell centres from the lower left corner of the lower left cell."""
     pyproj = require("pyproj", "odim", "Placing an ODIM_H5 composite")
     lon, lat = place["LL_lon"], place["LL_lat"]
@@ -199,8 +207,12 @@ def _grid(path: Path, projdef: str, place: dict[str, float]) -> tuple[Grid, Grid
         else ("projection_y_coordinate", "projection_x_coordinate")
     )
     each = ("degrees_north", "degrees_east") if latlon else (units, units)
+    mapping = dict(crs.to_cf())
+    named = "grid_mapping_name" in mapping  # without it CF has no grid mapping
+    comment = {} if named else {"comment": f"In the projection {projdef}"}
     attributes = [
-        {"units": unit, "standard_name": name} for unit, name in zip(each, standard, strict=True)
+        {"units": unit, "standard_name": name, **comment}
+        for unit, name in zip(each, standard, strict=True)
     ]
     grid = Grid.of_file(str(path), y, x, names, (attributes[0], attributes[1]))
-    return grid, GridMapping("crs", dict(crs.to_cf()))
+    return grid, GridMapping("crs", mapping) if named else None

@@ -71,9 +71,10 @@ def open_writer(
 
     ``.nc``, ``.nc4`` and ``.cdf`` are NetCDF-4. ``.zarr`` is a Zarr store (format 2, consolidated)
     with the same variables, and needs the extra ``xarray``. ``.grib2`` and ``.grb2`` are GRIB2, one
-    message a (time, member), and need the extra ``grib``: regular latitude-longitude grids and
-    known times only, no statistics and no attributes, SI units and longitudes from 0 to 360, rates
-    within 1e-4 mm/h up to 800 mm/h. Parameters and errors are those of `EnsembleWriter`.
+    message a (time, member), and need the extra ``grib``: regular latitude-longitude grids without
+    a row of cells around a pole and known times only, no statistics and no attributes, SI units and
+    longitudes from 0 to 360, rates within 1e-4 mm/h up to 800 mm/h. Parameters and errors are those
+    of `EnsembleWriter`.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def open_writer(
     elif suffix in GRIB_SUFFIXES:
         from wdm_runtime.io.grib_output import check_grib, open_grib
 
-        check_grib(path, field, members, statistics)
+        check_grib(path, field, factor, members, statistics)
         open_output = open_grib
     elif suffix not in NETCDF_SUFFIXES:
         known = ", ".join((*NETCDF_SUFFIXES, ZARR_SUFFIX, *GRIB_SUFFIXES))

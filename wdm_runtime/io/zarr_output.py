@@ -46,7 +46,7 @@ class ZarrArrays:
 
     def finish(self, attributes: dict[str, Any]) -> None:
         """Take the global attributes and consolidate all."""
-        self._group.attrs.update(attributes)
+        self._group.attrs.update(_as_json(attributes))
         self._zarr.consolidate_metadata(str(self._folder), zarr_format=2)
 
     def abandon(self) -> None:
@@ -63,13 +63,21 @@ class ZarrArrays:
         )
         # One request: every change of the attributes rewrites their file.
         array.attrs.update(
-            {_DIMENSIONS: list(variable.dimensions)}
-            | {name: _plain(value) for name, value in variable.attributes.items()}
+            {_DIMENSIONS: list(variable.dimensions), **_as_json(variable.attributes)}
         )
         if variable.values is not None:
             array[...] = variable.values
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold."""
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+def _as_json(attributes: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold: there is no NaN and no infinity in it, so these are left out."""
+    plain = {
+        name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+        for name, value in attributes.items()
+    }
+    return {name: value for name, value in plain.items() if _is_finite(value)}
+
+
+def _is_finite(value: Any) -> bool:
+    numbers = np.asarray(value)
+    return numbers.dtype.kind != "f" or bool(np.isfinite(numbers).all())
