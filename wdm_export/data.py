@@ -39,6 +39,7 @@ from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_
 
 STORE_VERSION = 2  # 2: `domain`
 _INDEX = "index.json"
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _fill(
 
 
 def digest_of(file: Path) -> str:
-    """A source's SHA-256.
+    """A source's SHA-256; of a Zarr store, of the names and digests of its files.
 
     Raises
     ------
@@ -255,7 +256,15 @@ def digest_of(file: Path) -> str:
         The file cannot be read.
     """
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        if file.is_dir():
+            inside = sorted(path for path in file.rglob("*") if path.is_file())
+            lines = (f"{path.relative_to(file).as_posix()} {digest_of(path)}" for path in inside)
+            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        digest = hashlib.sha256()
+        with open(file, "rb") as content:
+            while chunk := content.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
     except OSError as error:
         raise InputError(
             f"{file}: cannot be read ({error.strerror}); expected a file of training fields. "

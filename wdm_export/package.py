@@ -181,6 +181,7 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
             "runs": [asdict(run) for run in released.runs],
             "sources": list(released.sources),
         },
+        turns=released.runs[-1].training.turns,
     )
     write_manifest(folder, manifest)
 

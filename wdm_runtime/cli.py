@@ -264,7 +264,7 @@ class _Progress:
         console.out.print(line, highlight=False, soft_wrap=True)
         console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
         if note:
-            console.out.print(f"note: {note}", highlight=False, soft_wrap=True)
+            panels.note(note)
         self._task = self._bar.add_task("sampling", total=plan.evaluations)
 
     def on_step(self, step: StepTime) -> None:

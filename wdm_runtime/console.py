@@ -19,6 +19,13 @@ class _Console(Console):
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, where words that a full disk or a lost terminal does not take end no run."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
         """Who read along has gone: the work goes on without words."""
         self.quiet = True

@@ -25,7 +25,7 @@ from wdm_runtime.errors import InputError, SuspectError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
 from wdm_runtime.opening import OpenedEngines, open_engines
-from wdm_runtime.orientation import orientation_of
+from wdm_runtime.orientation import AS_IT_IS, orientation_of
 from wdm_runtime.plan import Plan, sampling_bytes
 from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.sampling import Balance, Draw, Member, Sampling
@@ -71,6 +71,7 @@ class Downscaler:
         self.batch = opened.batch
         self.fused = opened.fused
         self._transforms = opened.transforms
+        self._closed = False
 
     @classmethod
     def open(
@@ -111,7 +112,8 @@ class Downscaler:
         self.close()
 
     def close(self) -> None:
-        """Free the engines."""
+        """Free the engines. Nothing can be drawn any more."""
+        self._closed = True
         for engine in (self.engine, *self._transforms):
             engine.close()
         if self.fused:
@@ -191,7 +193,8 @@ class Downscaler:
             rain are 0.
         members
             Ensemble size. More members never change the first ones. They are drawn in the eight
-            orientations in turn, see `wdm_runtime.orientation`: multiples of 8 are balanced.
+            orientations in turn, see `wdm_runtime.orientation`: multiples of 8 are balanced. All
+            are drawn as the field lies by a bundle whose network knows that alone.
         seed
             Any integer. With the frame's valid time, the member, the step and the position it
             fixes all noise.
@@ -237,6 +240,7 @@ class Downscaler:
         SuspectError
             A member cannot be true, under ``"fail"``.
         """
+        self._require_open()
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         fine = tuple(n * self.factor for n in field.grid.shape)
@@ -269,11 +273,13 @@ class Downscaler:
                 frame = self._look(field, index, wanted)
                 for member in range(members):
                     noise = noise_of(seed, valid_time, member, noise_decorrelation_min)
-                    yield Draw(frame, index, member, noise, orientation_of(member))
+                    orientation = orientation_of(member) if self.manifest.turns else AS_IT_IS
+                    yield Draw(frame, index, member, noise, orientation)
 
         def draw_all() -> Iterator[Sample]:
             flip, noted = _flip(field), False
             for group in self._groups(draws(), at_most):
+                self._require_open()
                 for found in sampling.run(group):
                     draw, redrawn = found.draw, False
                     if found.fault and on_suspect == "fp32" and self.engine.full is not None:
@@ -292,6 +298,13 @@ class Downscaler:
                     )
 
         return draw_all()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InputError(
+                "The Downscaler was closed; expected an open one as long as samples are drawn. "
+                "Iterate inside its 'with' block, or open it again."
+            )
 
     def _report(self, found: Member, field: PrecipField, on_suspect: str, noted: bool) -> None:
         """Refuse a member that cannot be true, or say so once."""

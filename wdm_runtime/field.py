@@ -15,6 +15,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid
 
 Array = npt.NDArray[np.float32]
+DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
 
 
 class Frames(Protocol):
@@ -124,11 +125,25 @@ class PrecipField:
             )
 
     def frame(self, index: int) -> Array:
-        """One frame (y, x) [mm h-1], NaN where missing."""
+        """One frame (y, x) [mm h-1], NaN where missing.
+
+        Raises
+        ------
+        InputError
+            Infinite rates, or negative ones that are more than rounding.
+        """
         frame = self.rate_mm_h[index]
         if isinstance(frame, np.ma.MaskedArray):  # of who hands in netCDF4's own arrays
             frame = np.ma.filled(frame.astype(np.float32), np.nan)
-        return np.asarray(frame, dtype=np.float32)
+        frame = np.asarray(frame, dtype=np.float32)
+        # Both leave NaN out.
+        lowest, highest = (extreme.reduce(frame, axis=None) for extreme in (np.fmin, np.fmax))
+        if lowest < DRY_FROM_MM_H or np.isinf(highest):
+            raise InputError(
+                f"Frame {index} of the field has rates from {lowest:g} to {highest:g} mm/h; "
+                "expected finite ones of at least 0, and NaN where they are missing. Correct them."
+            )
+        return np.maximum(frame, 0) if lowest < 0 else frame
 
     def load(self) -> npt.NDArray[np.float32]:
         """All frames as one array (time, y, x) [mm h-1]."""

@@ -90,8 +90,9 @@ class Manifest:
     ``tile_px`` is the fine size of the tiles the score graph takes; ``domain`` is what the model
     was trained on; ``residual_scale`` standardises the coefficients that are diffused,
     ``condition_scale`` those of the interpolated coarse field; ``presets`` are ways to draw members
-    that were fitted to this model. ``precision_check``, ``presets`` and, of Haar, the wavelet's
-    ``filters`` may be missing.
+    that were fitted to this model; ``turns`` says whether training showed the network every
+    orientation, as members are drawn in. ``precision_check``, ``presets``, true ``turns`` and, of
+    Haar, the wavelet's ``filters`` may be missing.
     """
 
     schema_version: int
@@ -112,6 +113,7 @@ class Manifest:
     scores: dict[str, Any] = field(default_factory=dict)
     precision_check: PrecisionCheck | None = field(default=None, metadata=OPTIONAL)
     presets: dict[str, Preset] = field(default_factory=dict, metadata=OPTIONAL)
+    turns: bool = field(default=True, metadata=OPTIONAL)
 
     @property
     def tile_cells(self) -> int:
@@ -124,6 +126,8 @@ class Manifest:
         for optional in ("precision_check", "presets"):
             if not values[optional]:
                 del values[optional]
+        if self.turns:
+            del values["turns"]
         if self.wavelet.filters is None:
             del values["wavelet"]["filters"]
         return json.dumps(values, indent=1) + "\n"

@@ -101,7 +101,9 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
             )
     field = _as_selected(read_field(coarse, frame.variable, _hours(frame)), frame)
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
-    if not _same_area(field.grid, frame.grid) or found != frame.valid_time:
+    # Frames without a time are numbered, in the output from its own first one.
+    timeless = found.startswith("none-") and frame.valid_time.startswith("none-")
+    if not _same_area(field.grid, frame.grid) or (found != frame.valid_time and not timeless):
         raise InputError(
             f"{coarse}: has {' x '.join(map(str, field.grid.shape))} cells and, at time {time}, "
             f"'{found}'; expected the field that became {output.name}'s "

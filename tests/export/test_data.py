@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 xr = pytest.importorskip("xarray")
 
 from wdm_export.crops import CropSampler  # noqa: E402
-from wdm_export.data import PatchStore, cut_patches, prepare  # noqa: E402
+from wdm_export.data import PatchStore, cut_patches, digest_of, prepare  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.grid import block_mean, interpolate  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
@@ -147,6 +147,21 @@ def two_days(tmp_path):
     )
     second = write_netcdf(tmp_path / "second.nc", [rain((60, 80), 2)], ["2019-06-11T00:02"])
     return [first, second]
+
+
+def test_a_zarr_store_is_trained_on_as_the_file_it_was_made_of(two_days, tmp_path):
+    pytest.importorskip("zarr")
+    with xr.open_dataset(two_days[0]) as dataset:
+        dataset.to_zarr(tmp_path / "first.zarr", zarr_format=2)
+    file, folder = (
+        prepare([path], tmp_path / name, size=SIZE)
+        for path, name in ((two_days[0], "a"), (tmp_path / "first.zarr", "b"))
+    )
+    assert np.array_equal(file.fine, folder.fine)
+    before = {source.sha256 for source in folder.sources}
+    assert len(before) == 1 and digest_of(tmp_path / "first.zarr") in before
+    (tmp_path / "first.zarr" / ".zattrs").write_text('{"title": "another"}')
+    assert digest_of(tmp_path / "first.zarr") not in before
 
 
 def test_prepare_writes_a_store_of_storm_days(two_days, tmp_path):

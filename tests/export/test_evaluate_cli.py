@@ -53,7 +53,7 @@ def test_baselines_report_and_kept_scores(tiny_copy: Path, tmp_path: Path, regre
     content = json.loads((tmp_path / "scores.json").read_text())
     names = [row["forecast"] for row in content["rows"]]
     assert names == [
-        "nearest cell", "bilinear", "bicubic",
+        "nearest cell", "bilinear", "bicubic", "conservative bicubic",
         "twin, one member", "twin, median of 2 members", "twin, mean of 2 members",
         "regression mean", "one member", "median of 2 members", "mean of 2 members",
     ]  # fmt: skip

@@ -103,6 +103,20 @@ def test_the_card_names_the_parts_of_a_recipe_that_are_not_the_usual(exported):
     assert "turns" not in (exported[0].path / package.CARD_NAME).read_text()
 
 
+def test_members_of_a_network_that_saw_no_turns_are_drawn_in_none(checkpoint, tmp_path):
+    assert Bundle.open(checkpoint_bundle(checkpoint, tmp_path / "turned", True)).manifest.turns
+    assert not Bundle.open(
+        checkpoint_bundle(checkpoint, tmp_path / "as it is", False)
+    ).manifest.turns
+
+
+def checkpoint_bundle(checkpoint, folder, turns):
+    training = replace(checkpoint.training, turns=turns)
+    return package.export_bundle(
+        replace(checkpoint, training=training), folder, "model", tile_px=TILE
+    )[0].path
+
+
 def test_the_runtime_downscales_with_it(exported, field):
     with Downscaler.open(exported[0].path) as downscaler:
         samples = list(downscaler.downscale(field, members=2, steps=3))

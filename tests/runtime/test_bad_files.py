@@ -233,10 +233,10 @@ PLACES = {
 MOMENTS = {
     "no time": Bad(rain(values=RAIN[:0], hours=()), "no entry along 'time'", "at least one", OTHER),
     "no such date": Bad(
-        rain(time={"units": "hours since yesterday"}), "'time' has units", "since <date>", "Correct"
+        rain(time={"units": "hours since yesterday"}), "'time' has units", "since <YYYY", "Correct"
     ),
     "no date": Bad(rain(time={"units": "hours"}), "'time' has units 'hours'", "since <", "Correct"),
-    "no such calendar": Bad(rain(time={"calendar": "maya"}), "'maya'", "since <date>", "Correct"),
+    "no such calendar": Bad(rain(time={"calendar": "maya"}), "'maya'", "since <YYYY", "Correct"),
     "missing time": Bad(rain(hours=(0, np.nan)), "'time'", "a number for each time", "Correct"),
     "endless time": Bad(rain(hours=(0, 1e30)), "'time' has units", "number for each", "Correct"),
     "repeated time": Bad(rain(hours=(3, 3)), "'time' has the time 2022-08-", "once", "Remove"),

@@ -333,6 +333,17 @@ def test_who_stops_reading_stops_no_run(tiny, tmp_path):
     assert code == 0 and (tmp_path / "o.nc").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_words_that_a_full_disk_does_not_take_end_no_run(tiny, tmp_path):
+    command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
+    options = ["--bundle", tiny, "--steps", "3", "-o", tmp_path / "o.nc", "--no-pixel-probe"]
+    with open("/dev/full", "w") as full:
+        code = subprocess.run(
+            [*command, "infer", SAMPLE, *options], stdout=full, stderr=full
+        ).returncode
+    assert code == 0 and (tmp_path / "o.nc").exists()
+
+
 def test_a_name_that_the_terminal_cannot_show_fails_no_run(tiny, tmp_path):
     command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
     options = ["--bundle", tiny, "--steps", "3", "-o", "öut.nc", "--no-pixel-probe"]

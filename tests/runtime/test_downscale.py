@@ -247,3 +247,33 @@ def test_bad_options_are_input_errors(tiny, field, options, message):
 def test_bad_batch_is_an_input_error(tiny):
     with pytest.raises(InputError, match="Got batch 0; expected 1 to"):
         EngineOptions(batch=0)
+
+
+def test_what_is_drawn_after_the_end_says_so(tiny, field):
+    with Downscaler.open(tiny) as downscaler:
+        samples = downscaler.downscale(field, steps=STEPS)
+        next(samples)
+    with pytest.raises(InputError, match="closed; expected an open one"):
+        list(samples)
+    with pytest.raises(InputError, match="inside its 'with' block"):
+        downscaler.downscale(field)
+
+
+@pytest.mark.parametrize("rate", [-0.5, np.inf, -np.inf])
+def test_rates_that_are_none_are_refused(tiny, field, rate):
+    rates = field.rate_mm_h.copy()
+    rates[0, 2, 2] = rate
+    with pytest.raises(InputError, match="expected finite ones of at least 0"):
+        ensemble(tiny, replace(field, rate_mm_h=rates))
+
+
+def test_what_resampling_leaves_below_zero_is_dry(tiny, field):
+    rates = field.rate_mm_h.copy()
+    rates[:, 2:4, 2:5] = 0
+    dry = ensemble(tiny, replace(field, rate_mm_h=rates))
+    below = rates.copy()
+    below[:, 2:4, 2:5] = -0.0009
+    for key, rate in ensemble(tiny, replace(field, rate_mm_h=below)).items():
+        np.testing.assert_array_equal(rate, dry[key])
+        assert np.nanmin(rate) >= 0
+    assert below.min() < 0, "what was handed in stays as it was"

@@ -1,9 +1,11 @@
 """Members in eight orientations: the same network, seen from eight sides."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import edit_manifest
 
 from wdm_runtime import Downscaler, downscale
 from wdm_runtime.bundle import Bundle
@@ -93,6 +95,17 @@ def test_members_go_through_all_orientations(tiny, field, monkeypatch):
     first = [sample.rate_mm_h for sample in samples if sample.time_index == 0]
     assert len({rate.tobytes() for rate in first}) == ORIENTATIONS
     np.testing.assert_array_equal(first[-1], first[0])
+
+
+def test_members_are_drawn_as_the_field_lies_by_a_network_that_knows_no_other(
+    tiny_copy, field, monkeypatch
+):
+    monkeypatch.setattr(downscale, "noise_of", lambda seed, time, *_: NoiseSource(seed, time, 0))
+    edit_manifest(tiny_copy, turns=False)
+    with Downscaler.open(tiny_copy, "ort-cpu") as downscaler:
+        assert json.loads(downscaler.manifest.to_json())["turns"] is False
+        first, second, *_ = downscaler.downscale(field, members=2, steps=2)
+    np.testing.assert_array_equal(first.rate_mm_h, second.rate_mm_h)
 
 
 @pytest.mark.parametrize("orientation", EVERY)

@@ -232,7 +232,7 @@ class TestCoordinates:
             assert dataset["lat"].units == "degrees_north"
             assert dataset["lon"].standard_name == "longitude"
             assert dataset.geospatial_lat_resolution == 0.01
-        check_grib(tmp_path / "out.grib2", field, 1, None)
+        check_grib(tmp_path / "out.grib2", field, 10, 1, None)
         metres = ({"units": "m"}, {"units": "m"})
         assert replace(grid, attributes=metres).attributes == metres
         assert Grid(grid.y, grid.x, ("y", "x")).attributes == ({}, {})

@@ -2,12 +2,14 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import netCDF4
 import numpy as np
 import pytest
 from output_files import SPEC, VALID_TIMES, amount_field, rates, write_output
 
+from wdm_runtime.cli import app
 from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
 from wdm_runtime.io.ensemble import read_frame
 from wdm_runtime.plot import plot_ensemble, rate_scale
@@ -166,6 +168,27 @@ def test_the_part_that_was_selected_is_drawn(tmp_path):
         dataset.setncatts({"wdm_time": "2022-06-01T03:00/", "wdm_bbox": "-98.05,35.3,-97.65,35.6"})
         dataset.wdm_accumulation = "1h"
     plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
+    assert png_size(tmp_path / "f.png")
+
+
+def test_one_of_several_frames_without_time_is_drawn(tiny, field, tmp_path, monkeypatch):
+    """In the output, which has that one alone, it is the first."""
+    monkeypatch.chdir(tmp_path)
+    with netCDF4.Dataset("coarse.nc", "w") as dataset:
+        for name, values, units in zip(
+            ("lat", "lon"), (field.grid.y, field.grid.x), ("degrees_north", "degrees_east"),
+            strict=True,
+        ):  # fmt: skip
+            dataset.createDimension(name, values.size)
+            dataset.createVariable(name, "f8", (name,))[:] = values
+            dataset[name].units = units
+        dataset.createDimension("time", 2)
+        rain = dataset.createVariable("rain", "f4", ("time", "lat", "lon"))
+        rain.units = "mm h-1"
+        rain[:] = field.load()
+    options = ["--bundle", str(tiny), "--steps", "2", "--time", "1", "-o", "fine.nc"]
+    app(["infer", "coarse.nc", *options, "--no-pixel-probe"], standalone_mode=False)
+    plot_ensemble(Path("fine.nc"), Path("f.png"), None, 0, 0, 5.0)
     assert png_size(tmp_path / "f.png")
 
 

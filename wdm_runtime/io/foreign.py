@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.field import TimeAxis
+from wdm_runtime.field import DRY_FROM_MM_H, TimeAxis
 
 _EPOCH = datetime(1970, 1, 1)
-DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
 
 
 def epoch_axis(ends: list[datetime], span_h: float | None) -> TimeAxis:

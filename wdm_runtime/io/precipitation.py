@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.field import PrecipField, Source
+from wdm_runtime.field import DRY_FROM_MM_H, PrecipField, Source
 from wdm_runtime.io.accumulation import period_of
 from wdm_runtime.io.choice import choose
 from wdm_runtime.io.coordinates import (
@@ -24,7 +24,6 @@ from wdm_runtime.io.coordinates import (
     grid_of,
 )
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
-from wdm_runtime.io.foreign import DRY_FROM_MM_H
 from wdm_runtime.io.times import valid_times_of
 from wdm_runtime.io.units import rate_factor, to_mm_h
 
