@@ -104,17 +104,11 @@ def test_the_card_names_the_parts_of_a_recipe_that_are_not_the_usual(exported):
 
 
 def test_members_of_a_network_that_saw_no_turns_are_drawn_in_none(checkpoint, tmp_path):
-    assert Bundle.open(checkpoint_bundle(checkpoint, tmp_path / "turned", True)).manifest.turns
-    assert not Bundle.open(
-        checkpoint_bundle(checkpoint, tmp_path / "as it is", False)
-    ).manifest.turns
-
-
-def checkpoint_bundle(checkpoint, folder, turns):
-    training = replace(checkpoint.training, turns=turns)
-    return package.export_bundle(
-        replace(checkpoint, training=training), folder, "model", tile_px=TILE
-    )[0].path
+    for turns in (True, False):
+        trained = replace(checkpoint, training=replace(checkpoint.training, turns=turns))
+        folder = tmp_path / f"turns {turns}"
+        package.export_bundle(trained, folder, "model", tile_px=TILE)
+        assert Bundle.open(folder).manifest.turns is turns
 
 
 def test_the_runtime_downscales_with_it(exported, field):
