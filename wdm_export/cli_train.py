@@ -142,6 +142,7 @@ def train(
         else:
             network = network_of(wavelet, levels, base, depths, blocks, attention)
             config = TrainConfig(**settings)
+            initial = Checkpoint.load(weights) if weights else None
             begun = begin_or_resume and (run / CHECKPOINT_NAME).exists()
             if not processes.agree(begun):
                 raise InputError(
@@ -151,8 +152,8 @@ def train(
             if begun:
                 trainer = Trainer.resume(patches, run, minutes, steps, processes)
                 refuse_other_settings(trainer, network, config, run, "-o", rain)
+                refuse_other_weights(trainer, initial, run)
             else:
-                initial = Checkpoint.load(weights) if weights else None
                 trainer = Trainer.start(patches, run, network, config, initial, processes, rain)
         console.err.quiet = console.out.quiet = not processes.leads
         with progress_bars() as progress:
@@ -218,6 +219,17 @@ def refuse_other_settings(
         raise InputError(
             f"{folder}: holds a run with other settings; got {', '.join(other)}. Give the run's "
             f"own settings, or begin anew with another {option} folder."
+        )
+
+
+def refuse_other_weights(trainer: Any, initial: Any, folder: Path) -> None:
+    """A run that is continued began with the weights named now, or with none."""
+    if trainer.earlier != (initial.runs if initial else ()):
+        had = "others" if initial and trainer.earlier else "some" if trainer.earlier else "none"
+        raise InputError(
+            f"{folder}: holds a run that began with {had} of the weights named; expected the same "
+            "--weights, or none where it began without. Name them, or begin anew with another -o "
+            "folder."
         )
 
 

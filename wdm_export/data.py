@@ -134,7 +134,7 @@ def cut_patches(
     factor
         Fine cells per coarse cell.
     size
-        Patch edge in fine cells; patches overlap by half.
+        Patch edge in fine cells; patches overlap by half, at the far edges by more.
 
     Yields
     ------
@@ -145,9 +145,8 @@ def cut_patches(
     rows, columns = coarse.shape[0] * factor, coarse.shape[1] * factor
     fine = fine[:rows, :columns]
     smooth = interpolate(coarse, factor)  # NaN where it reads a missing block
-    stride = size // 2
-    for row in range(0, rows - size + 1, stride):
-        for column in range(0, columns - size + 1, stride):
+    for row in _starts(rows, size):
+        for column in _starts(columns, size):
             window = slice(row, row + size), slice(column, column + size)
             patch, given = fine[window], smooth[window]
             missing = np.isnan(patch)
@@ -155,6 +154,13 @@ def cut_patches(
             enough = wet >= MIN_WET_SHARE * patch.size and missing.mean() < MAX_MISSING_SHARE
             if enough and not np.isnan(given).any():
                 yield np.where(missing, given, patch), given
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Where patches begin along an axis: half a patch apart, and the last one at the far edge."""
+    starts = list(range(0, length - size + 1, size // 2))
+    end = length - size
+    return [*starts, end] if starts and starts[-1] < end else starts
 
 
 def prepare(
@@ -196,6 +202,9 @@ def prepare(
             f"{store}: cannot be written ({error}); expected room for the patches. Free some "
             "space, or choose another folder with -o."
         ) from error
+    finally:
+        for unfinished in store.glob("*.raw"):
+            unfinished.unlink(missing_ok=True)
     return PatchStore.open(store)
 
 
@@ -231,7 +240,7 @@ def _fill(
         raise InputError(
             f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
             f"with at least {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing. "
-            "Hand in larger or wetter fields."
+            "Hand in larger or wetter fields, or cut smaller patches with --patch."
         )
     for name in ("fine", "coarse"):
         _raw_to_npy(store / f"{name}.raw", store / f"{name}.npy", (total, size, size))

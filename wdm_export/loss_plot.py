@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wdm_export.training_log import read_matching
+from wdm_runtime.io.atomic import output_errors
 
 PLOT_NAME = "loss.png"
 _SMOOTH = 20  # log rows a running mean spans: single batches scatter by a tenth
@@ -27,5 +28,6 @@ def plot_log(run: str | Path) -> Path:
         axes.legend()
     axes.set(xlabel="step", ylabel="mean (v - v_hat)^2", ylim=(0, None))
     path = Path(run) / PLOT_NAME
-    figure.savefig(path, dpi=120)
+    with output_errors(path):
+        figure.savefig(path, dpi=120)
     return path

@@ -205,13 +205,14 @@ class Trainer:
                 "the first minutes of one. Begin it without --resume."
             )
         state = Checkpoint.load(Path(folder) / CHECKPOINT_NAME)
-        seen = {(source["sha256"], source["valid_time"]) for source in state.sources}
-        other = [s.file for s in store.sources if (s.sha256, s.valid_time) not in seen]
-        if other or store.factor != state.model.factor:
+        own = [asdict(source) for source in store.sources]
+        known = state.sources[-len(own) :]  # before these come the sources of the weights it had
+        if list(known) != own or store.factor != state.model.factor:
+            other = next((s["file"] for s in own if s not in known), f"{len(own)} fields alone")
             raise InputError(
-                f"{store.path}: holds patches of {other[0] if other else store.factor}, which the "
-                f"run in {folder} was not trained on; expected the store that it began with. Name "
-                "that, or begin a new run with --weights."
+                f"{store.path}: holds patches of {other}, which the run in {folder} was not "
+                "trained on; expected the store that it began with. Name that, or begin a new run "
+                "with --weights."
             )
         if minutes is not None or steps is not None:
             state = replace(state, training=replace(state.training, minutes=minutes, steps=steps))

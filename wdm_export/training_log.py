@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from wdm_export.checkpoint import Curve
+from wdm_runtime.io.atomic import output_errors, whole_file
 
 LOG_NAME = "log.csv"
 LOG_EVERY_STEPS = 10
@@ -62,19 +63,22 @@ class TrainingLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with output_errors(Path(self._file.name)):
+            self._file.close()
 
     def add(
         self, step: int, seconds: float, loss: float, matching: float, learning_rate: float
     ) -> None:
         """A row, on disk at once; the losses are means since the row before."""
         means = (f"{seconds:.1f}", f"{loss:.6g}", f"{matching:.6g}", f"{learning_rate:.3g}")
-        self._writer.writerow((step, *means))
-        self._file.flush()
+        with output_errors(Path(self._file.name)):
+            self._writer.writerow((step, *means))
+            self._file.flush()
 
 
 def _cut(path: Path, step: int) -> None:
     header, *rows = path.read_bytes().splitlines(keepends=True) or [b""]
     steps = [row.partition(b",")[0] for row in rows]
     kept = [r for r, s in zip(rows, steps, strict=True) if s.isdigit() and int(s) <= step]
-    path.write_bytes(b"".join([header, *kept]))
+    with whole_file(path) as temporary:
+        temporary.write_bytes(b"".join([header, *kept]))

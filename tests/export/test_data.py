@@ -129,6 +129,25 @@ def test_patches_with_missing_cells_are_skipped_and_stray_ones_are_interpolated(
     np.testing.assert_allclose(coarse, interpolate(np.nan_to_num(expected), 10)[:, :40], rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(70, 95), (40, 79), (41, 40)])
+def test_patches_reach_the_far_edges(shape):
+    fine = rain(shape)
+    seen = np.zeros(shape, bool)
+    for patch, _ in cut_patches(fine, FACTOR, SIZE):
+        for row, column in np.argwhere(fine == patch[0, 0]):
+            if np.array_equal(fine[row : row + SIZE, column : column + SIZE], patch):
+                seen[row : row + SIZE, column : column + SIZE] = True
+    whole = tuple(n // FACTOR * FACTOR for n in shape)
+    assert seen[: whole[0], : whole[1]].all()
+
+
+def test_what_fails_leaves_no_patches_behind(two_days, tmp_path):
+    (tmp_path / "broken.nc").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"broken\.nc"):
+        prepare([*two_days, tmp_path / "broken.nc"], tmp_path / "store", size=SIZE)
+    assert not list((tmp_path / "store").glob("*"))
+
+
 def test_a_field_smaller_than_a_patch_gives_none():
     assert not list(cut_patches(rain((39, 400)), FACTOR, SIZE))
     assert not list(cut_patches(rain((5, 5)), FACTOR, SIZE))

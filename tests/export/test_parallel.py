@@ -138,6 +138,12 @@ def test_what_has_begun_is_continued_with_its_own_settings_alone(store, tmp_path
     first = (tmp_path / "run" / "weights.safetensors").read_bytes()
     train(1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume")  # is at its end
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == first
+    begun = tmp_path / "run" / "weights.safetensors"
+    other = started(
+        1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume", "--weights", begun
+    )
+    _, error = other.communicate(timeout=300)
+    assert other.returncode == 2 and "began with none of the weights named" in error
     other = started(
         1, store, "-o", tmp_path / "run", *settings(10), "--begin-or-resume",
         "--rain-weight", 0.5, "--transform-offset", 1,

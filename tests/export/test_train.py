@@ -189,13 +189,14 @@ def test_bf16_only_where_the_processor_multiplies_in_it(store, tmp_path):
 
 def test_training_reduces_the_loss(store, tmp_path):
     losses = []
-    config = settings(steps=150, batch=8, learning_rate=5e-3)
+    config = settings(steps=300, batch=8, learning_rate=5e-3)
     Trainer.start(store, tmp_path, SMALL, config).run(lambda p: losses.append(p.loss))
     # v = alpha eps - sigma x0 has unit variance, which is the loss of a network that says 0
     assert np.mean(losses[:3]) == pytest.approx(1.0, abs=0.25)
-    assert np.mean(losses[-30:]) < 0.9 * np.mean(losses[:3])
+    # Single batches scatter by 0.2: a mean of 100 by 0.02.
+    assert np.mean(losses[-100:]) < 0.96
     rows = log_rows(tmp_path)
-    assert float(rows[-1]["matching"]) < float(rows[0]["matching"])
+    assert np.mean([float(row["matching"]) for row in rows[-10:]]) < 0.96
     rates = [float(row["learning_rate"]) for row in rows]
     assert max(rates) <= 5e-3 and rates[-1] < 0.02 * max(rates)
 

@@ -1,5 +1,7 @@
 """What a run remembers: the patches it saw, and its last good checkpoint."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,8 @@ from small_training import SMALL, sample_store, settings  # noqa: E402
 from wdm_export.checkpoint import Checkpoint  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
 from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
-from wdm_runtime.errors import InputError, SuspectError  # noqa: E402
+from wdm_export.training_log import TrainingLog  # noqa: E402
+from wdm_runtime.errors import InputError, OutputError, SuspectError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,32 @@ def test_a_run_that_trains_on_sees_other_crops_and_noise(store, run, tmp_path):
 def test_a_run_is_not_continued_on_other_patches(run, tmp_path):
     with pytest.raises(InputError, match=r"moved.nc, which the run in .* was not trained on"):
         Trainer.resume(other_store(tmp_path), run, steps=20)
+
+
+def test_a_run_goes_on_with_its_own_store_alone(store, run, tmp_path):
+    """Not with that of the weights it began with, nor with a part of its own."""
+    released, other = Checkpoint.load(run / WEIGHTS_NAME), other_store(tmp_path)
+    Trainer.start(other, tmp_path / "a", SMALL, settings(steps=1), released).run()
+    with pytest.raises(InputError, match="expected the store that it began with"):
+        Trainer.resume(store, tmp_path / "a", steps=2)
+    both = prepare([TRUTH, tmp_path / "moved.nc"], tmp_path / "both", size=64)
+    Trainer.start(both, tmp_path / "b", SMALL, settings(steps=1)).run()
+    for part in (store, other):
+        with pytest.raises(InputError, match="expected the store that it began with"):
+            Trainer.resume(part, tmp_path / "b", steps=2)
+    assert Trainer.resume(both, tmp_path / "b", steps=2).run().step == 2
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with TrainingLog(tmp_path, 0) as log:
+        log.add(1, 0.5, 1.0, 1.0, 1e-4)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+        try:
+            with pytest.raises(OutputError, match=r"log.csv: cannot be written .*Free some space"):
+                log.add(2, 0.5, 1.0, 1.0, 1e-4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_numbers_that_are_not_finite_leave_the_last_checkpoint_whole(store, tmp_path):
