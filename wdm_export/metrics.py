@@ -123,8 +123,8 @@ def rank_counts(members: Array, truth: Array, rng: np.random.Generator) -> Int64
     (member + 1,) counts. A reliable ensemble gives a flat histogram.
     """
     ties = (members == truth).sum(axis=0)
-    open_ = ties < members.shape[0]
-    below, ties = (members[:, open_] < truth[open_]).sum(axis=0), ties[open_]
+    differing = ties < members.shape[0]
+    below, ties = (members[:, differing] < truth[differing]).sum(axis=0), ties[differing]
     return np.bincount(rng.integers(below, ties + below + 1), minlength=members.shape[0] + 1)
 
 

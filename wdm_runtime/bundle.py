@@ -26,7 +26,7 @@ from wdm_runtime.records import build
 from wdm_runtime.signing import check_signature, required_key
 
 DEFAULT_BUNDLE = "wdm2-mrms"
-MAX_MANIFEST_BYTES = 64 << 20  # 200 bytes for each frame that was trained on: years of them
+MAX_MANIFEST_BYTES = 4 << 20
 
 
 def sha256(data: bytes) -> str:

@@ -177,7 +177,7 @@ def test_no_more_is_read_than_declared(tiny_copy):
     with pytest.raises(BundleError, match=f"more than {entry.bytes} bytes"):
         bundle.graph("dwt")
     os.truncate(tiny_copy / MANIFEST_NAME, 1 << 40)
-    with pytest.raises(BundleError, match=f"more than {64 << 20} bytes"):
+    with pytest.raises(BundleError, match="more than 4194304 bytes"):
         Bundle.open(tiny_copy)
 
 
