@@ -8,6 +8,7 @@ and no border can show.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -234,13 +235,16 @@ class Downscaler:
         Raises
         ------
         InputError
-            No members, an unknown preset, sampler, grid or mode, steps or a scale out of range,
-            noise for a sampler that takes none, wanted cells of another shape, times or an origin
-            the noise cannot be addressed by, or more memory needed than given.
+            A count or seed that is no whole number, no members, an unknown preset, sampler, grid
+            or mode, steps or a scale out of range, noise for a sampler that takes none, wanted
+            cells of another shape, times or an origin the noise cannot be addressed by, or more
+            memory needed than given.
         SuspectError
             A member cannot be true, under ``"fail"``.
         """
         self._require_open()
+        members, seed = _whole("members", members), _whole("seed", seed)
+        steps = None if steps is None else _whole("steps", steps)
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         fine = tuple(n * self.factor for n in field.grid.shape)
@@ -369,6 +373,16 @@ class Downscaler:
                 "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
             )
         return fine[0] // stride - margin, fine[1] // stride - margin
+
+
+def _whole(name: str, value: int) -> int:
+    """A plain integer: the seed's text addresses the noise, and 1.0 or True has another."""
+    try:
+        return operator.index(value) + 0  # a bool is its number
+    except TypeError as error:
+        raise InputError(
+            f"Got {name} = {value!r}; expected a whole number. Hand in an int."
+        ) from error
 
 
 def _flip(field: PrecipField) -> slice:

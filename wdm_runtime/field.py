@@ -5,6 +5,8 @@ Arrays are (time, y, x) or (y, x) [mm h-1], rows in the grid's own order; NaN is
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ from wdm_runtime.grid import Grid
 
 Array = npt.NDArray[np.float32]
 DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
+_VALID_TIME = re.compile(r"none-\d+|-?\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 class Frames(Protocol):
@@ -93,6 +96,8 @@ class Source:
 class PrecipField:
     """Precipitation rates of one or more valid times on one grid.
 
+    Raises `InputError` for rates or valid times that are not as said here.
+
     Parameters
     ----------
     rate_mm_h
@@ -101,8 +106,8 @@ class PrecipField:
     grid
         The cells' centres.
     valid_times
-        One text for each time, ISO 8601 without zone (UTC), or ``"none-<index>"`` if the source
-        has no time. Part of the noise's address.
+        One text for each time, ISO 8601 to the second without zone (UTC), or ``"none-<index>"`` if
+        the source has no time, each once. Part of the noise's address.
     source
         What the reader found and the writer keeps.
     origin
@@ -123,6 +128,19 @@ class PrecipField:
                 f"The rates have shape {tuple(self.rate_mm_h.shape)}; expected (time, y, x) = "
                 f"{expected} as the coordinates say. Check the order of the dimensions."
             )
+        # Noise is addressed by these texts: another spelling would draw other members.
+        for text, count in Counter(self.valid_times).items():
+            if not _VALID_TIME.fullmatch(text):
+                raise InputError(
+                    f"The field has the valid time '{text}'; expected ISO 8601 in UTC without a "
+                    "zone, to the second, like '2022-08-09T15:00:00', or 'none-0', 'none-1' and so "
+                    "on where there is no time. Correct the field's valid_times."
+                )
+            if count > 1:
+                raise InputError(
+                    f"The field has the valid time '{text}' {count} times; expected each once. "
+                    "Remove the repeated frames."
+                )
 
     def frame(self, index: int) -> Array:
         """One frame (y, x) [mm h-1], NaN where missing.

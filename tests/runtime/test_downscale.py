@@ -237,11 +237,24 @@ def test_fp16_graph_is_close_to_fp32(tiny, field, reference):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"members": 0}, "0 members"), ({"steps": 1}, "1 sampling steps"), ({"sampler": "x"}, "'x'")],
+    [
+        ({"members": 0}, "0 members"),
+        ({"members": 1.5}, "Got members = 1.5; expected a whole number"),
+        ({"steps": 1}, "1 sampling steps"),
+        ({"steps": "8"}, "Got steps = '8'; expected a whole number"),
+        ({"seed": 1.0}, "Got seed = 1.0; expected a whole number"),
+        ({"sampler": "x"}, "'x'"),
+    ],
 )
 def test_bad_options_are_input_errors(tiny, field, options, message):
     with pytest.raises(InputError, match=message):
         ensemble(tiny, field, **options)
+
+
+def test_a_seed_of_another_integer_type_is_the_same_seed(tiny, field):
+    drawn = [ensemble(tiny, field, seed=seed, members=1) for seed in (1, np.int64(1), True)]
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(other[0, 0], drawn[0][0, 0])
 
 
 def test_bad_batch_is_an_input_error(tiny):

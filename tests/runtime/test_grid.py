@@ -1,5 +1,7 @@
 """Interpolation, block means and transforms: constants, mass, missing cells, round trips."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -111,7 +113,23 @@ def test_uneven_coordinates_and_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="even spacing"):
         Grid(np.array([0.0, 1.0, 3.0]), np.array([0.0, 1.0]))
     with pytest.raises(InputError, match=r"\(1, 2, 2\)"):
-        PrecipField(np.zeros((2, 2), np.float32), Grid(np.arange(2.0), np.arange(2.0)), ("t",))
+        PrecipField(np.zeros((2, 2), np.float32), Grid(np.arange(2.0), np.arange(2.0)), ("none-0",))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (("frame 0",), "has the valid time 'frame 0'; expected ISO 8601 in UTC"),
+        (("2022-08-09T15:00:00+02:00",), "without a zone"),
+        (("2022-08-09 15:00:00",), "like '2022-08-09T15:00:00'"),
+        (("2022-08-09T15:00",), "to the second"),
+        (("2022-08-09T15:00:00", "2022-08-09T15:00:00"), "'2022-08-09T15:00:00' 2 times; expected"),
+    ],
+)
+def test_a_time_has_one_spelling_since_noise_is_addressed_by_it(times, message):
+    rates = np.zeros((len(times), 2, 2), np.float32)
+    with pytest.raises(InputError, match=re.escape(message)):
+        PrecipField(rates, Grid(np.arange(2.0), np.arange(2.0)), times)
 
 
 def test_how_many_coordinates_are_not_finite_is_said():

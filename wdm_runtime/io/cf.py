@@ -99,16 +99,12 @@ def output_time(field: PrecipField) -> TimeAxis | None:
 
 def _utc_moment(valid_time: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(valid_time)
-        if moment.tzinfo is not None:
-            raise ValueError("has a zone")
+        return datetime.fromisoformat(valid_time).replace(tzinfo=timezone.utc)
     except ValueError as error:
         raise InputError(
-            f"The field has the valid time '{valid_time}'; expected ISO 8601 in UTC without a "
-            "zone, like '2022-08-09T15:00:00', or 'none-0', 'none-1' and so on where there is no "
-            "time. Correct the field's valid_times."
+            f"The field has the valid time '{valid_time}'; expected a date of the Gregorian "
+            "calendar, as its source tells no other. Correct the field's valid_times."
         ) from error
-    return moment.replace(tzinfo=timezone.utc)
 
 
 def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> str:
