@@ -216,7 +216,8 @@ class Downscaler:
         on_suspect
             What to do with a member that cannot be true (see `wdm_runtime.suspect`): ``"warn"``
             gives it with its fault, ``"fp32"`` draws it again in fp32 first where the engine
-            computes in less, ``"fail"`` raises.
+            computes in less, ``"fail"`` raises. One with rates that are no finite numbers is
+            never given: they would pass for missing.
         preset
             How members are drawn, a `Preset` or its name: ``"fast"`` is the default, ``"best"``
             may take more network calls.
@@ -240,7 +241,7 @@ class Downscaler:
             cells of another shape, times or an origin the noise cannot be addressed by, or more
             memory needed than given.
         SuspectError
-            A member cannot be true, under ``"fail"``.
+            A member cannot be true, under ``"fail"``; or is not finite, under any.
         """
         self._require_open()
         members, seed = _whole("members", members), _whole("seed", seed)
@@ -315,10 +316,11 @@ class Downscaler:
         draw = found.draw
         time, path = field.valid_times[draw.time_index], field.source.path or "The field"
         fact = f"{path}: member {draw.member} of {time} has {found.fault}"
-        if on_suspect == "fail":
+        if on_suspect == "fail" or not found.finite:  # as NaN it would pass for missing
+            way_out = ", or take it with --on-suspect warn" if found.finite else ""
             raise SuspectError(
-                f"{fact}; expected rates that can be true. Look at the input there, try "
-                "--precision fp32 or another --seed, or take it with --on-suspect warn."
+                f"{fact}; expected rates that can be true. Look at the input there, or try "
+                f"--precision fp32 or another --seed{way_out}."
             )
         if not noted:
             self.engine.note(f"{fact}. Such members are counted in the report and in the output.")

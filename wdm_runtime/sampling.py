@@ -29,7 +29,13 @@ from wdm_runtime.noise import INITIAL_STEP, Noise
 from wdm_runtime.orientation import AS_IT_IS, restored, turned
 from wdm_runtime.samplers import Step, integrate
 from wdm_runtime.stepping import StepTime, TileNetwork
-from wdm_runtime.suspect import MINUTE_RECORD_MM_H, imbalance, suspicion, unknown_cells
+from wdm_runtime.suspect import (
+    MINUTE_RECORD_MM_H,
+    imbalance,
+    not_finite,
+    suspicion,
+    unknown_cells,
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -63,12 +69,16 @@ class Draw:
 
 @dataclass(frozen=True)
 class Member:
-    """A finished draw: rates (y, x) [mm h-1], and what in them cannot be true, if anything."""
+    """A finished draw: rates (y, x) [mm h-1], and what in them cannot be true, if anything.
+
+    ``finite`` is whether all of them are numbers but those missing on purpose.
+    """
 
     draw: Draw
     rate_mm_h: Array
     balance: Balance
     fault: str | None
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -215,7 +225,8 @@ class Sampling:
             smooth = interpolated(coarse, factor)
             rate = make_consistent(rate, coarse, smooth, factor, self.consistency, dry_mm_h)
             wet_after = wet_fraction(rate, dry_mm_h)
-        fault = suspicion(rate, missing, self.most_mm_h)
+        void = not_finite(rate, missing)
+        fault = void or suspicion(rate, self.most_mm_h)
         if fault is None and self.consistency == "none":
             fault = imbalance(mean, coarse, dry_mm_h)
-        return Member(draw, rate, Balance(mean, largest, wet_before, wet_after), fault)
+        return Member(draw, rate, Balance(mean, largest, wet_before, wet_after), fault, void is None)

@@ -52,8 +52,8 @@ def unknown_cells(rate_mm_h: npt.NDArray[np.float32]) -> int:
     return sum(int(np.isnan(rate_mm_h[first : first + _BAND_ROWS]).sum()) for first in rows)
 
 
-def suspicion(rate_mm_h: npt.NDArray[np.float32], missing: int, most_mm_h: float) -> str | None:
-    """What in a member cannot be true, in words; None if nothing.
+def not_finite(rate_mm_h: npt.NDArray[np.float32], missing: int) -> str | None:
+    """How many rates are no numbers, in words; None if all are but those missing on purpose.
 
     Parameters
     ----------
@@ -61,16 +61,26 @@ def suspicion(rate_mm_h: npt.NDArray[np.float32], missing: int, most_mm_h: float
         (y, x) [mm h-1], NaN where missing.
     missing
         How many cells are missing on purpose.
+    """
+    # Passes that skip NaN; only where they find something is it worth to count.
+    extremes = (extreme.reduce(rate_mm_h, axis=None) for extreme in (np.fmin, np.fmax))
+    infinite = int(np.isinf(rate_mm_h).sum()) if any(map(np.isinf, extremes)) else 0
+    count = unknown_cells(rate_mm_h) - missing + infinite
+    return f"{count} rates that are no finite numbers" if count else None
+
+
+def suspicion(rate_mm_h: npt.NDArray[np.float32], most_mm_h: float) -> str | None:
+    """What in a member of finite rates cannot be true, in words; None if nothing.
+
+    Parameters
+    ----------
+    rate_mm_h
+        (y, x) [mm h-1], NaN where missing.
     most_mm_h
         The highest rate that can be true.
     """
-    # Two passes that skip NaN; only where they find something is it worth to count.
     highest = float(np.fmax.reduce(rate_mm_h, axis=None))
     lowest = float(np.fmin.reduce(rate_mm_h, axis=None))
-    unknown = unknown_cells(rate_mm_h) - missing
-    if unknown or np.isinf(highest) or np.isinf(lowest):
-        infinite = int(np.count_nonzero(np.isinf(rate_mm_h)))
-        return f"{unknown + infinite} rates that are no finite numbers"
     if lowest < 0:
         return f"negative rates, down to {lowest:.3g} mm/h"
     if highest > most_mm_h:

@@ -16,6 +16,7 @@ from wdm_runtime.suspect import (
     PERIOD_RECORD_MM_H,
     highest_mm_h,
     imbalance,
+    not_finite,
     suspicion,
 )
 
@@ -29,27 +30,30 @@ def with_value(value):
 
 
 def test_rain_that_can_be_true():
-    assert suspicion(RAIN, 1, MINUTE_RECORD_MM_H) is None
-    assert suspicion(np.zeros((2, 3), np.float32), 0, MINUTE_RECORD_MM_H) is None
-    assert suspicion(np.full((2, 3), np.nan, np.float32), 6, MINUTE_RECORD_MM_H) is None
+    void = np.full((2, 3), np.nan, np.float32)
+    for rate, missing in ((RAIN, 1), (np.zeros((2, 3), np.float32), 0), (void, 6)):
+        assert not_finite(rate, missing) is None
+        assert suspicion(rate, MINUTE_RECORD_MM_H) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rates_that_are_no_numbers(value):
+    assert not_finite(with_value(value), 1) == "1 rates that are no finite numbers"
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (np.nan, "1 rates that are no finite numbers"),
-        (np.inf, "1 rates that are no finite numbers"),
-        (-np.inf, "1 rates that are no finite numbers"),
         (-0.01, "negative rates, down to -0.01"),
         (2000, "rates up to 2000 mm/h, beyond the world record of 1872"),
     ],
 )
 def test_rain_that_cannot(value, words):
-    assert words in suspicion(with_value(value), 1, MINUTE_RECORD_MM_H)
+    assert words in suspicion(with_value(value), MINUTE_RECORD_MM_H)
 
 
 def test_missing_cells_that_are_known_too():
-    assert suspicion(RAIN, 2, MINUTE_RECORD_MM_H) is not None
+    assert not_finite(RAIN, 2) is not None
 
 
 def test_the_highest_rate_falls_with_the_period():
@@ -92,6 +96,18 @@ def test_a_run_refuses_and_writes_nothing(wild, infer, tmp_path):
     code, _, error = infer("--bundle", wild, *OPTIONS, "--on-suspect", "fail")
     assert code == SuspectError.exit_code and "cannot be true" not in error
     assert "beyond the world record" in error and "--on-suspect warn" in error
+    assert not (tmp_path / "out.nc").exists()
+
+
+@pytest.mark.parametrize("policy", ["warn", "fp32", "fail"])
+def test_a_member_of_no_numbers_is_never_written(tiny_copy, infer, tmp_path, policy):
+    scale = json.loads((tiny_copy / "manifest.json").read_text())["residual_scale"]
+    scale["std"] = [1e38 for _ in scale["std"]]
+    edit_manifest(tiny_copy, residual_scale=scale)
+    code, _, error = infer("--bundle", tiny_copy, *OPTIONS, "--on-suspect", policy)
+    assert code == SuspectError.exit_code, error
+    assert "rates that are no finite numbers; expected rates that can be true" in error
+    assert "another --seed." in error and "Report this fault" not in error
     assert not (tmp_path / "out.nc").exists()
 
 
