@@ -8,7 +8,7 @@ import typer
 
 from wdm_export import cli_build, cli_check, cli_data, cli_evaluate, cli_train
 from wdm_runtime import console
-from wdm_runtime.io.atomic import exit_on_sigterm
+from wdm_runtime.io.atomic import exit_on_signals
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 for command in (
@@ -27,7 +27,7 @@ for command in (
 
 def main() -> None:
     """Entry point."""
-    with exit_on_sigterm():
+    with exit_on_signals():
         console.run(app)
 
 

@@ -27,7 +27,7 @@ from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select, step_pays
 from wdm_runtime.errors import InputError
-from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, write_text
+from wdm_runtime.io.atomic import check_destination, exit_on_signals, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
 from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.presets import FAST, PRESETS
@@ -52,7 +52,7 @@ MemoryOption = Annotated[
 
 def main() -> None:
     """Entry point."""
-    with exit_on_sigterm():
+    with exit_on_signals():
         console.run(app)
 
 
@@ -172,7 +172,7 @@ def infer(
             f"Got --{'quantiles' if quantiles else 'thresholds'}, but --stats is none; expected "
             "also or only with it. Add --stats also."
         )
-    target = output or Path.cwd() / f"{_stem(input)}_1km.nc"
+    target = output or Path(f"{_stem(input)}_1km.nc")
     coarse = job.load(input, settings, reader)
     check_destination(target, (input,), overwrite)
     if report:

@@ -220,12 +220,18 @@ def run(
             shape = tuple(n * downscaler.factor for n in coarse.grid.shape)
             free = max(0, budget - plan.memory_bytes)
             store = stack.enter_context(
-                MemberStore(settings.members, (shape[0], shape[1]), free, target.absolute().parent)
+                MemberStore(
+                    settings.members,
+                    (shape[0], shape[1]),
+                    free,
+                    target.absolute().parent,
+                    statistics,
+                )
             )
         for sample in samples:
             watch.balances.append(sample.balance)
             watch.suspects.count(sample)
-            _keep(sample, writer, store, statistics, settings)
+            _keep(sample, writer, store, settings)
         reruns = downscaler.engine.fp32_reruns - reruns_before
         outcome = Outcome(
             plan,
@@ -245,17 +251,16 @@ def _keep(
     sample: Sample,
     writer: Writer,
     store: MemberStore | None,
-    statistics: StatisticsSpec | None,
     settings: Settings,
 ) -> None:
     """Write a member, and the statistics of its frame after the last one."""
     if settings.stats != "only":
         writer.write(sample.time_index, sample.member, sample.rate_mm_h)
-    if store is None or statistics is None:
+    if store is None:
         return
     store.add(sample.member, sample.rate_mm_h)
     if sample.member == settings.members - 1:
-        for block in store.blocks(statistics):
+        for block in store.blocks():
             writer.write_statistics(sample.time_index, block)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,7 +168,7 @@ def latency_panel(report: Report, target: Path) -> Panel:
         )
     memory = f", peak memory {report.peak_rss_mib:.0f} MiB" if report.peak_rss_mib else ""
     rows.add_row("total", f"{report.wall_s:.1f} s, {report.km2_per_s:,.0f} km2/s{memory}")
-    rows.add_row("output", os.path.relpath(target))
+    rows.add_row("output", str(target))
     return Panel(rows, title=f"wdm-run {report.bundle}", expand=False)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from wdm_runtime import job
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, ParityError
+from wdm_runtime.io.atomic import ZARR_SUFFIX
 from wdm_runtime.io.compare import compare_outputs, read_attributes
 from wdm_runtime.plan import Plan
 from wdm_runtime.settings import Settings
@@ -120,7 +121,8 @@ def repeat(
         )
     facts = job.provenance(downscaler, record.input, "wdm-run replay")
     with tempfile.TemporaryDirectory(prefix="wdm-replay-") as folder:
-        again = Path(folder) / record.output.name
+        # Not its own name: an output may have been renamed, and the suffix chooses the format.
+        again = Path(folder) / f"again{ZARR_SUFFIX if record.output.is_dir() else '.nc'}"
         coarse = job.load(record.input, record.settings)
         job.run(
             downscaler,

@@ -229,4 +229,6 @@ class Sampling:
         fault = void or suspicion(rate, self.most_mm_h)
         if fault is None and self.consistency == "none":
             fault = imbalance(mean, coarse, dry_mm_h)
-        return Member(draw, rate, Balance(mean, largest, wet_before, wet_after), fault, void is None)
+        return Member(
+            draw, rate, Balance(mean, largest, wet_before, wet_after), fault, void is None
+        )

@@ -16,7 +16,7 @@ from output_files import rate_field, write_output
 
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io import atomic
-from wdm_runtime.io.atomic import check_destination, exit_on_sigterm, whole_file, write_text
+from wdm_runtime.io.atomic import check_destination, exit_on_signals, whole_file, write_text
 from wdm_runtime.remembered import Remembered
 
 
@@ -79,10 +79,10 @@ WRITE_HALF = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from output_files import FACTOR, rate_field, rates
-from wdm_runtime.io.atomic import exit_on_sigterm
+from wdm_runtime.io.atomic import exit_on_signals
 from wdm_runtime.io.writer import open_writer
 field = rate_field()
-with exit_on_sigterm(), open_writer(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
+with exit_on_signals(), open_writer(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
     writer.write(0, 0, rates(field, 0, 0))
     print("half", flush=True)
     time.sleep(60)
@@ -91,7 +91,7 @@ with exit_on_sigterm(), open_writer(sys.argv[1], field, FACTOR, 1, {}, overwrite
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_stopped_process_leaves_no_partial_output(
     tmp_path: Path, suffix: str, number: int, existing: bool
@@ -114,7 +114,7 @@ def test_a_stopped_process_leaves_no_partial_output(
         assert process.stdout is not None and process.stdout.readline() == "half\n"
         process.send_signal(number)
     after = everything(tmp_path)
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert process.returncode == 128 + number and after == before
     else:  # nothing can run then: what is left is hidden and named as unfinished
         assert process.returncode == -number
@@ -128,11 +128,20 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_the_handler_of_sigterm_is_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with exit_on_sigterm():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_handlers_of_signals_are_put_back() -> None:
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with exit_on_signals():
+        assert all(signal.getsignal(n) != old for n, old in zip(numbers, before, strict=True))
+    assert [signal.getsignal(number) for number in numbers] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup: the run is to go on
+    try:
+        with exit_on_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[1])
 
 
 @pytest.mark.parametrize("failing", [1, 2])

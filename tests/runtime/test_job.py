@@ -1,5 +1,7 @@
 """From a file to a file: selection, statistics, units, formats, and making an output again."""
 
+import os
+
 import netCDF4
 import numpy as np
 import pytest
@@ -108,11 +110,20 @@ def test_units_of_the_output(infer):
     np.testing.assert_allclose(3600 * arrays("b.nc", RAIN), arrays("a.nc", RAIN), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["out.nc", "out.zarr"])
-def test_replay_makes_the_same_file_again(infer, run, tiny, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("out.nc", "out.nc"),
+        ("out.zarr", "out.zarr"),
+        ("out.nc", "out.nc.kept"),
+        ("out.zarr", "kept"),
+    ],
+)
+def test_replay_makes_the_same_file_again(infer, run, tiny, tmp_path, name, later):
     options = ("--members", 2, "--seed", 9, "--stats", "also", "--noise-decorrelation", 20)
     assert infer("-o", name, "--no-pixel-probe", *options)[0] == 0
-    code, out, err = run("replay", name, "--bundle", tiny)
+    os.rename(name, later)
+    code, out, err = run("replay", later, "--bundle", tiny)
     assert code == 0 and "matches bit for bit" in out, err
 
 

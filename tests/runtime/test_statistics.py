@@ -28,10 +28,10 @@ def ensemble(members=5, shape=(11, 13), seed=0):
 
 def statistics(members, folder, max_bytes=PLENTY, order=None, spec=SPEC):
     """All blocks joined: mean, standard deviation, quantiles, exceedance."""
-    with MemberStore(len(members), members.shape[1:], max_bytes, folder) as store:
+    with MemberStore(len(members), members.shape[1:], max_bytes, folder, spec) as store:
         for member in order if order is not None else range(len(members)):
             store.add(int(member), members[member])
-        blocks = list(store.blocks(spec))
+        blocks = list(store.blocks())
     starts = np.cumsum([0, *(len(block.mean_mm_h) for block in blocks)])
     assert [block.first_row for block in blocks] == list(starts[:-1])
     names = ("mean_mm_h", "std_mm_h", "quantiles_mm_h", "exceedance")
@@ -82,7 +82,7 @@ def test_memory_spilling_and_order_change_no_bit(tmp_path_factory, rows, order, 
     members = ensemble(6, (9, 5), seed)
     expected = statistics(members, folder)
     tight = min(rows * ROW_BYTES, 2 * members.nbytes - 1)
-    with MemberStore(6, (9, 5), tight, folder) as store:
+    with MemberStore(6, (9, 5), tight, folder, SPEC) as store:
         assert store.spills
     for relabelled in (members, members[list(order)]):
         found = statistics(relabelled, folder, tight, order)
@@ -113,12 +113,12 @@ def test_what_is_spilled_leaves_nothing_and_takes_no_memory(tmp_path):
     limit, descriptor = members.nbytes // 4, next_descriptor()
     tracemalloc.start()
     try:
-        with MemberStore(8, (256, 512), limit, tmp_path) as store:
+        with MemberStore(8, (256, 512), limit, tmp_path, SPEC) as store:
             assert store.spills
             for member in range(8):
                 store.add(member, members[member])
             count = 0
-            for _ in store.blocks(SPEC):
+            for _ in store.blocks():
                 count += 1
                 assert not any(tmp_path.iterdir())  # no name that a crash could leave behind
         assert count > 4 and tracemalloc.get_traced_memory()[1] < limit
@@ -129,7 +129,10 @@ def test_what_is_spilled_leaves_nothing_and_takes_no_memory(tmp_path):
 
 def test_an_error_closes_the_temporary_file(tmp_path):
     descriptor = next_descriptor()
-    with pytest.raises(RuntimeError, match="stop"), MemberStore(4, (64, 64), 1, tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        MemberStore(4, (64, 64), 40_000, tmp_path, SPEC),
+    ):
         assert next_descriptor() > descriptor
         raise RuntimeError("stop")
     assert next_descriptor() == descriptor
@@ -140,7 +143,7 @@ def test_a_full_disk_is_an_output_error(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with MemberStore(4, (64, 64), 40_000, tmp_path) as store:
+        with MemberStore(4, (64, 64), 40_000, tmp_path, SPEC) as store:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
             store.add(0, members[0])
             with pytest.raises(OutputError, match=r"4 members .*Free some space.*--max-memory"):
@@ -153,24 +156,37 @@ def test_a_full_disk_is_an_output_error(tmp_path):
 
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="nowhere"), MemberStore(
-        4, (64, 64), 1, tmp_path / "nowhere"
+        4, (64, 64), 40_000, tmp_path / "nowhere", SPEC
     ):  # fmt: skip
         pass
 
 
 def test_what_a_store_cannot_answer_is_said(tmp_path):
     members = ensemble(3)
-    with MemberStore(3, (11, 13), PLENTY, tmp_path) as store:
+    with MemberStore(3, (11, 13), PLENTY, tmp_path, SPEC) as store:
         for member, rate in ((3, members[0]), (-1, members[0]), (0, members[0, 1:])):
             with pytest.raises(InputError, match=r"expected one of 0 to 2 of shape \(11, 13\)"):
                 store.add(member, rate)
         store.add(1, members[1])
         with pytest.raises(InputError, match="2 of 3 members are not in the store"):
-            next(store.blocks(SPEC))
+            next(store.blocks())
     with pytest.raises(InputError, match=r"got 700 bytes; expected at least .*--max-memory"):
-        statistics(members, tmp_path, max_bytes=700)
+        MemberStore(3, (11, 13), 700, tmp_path, SPEC)  # before a member is drawn
     with pytest.raises(InputError, match="0 members"):
-        MemberStore(0, (1, 1), PLENTY, tmp_path)
+        MemberStore(0, (1, 1), PLENTY, tmp_path, SPEC)
+
+
+def test_a_store_of_one_frame_after_the_other_keeps_nothing_of_the_first(tmp_path):
+    first, second = ensemble(2), ensemble(2, seed=1)
+    with MemberStore(2, (11, 13), PLENTY, tmp_path, SPEC) as store:
+        for frame in (first, second):
+            for member, rate in enumerate(frame):
+                store.add(member, rate)
+            (block,) = store.blocks()
+            np.testing.assert_allclose(block.mean_mm_h, frame.mean(axis=0), rtol=1e-6)
+        store.add(0, first[0])
+        with pytest.raises(InputError, match="1 of 2 members are not in the store"):
+            next(store.blocks())
 
 
 def test_text_is_parsed():
@@ -185,7 +201,9 @@ def test_quantiles_that_are_none(text):
         StatisticsSpec.parse(quantiles=text)
 
 
-@pytest.mark.parametrize("text", ["", "1,x", "0,1", "-1", "1,1", "5,1", "inf", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "1,x", "0,1", "-1", "1,1", "5,1", "inf", "nan", "1e39", "1e-60", "1,1.00000001"]
+)
 def test_thresholds_that_are_none(text):
     with pytest.raises(InputError, match=r"--thresholds got .*expected .*Correct --thresholds"):
         StatisticsSpec.parse(thresholds=text)

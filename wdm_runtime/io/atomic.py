@@ -265,26 +265,33 @@ def discard(temporary: Path) -> None:
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit within the block, so that unfinished outputs are removed.
+def exit_on_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise SystemExit within the block: unfinished outputs are removed.
 
-    For programs: a library leaves signals alone. Does nothing outside the main thread, or where
-    SIGTERM is ignored already.
+    For programs: a library leaves signals alone. Does nothing outside the main thread, nor to a
+    signal that is ignored or handled already (`nohup` ignores SIGHUP).
     """
 
     def leave(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the tidying up
+        for other in taken:  # a second one must not interrupt the tidying up
+            signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, leave)
+    taken: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        known = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows lacks one
+        taken += [number for number in known if number and _is_default(number)]
+    for number in taken:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _is_default(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_DFL
 
 
 @contextmanager

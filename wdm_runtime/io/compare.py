@@ -170,7 +170,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _open(path: Path, stack: ExitStack) -> tuple[dict[str, _Stored], dict[str, Any]]:
     """All arrays of an output by name, and its global attributes."""
     with _reading(path):
-        if path.suffix.lower() == ZARR_SUFFIX:
+        if path.is_dir() or path.suffix.lower() == ZARR_SUFFIX:
             group = require("zarr", "xarray", "Reading Zarr").open_group(str(path), mode="r")
             return {name: _zarr(path, array) for name, array in group.arrays()}, dict(group.attrs)
         # An absolute path is never mistaken for the address of a server.
