@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; a module may import from every floor below its own.
 RUNTIME_FLOORS = [
     {"began", "errors", "records", "protobuf_wire", "plain_file", "io.limits", "io.wire"},
-    {"onnx_gate", "signing"}
+    {"onnx_gate", "signing", "input_hash"}
     | {
         "wavelets",
         "diffusion",

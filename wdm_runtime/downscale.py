@@ -296,7 +296,7 @@ class Downscaler:
                     yield Sample(
                         draw.time_index,
                         draw.member,
-                        found.rate_mm_h[flip],
+                        np.ascontiguousarray(found.rate_mm_h[flip]),
                         found.balance,
                         found.fault,
                         redrawn,

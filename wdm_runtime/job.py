@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
 from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
@@ -28,7 +28,6 @@ from wdm_runtime.suspect import DEFAULT_POLICY, check_policy
 from wdm_runtime.version import version
 
 STATS = ("none", "also", "only")
-_HASH_BYTES = 1 << 20
 _USABLE = 0.9  # of the memory that is free: the system and the file cache want some
 
 
@@ -327,21 +326,3 @@ def facts(downscaler: Downscaler) -> dict[str, Any]:
         "wdm_precision": downscaler.choice.precision,
         "wdm_version": version(),
     }
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, or of the files below a folder (a Zarr store) and their names."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    try:
-        for file in files:
-            if file is not path:
-                digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-            with file.open("rb") as stream:
-                while block := stream.read(_HASH_BYTES):
-                    digest.update(block)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected the input file. Fetch it again."
-        ) from error
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, OutputError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
+from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
@@ -61,8 +62,8 @@ def plot_ensemble(
     figure
         The picture to write; its suffix decides the format. An older one is replaced.
     coarse
-        The coarse input; None looks for the name the output carries, in the output's folder and
-        then in the current one.
+        The coarse input; None looks for the name and the SHA-256 that the output carries, in the
+        output's folder and then in the current one.
     time, member
         Numbers from 0.
     threshold
@@ -93,11 +94,13 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
     if coarse is None:
         name = Path(str(frame.provenance["wdm_input"])).name
         candidates = [folder / name for folder in (output.parent, Path.cwd())]
-        coarse = next((path for path in candidates if path.exists()), None)
+        digest = frame.provenance.get("wdm_input_sha256")  # newer ones of that name are others
+        same = (p for p in candidates if p.exists() and digest in (None, hash_of(p)))
+        coarse = next(same, None)
         if coarse is None:
             raise InputError(
-                f"{output}: its coarse input '{name}' is neither beside it nor in {Path.cwd()}; "
-                "expected to draw it too. Name it with --input."
+                f"{output}: its coarse input '{name}' (SHA-256 {digest or 'unknown'}) is neither "
+                f"beside it nor in {Path.cwd()}; expected to draw it too. Name it with --input."
             )
     field = _as_selected(read_field(coarse, frame.variable, _hours(frame)), frame)
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"

@@ -11,6 +11,7 @@ from typing import Any
 from wdm_runtime import job
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, ParityError
+from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io.atomic import ZARR_SUFFIX
 from wdm_runtime.io.compare import compare_outputs, read_attributes
 from wdm_runtime.plan import Plan
@@ -84,7 +85,7 @@ def open_record(output: Path, input: Path | None = None) -> Record:
             f"{output}: was made from '{named.name}', found neither at {looked}; expected it "
             "there. Name the file with --input."
         )
-    digest, expected = job.hash_of(found), _text(output, attributes, "input_sha256")
+    digest, expected = hash_of(found), _text(output, attributes, "input_sha256")
     if digest != expected:
         raise InputError(
             f"{found}: has the SHA-256 {digest}; expected {expected}, the input {output} was made "

@@ -81,7 +81,7 @@ class StatisticsSpec:
 def _as_compared(thresholds_mm_h: tuple[float, ...]) -> tuple[float, ...]:
     """In float32, as members are: two that are one there, or infinite, count nothing."""
     with np.errstate(over="ignore"):
-        return tuple(np.float32(thresholds_mm_h).tolist())
+        return tuple(np.array(thresholds_mm_h, np.float32).tolist())
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

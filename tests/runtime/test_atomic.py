@@ -62,6 +62,14 @@ def test_the_remedies_name_no_option_of_one_command(tmp_path: Path) -> None:
     assert all("hoose another name." in text and " -o" not in text for text in messages)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_is_no_text_is_refused_before_work(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.nc")
+    with pytest.raises(OutputError, match=r"no UTF-8.*Choose another name") as caught:
+        check_destination(path)
+    assert str(caught.value).encode()  # can be printed
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "cache" / "probe.json").mkdir(parents=True)

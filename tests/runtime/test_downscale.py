@@ -81,6 +81,7 @@ def test_row_order_of_the_input_is_given_back(tiny, field, reference):
     flipped = PrecipField(field.rate_mm_h[:, ::-1], grid, field.valid_times)
     for key, rate in ensemble(tiny, flipped).items():
         np.testing.assert_array_equal(rate[::-1], reference[key])
+        assert rate.flags.c_contiguous  # torch, for one, takes no negative strides
 
 
 def test_missing_never_becomes_dry_nor_spreads_far(tiny, field):

@@ -11,6 +11,7 @@ from output_files import SPEC, VALID_TIMES, amount_field, rates, write_output
 
 from wdm_runtime.cli import app
 from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
+from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io.ensemble import read_frame
 from wdm_runtime.plot import plot_ensemble, rate_scale
 
@@ -67,6 +68,7 @@ def make(folder, units="mm h-1", per_mm_h=1.0, flip=False, hours=(3, 4)):
         rain.units = units
         rain[:] = np.where(np.isnan(rates), FILL, rates * per_mm_h)
         dataset.setncatts({"wdm_input": "coarse.nc", "wdm_bundle": "tiny", "wdm_seed": 5})
+        dataset.wdm_input_sha256 = hash_of(folder / "coarse.nc")
     return folder / "out.nc"
 
 
@@ -151,6 +153,11 @@ def test_coarse_input_is_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(elsewhere)
     plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
     assert png_size(tmp_path / "f.png")
+    # A newer file of that name with the same cells and times is another input.
+    with netCDF4.Dataset(elsewhere / "coarse.nc", "a") as dataset:
+        dataset["rain"][:] = 3
+    with pytest.raises(InputError, match=r"coarse.nc' \(SHA-256 [0-9a-f]{64}\).*--input"):
+        plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
 
 
 def test_the_part_that_was_selected_is_drawn(tmp_path):
@@ -162,7 +169,9 @@ def test_the_part_that_was_selected_is_drawn(tmp_path):
         rain = dataset.createVariable("rain", "f4", ("time", "lat", "lon"))
         rain.units = "mm"
         rain[:] = np.full(rain.shape, 1.5)
-    with pytest.raises(InputError):
+    with netCDF4.Dataset(output, "a") as dataset:
+        dataset.wdm_input_sha256 = hash_of(tmp_path / "coarse.nc")
+    with pytest.raises(InputError, match="--accumulation"):
         plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
     with netCDF4.Dataset(output, "a") as dataset:
         dataset.setncatts({"wdm_time": "2022-06-01T03:00/", "wdm_bbox": "-98.05,35.3,-97.65,35.6"})

@@ -45,9 +45,16 @@ def check_destination(
     Raises
     ------
     OutputError
-        No such folder, or not writable; ``path`` is no regular file (or, named ``.zarr``, no Zarr
-        store), is one of ``others``, or exists without ``overwrite``.
+        No such folder, or not writable; ``path`` is no text, no regular file (or, named ``.zarr``,
+        no Zarr store), is one of ``others``, or exists without ``overwrite``.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # libraries take names in UTF-8
+        raise OutputError(
+            f"{str(path)!r}: has bytes that are no UTF-8 (at {error.start}); expected a name that "
+            "is text. Choose another name."
+        ) from error
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(
