@@ -7,6 +7,7 @@ from typing import Any
 
 from wdm_export.config import TrainConfig
 from wdm_export.score_table import digits
+from wdm_export.sources import storm_day
 from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
@@ -17,12 +18,12 @@ _USUALLY_DEFAULT = (
     *("objective", "time_sampling", "loss_target", "intensity_spread", "even_days", "turns"),
     *("rate_schedule", "ema_decay"),
 )
+_MOST_DAYS = 100  # that are named one by one
 
 
 def model_card(manifest: Manifest) -> str:
     """The card's text, from the manifest alone."""
     training = manifest.training
-    days = sorted({source["valid_time"][:10] for source in training["sources"]})
     south, north = manifest.domain.latitudes
     lines = [
         f"# {manifest.name}",
@@ -36,7 +37,7 @@ def model_card(manifest: Manifest) -> str:
         f"- {training['parameters'] / 1e6:.2f} M parameters; {training['steps']} steps in "
         f"{training['seconds'] / 60:.0f} minutes",
         *(_run_line(run) for run in training["runs"]),
-        f"- {len(training['sources'])} fields of {len(days)} storm days: {', '.join(days)}",
+        f"- {_fields_and_days(training['sources'])}",
         f"- Of rates it sees the {manifest.transform.name} of rate + "
         f"{manifest.transform.offset_mm_h:g} mm/h",
         f"- Cells of {manifest.domain.spacing_km:g} km between latitudes {south:g} and {north:g}",
@@ -82,6 +83,13 @@ def model_card(manifest: Manifest) -> str:
             ]
             lines.append("| " + " | ".join((label, *cells)) + " |")
     return "\n".join([*lines, ""])
+
+
+def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:
+    fields = sum(source.get("fields", 1) for source in sources)
+    days = sorted({storm_day(source["file"], source["valid_time"]) for source in sources})
+    named = ", ".join(days) if len(days) <= _MOST_DAYS else f"{days[0]} to {days[-1]}"
+    return f"{fields} fields of {len(days)} storm days: {named}"
 
 
 def _run_line(run: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ from rich.progress import Progress
 
 from wdm_export.cli_data import prepared_store, refuse_other_patches
 from wdm_export.cli_parts import (
+    FACTOR,
     FILES_HELP,
     Accumulation,
+    Factor,
     Overwrite,
     Patch,
     Threads,
@@ -105,6 +107,7 @@ def build(
     seed: Seed = None,
     threads: Threads = None,
     patch: Patch = None,
+    factor: Factor = FACTOR,
     variable: Variable = None,
     accumulation: Accumulation = None,
     tile: Tile = None,
@@ -137,9 +140,9 @@ def build(
     with progress_bars() as progress:
         if (store / "index.json").exists():
             patches = PatchStore.open(store)
-            refuse_other_patches(patches, files, patch, variable, hours, folder)
+            refuse_other_patches(patches, files, patch, variable, hours, factor, folder)
         else:
-            patches = prepared_store(files, store, progress, patch, variable, hours)
+            patches = prepared_store(files, store, progress, patch, variable, hours, factor)
         if (run / CHECKPOINT_NAME).exists():
             trainer = Trainer.resume(patches, run, minutes)
             refuse_other_settings(trainer, network, training, folder, "--work")

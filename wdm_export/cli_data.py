@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from wdm_export.cli_parts import (
+    FACTOR,
     FILES_HELP,
     Accumulation,
+    Factor,
     Files,
     Overwrite,
     Patch,
@@ -28,16 +31,32 @@ def prepare(
     files: Files,
     store: Annotated[Path, typer.Option("-o", "--output", help="Store folder to write")],
     patch: Patch = None,
+    factor: Factor = FACTOR,
     variable: Variable = None,
     accumulation: Accumulation = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so"),
+    ] = False,
 ) -> None:
     """Cut training patches from 1 km fields."""
+    left_out: list[InputError] = []
+
+    def on_unreadable(error: InputError) -> None:
+        left_out.append(error)
+        console.err.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
+
     with progress_bars() as progress:
-        prepared = prepared_store(files, store, progress, patch, variable, period_h(accumulation))
+        prepared = prepared_store(
+            *(files, store, progress, patch, variable, period_h(accumulation), factor),
+            on_unreadable if skip_unreadable else None,
+        )
     table = Table("storm day", "patches")
     for day, numbers in sorted(prepared.by_day().items()):
         table.add_row(day, str(len(numbers)))
     console.out.print(table)
+    if left_out:
+        console.out.print(f"Left out {len(left_out)} of {len(files)} files.", highlight=False)
 
 
 def coarsen(
@@ -47,7 +66,7 @@ def coarsen(
     crop: Annotated[
         str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
     ] = None,
-    factor: Annotated[int, typer.Option(help="Fine cells per coarse cell")] = 10,
+    factor: Factor = FACTOR,
     variable: Variable = None,
     accumulation: Accumulation = None,
     overwrite: Overwrite = False,
@@ -67,6 +86,8 @@ def prepared_store(
     size: int | None,
     variable: str | None,
     hours: float | None,
+    factor: int,
+    on_unreadable: Callable[[InputError], None] | None = None,
 ) -> Any:
     """A store cut from files, with a bar."""
     from wdm_export import data
@@ -82,6 +103,8 @@ def prepared_store(
         on_file=on_file,
         variable=variable,
         accumulation_h=hours,
+        on_unreadable=on_unreadable,
+        factor=factor,
         **given(size=size),
     )
     progress.update(task, note=f"{len(prepared.fine)} patches")
@@ -94,19 +117,22 @@ def refuse_other_patches(
     size: int | None,
     variable: str | None,
     hours: float | None,
+    factor: int,
     work: Path,
 ) -> None:
     """A run that is continued keeps its training fields: others must not be swallowed."""
-    from wdm_export.data import digest_of
+    from wdm_runtime.input_hash import hash_of
     from wdm_runtime.skill import TILE_PX
 
     had = {source.sha256: source.file for source in store.sources}
-    asked = {digest_of(file): file.name for file in files}
+    asked = {hash_of(file): file.name for file in files}
     other = [f"{asked[d]} (not of the run)" for d in asked.keys() - had.keys()]
     other += [f"no {had[d]}" for d in had.keys() - asked.keys()]
     edge, wanted = store.fine.shape[1], TILE_PX if size is None else size
     if wanted != edge:
         other.append(f"--patch {wanted} (the run has {edge})")
+    if factor != store.factor:
+        other.append(f"--factor {factor} (the run has {store.factor})")
     for option, value, known in (
         ("--variable", variable, store.variable),
         ("--accumulation", hours, store.accumulation_h),

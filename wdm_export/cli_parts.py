@@ -13,6 +13,7 @@ from rich.table import Table
 
 from wdm_runtime import console
 
+FACTOR = 10  # from 10 km to 1 km
 FILES_HELP = "1 km precipitation, in any format that wdm-run infer reads"
 Files = Annotated[list[Path], typer.Argument(help=FILES_HELP)]
 Variable = Annotated[str | None, typer.Option(help="Variable to read")]
@@ -20,6 +21,7 @@ Accumulation = Annotated[
     str | None, typer.Option(help="Period of amounts in mm, for example 1h or 30min")
 ]
 Patch = Annotated[int | None, typer.Option(help="Patch edge in cells")]
+Factor = Annotated[int, typer.Option(help="Fine cells per coarse cell along an axis")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
 

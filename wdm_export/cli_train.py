@@ -32,7 +32,7 @@ RainWeight = Annotated[
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
 Shards = Annotated[
-    int | None, typer.Option(help="Parts of the data, by file; processes of torchrun share them")
+    int | None, typer.Option(help="Parts of the data, by field; processes of torchrun share them")
 ]
 Objective = Annotated[
     str | None,

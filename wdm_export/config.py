@@ -73,9 +73,9 @@ class NetworkConfig:
 class TrainConfig:
     """One training run. ``minutes`` of computing or ``steps``, whichever is given, ends it.
 
-    ``batch`` counts the crops of a step over all processes. ``shards`` splits the data by file, and
-    each shard gives an equal part of the batch: however many processes share them, a run draws the
-    same crops.
+    ``batch`` counts the crops of a step over all processes. ``shards`` splits the data by field,
+    and each shard gives an equal part of the batch: however many processes share them, a run draws
+    the same crops.
 
     ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
     rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do if the

@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class CropSampler:
     """Random crops of a store: a day, then patch, position, flips and transposition.
 
-    Days are drawn evenly, over several shards as far as whole files allow; with ``evenly`` false
+    Days are drawn evenly, over several shards as far as whole fields allow; with ``evenly`` false
     patches are, so that a day counts as much as it has of them.
 
     ``crop_px`` counts what the wavelet needs around a crop too. Positions are multiples of the
@@ -63,8 +63,8 @@ class CropSampler:
             )
         if not self.days:
             raise InputError(
-                f"{store.path}: has no file for data shard {shard + 1} of {shards}; expected as "
-                "many files with rain as shards. Lower --shards, or prepare more files."
+                f"{store.path}: has no field for data shard {shard + 1} of {shards}; expected as "
+                "many fields with rain as shards. Lower --shards, or prepare more files."
             )
 
     def draw(

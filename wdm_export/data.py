@@ -11,17 +11,18 @@ float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from wdm_export.sources import Source
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import (
@@ -31,6 +32,7 @@ from wdm_runtime.grid import (
     interpolate,
     same_spacing,
 )
+from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.manifest import Domain
@@ -39,23 +41,6 @@ from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_
 
 STORE_VERSION = 2  # 2: `domain`
 _INDEX = "index.json"
-_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the patches ``first .. first + count - 1`` of a store come from."""
-
-    file: str
-    sha256: str
-    valid_time: str
-    first: int
-    count: int
-
-    @property
-    def storm_day(self) -> str:
-        """The valid time's date: frames of one day are one storm, however many there are."""
-        return self.valid_time[:10]
 
 
 @dataclass(frozen=True)
@@ -109,14 +94,14 @@ class PatchStore:
     def by_day(self, shard: int = 0, shards: int = 1) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly.
 
-        Of every ``shards``-th file from number ``shard`` on, the days with the fewest files dealt
-        first: a shard holds whole files, and each about as many days.
+        Of every ``shards``-th field from number ``shard`` on, the days with the fewest fields dealt
+        first: a shard holds whole fields, and each about as many days.
         """
-        files = [source for source in self.sources if source.count]
-        of_day = Counter(source.storm_day for source in files)
-        files.sort(key=lambda source: (of_day[source.storm_day], source.storm_day))
+        fields = [source for source in self.sources if source.count]
+        of_day = Counter(source.storm_day for source in fields)
+        fields.sort(key=lambda source: (of_day[source.storm_day], source.storm_day))
         days: dict[str, list[npt.NDArray[np.intp]]] = {}
-        for source in sorted(files[shard::shards], key=lambda source: source.first):
+        for source in sorted(fields[shard::shards], key=lambda source: source.first):
             numbers = np.arange(source.first, source.first + source.count)
             days.setdefault(source.storm_day, []).append(numbers)
         return {day: np.concatenate(parts) for day, parts in days.items()}
@@ -171,6 +156,7 @@ def prepare(
     on_file: Callable[[Path, int], None] | None = None,
     variable: str | None = None,
     accumulation_h: float | None = None,
+    on_unreadable: Callable[[InputError], None] | None = None,
 ) -> PatchStore:
     """Read 1 km fields, cut training patches and write a store.
 
@@ -184,19 +170,22 @@ def prepare(
         Called after each file with its path and the number of patches it gave.
     variable, accumulation_h
         As for `read_field`.
+    on_unreadable
+        Called with the error of a file that cannot be read, which is then left out; None: the
+        first one ends it.
 
     Raises
     ------
     InputError
-        No file given, an unreadable file, fields of unknown or different spacings or of unknown
-        latitudes, a field smaller than a patch, or no patch found.
+        No file given, an unreadable file, two of the same bytes, fields of unknown or different
+        spacings or of unknown latitudes, a field smaller than a patch, or no patch found.
     OutputError
         The store's folder cannot be made or filled.
     """
     store = Path(store)
-    _make_folder(store, size)
+    _make_folder(store, size, factor)
     try:
-        _fill(store, files, factor, size, on_file, variable, accumulation_h)
+        _fill(store, files, factor, size, on_file, variable, accumulation_h, on_unreadable)
     except OSError as error:
         raise OutputError(
             f"{store}: cannot be written ({error}); expected room for the patches. Free some "
@@ -216,26 +205,39 @@ def _fill(
     on_file: Callable[[Path, int], None] | None,
     variable: str | None,
     accumulation_h: float | None,
+    on_unreadable: Callable[[InputError], None] | None,
 ) -> None:
     """Cut the patches, then write the index that makes a folder a store."""
     sources: list[Source] = []
+    read: dict[str, Path] = {}
     domain: Domain | None = None
     total = 0
     with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
         for file in map(Path, files):
-            field = read_field(file, variable, accumulation_h)
+            try:
+                field = read_field(file, variable, accumulation_h)
+                found = _cut_file(file, field, factor, size, total, (fine_out, coarse_out))
+            except InputError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(error)
+                for out in (fine_out, coarse_out):  # what it gave before it could not be read
+                    out.seek(2 * size**2 * total)
+                    out.truncate()
+                continue
+            digest = found[0].sha256
+            if digest in read:
+                raise InputError(
+                    f"{file}: has the same bytes as {read[digest]}; expected each file once, as "
+                    "its patches would count twice. Leave one of them out."
+                )
+            read[digest] = file
             domain = widened(domain, field)
-            digest = digest_of(file)
-            before = total
-            for index, time in enumerate(field.valid_times):
-                first = total
-                for fine, coarse in cut_patches(field.frame(index), factor, size):
-                    fine_out.write(fine.astype(np.float16).tobytes())
-                    coarse_out.write(coarse.astype(np.float16).tobytes())
-                    total += 1
-                sources.append(Source(file.name, digest, time, first, total - first))
+            sources += found
+            count = sum(source.count for source in found)
+            total += count
             if on_file:
-                on_file(file, total - before)
+                on_file(file, count)
     if domain is None or not total:
         raise InputError(
             f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
@@ -256,29 +258,25 @@ def _fill(
     write_text(store / _INDEX, json.dumps(index_values, indent=1))
 
 
-def digest_of(file: Path) -> str:
-    """A source's SHA-256; of a Zarr store, of the names and digests of its files.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read.
-    """
-    try:
-        if file.is_dir():
-            inside = sorted(path for path in file.rglob("*") if path.is_file())
-            lines = (f"{path.relative_to(file).as_posix()} {digest_of(path)}" for path in inside)
-            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        digest = hashlib.sha256()
-        with open(file, "rb") as content:
-            while chunk := content.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.strerror}); expected a file of training fields. "
-            "Correct its name."
-        ) from error
+def _cut_file(
+    file: Path,
+    field: PrecipField,
+    factor: int,
+    size: int,
+    first: int,
+    outputs: tuple[BinaryIO, BinaryIO],
+) -> list[Source]:
+    """Append the patches of a file's fields, numbered from ``first`` on."""
+    digest, sources = hash_of(file), []
+    for index, time in enumerate(field.valid_times):
+        count = 0
+        for patches in cut_patches(field.frame(index), factor, size):
+            for out, patch in zip(outputs, patches, strict=True):
+                out.write(patch.astype(np.float16).tobytes())
+            count += 1
+        sources.append(Source(file.name, digest, time, first, count))
+        first += count
+    return sources
 
 
 def widened(domain: Domain | None, field: PrecipField) -> Domain:
@@ -311,12 +309,17 @@ def widened(domain: Domain | None, field: PrecipField) -> Domain:
     return Domain(spacing_km, (round(south, 3), round(north, 3)))
 
 
-def _make_folder(store: Path, size: int) -> None:
+def _make_folder(store: Path, size: int, factor: int) -> None:
     """Refuse what cannot become a store before any file is read."""
     if size < 2:
         raise InputError(
             f"Got patches of {size} cells; expected at least 2, {TILE_PX} for training. "
             "Correct --patch."
+        )
+    if not 2 <= factor <= size:
+        raise InputError(
+            f"Got a factor of {factor}; expected 2 to {size}, the cells of a patch. Correct "
+            "--factor."
         )
     if (store / _INDEX).exists():
         raise InputError(

@@ -31,6 +31,7 @@ from wdm_export.data import PatchStore
 from wdm_export.initial_state import trained_before, untrained
 from wdm_export.losses import amplitudes, target_weight, training_loss
 from wdm_export.parallel import ALONE, Processes
+from wdm_export.sources import without
 from wdm_export.training_log import LOG_EVERY_STEPS, TrainingLog, loss_curve
 from wdm_export.unet import UNet
 from wdm_runtime.diffusion import VPSchedule
@@ -108,7 +109,7 @@ class Trainer:
         self.step, self.seconds, self.processes = state.step, state.seconds, processes
         self.earlier, self.domain = state.earlier, state.domain
         own = [asdict(source) for source in store.sources]
-        self.sources = (*(s for s in state.sources if s not in own), *own)
+        self.sources = (*without(state.sources, own), *own)
         self.samplers = crop_samplers(store, config, state.model.network, processes)
         self.coefficients = Coefficients(state.model.network, state.model.transform)
         torch.manual_seed(config.seed)  # initial weights
@@ -208,7 +209,8 @@ class Trainer:
         own = [asdict(source) for source in store.sources]
         known = state.sources[-len(own) :]  # before these come the sources of the weights it had
         if list(known) != own or store.factor != state.model.factor:
-            other = next((s["file"] for s in own if s not in known), f"{len(own)} fields alone")
+            others = [source["file"] for source in without(own, known)]
+            other = others[0] if others else f"{len(own)} fields alone"
             raise InputError(
                 f"{store.path}: holds patches of {other}, which the run in {folder} was not "
                 "trained on; expected the store that it began with. Name that, or begin a new run "

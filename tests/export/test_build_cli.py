@@ -161,6 +161,7 @@ def test_build_again_refuses_files_and_patches_that_the_run_does_not_have(built,
         ([tmp_path / "other.nc"], ["other.nc (not of the run)", f"no {TRUTH.name}"]),
         ([TRUTH, tmp_path / "absent.nc"], ["absent.nc"]),
         ([TRUTH, "--patch", "96"], ["--patch 96"]),
+        ([TRUTH, "--factor", "5"], ["--factor 5"]),
     ):
         err = run(
             "wdm-export", "build", *given, "--minutes", "0.1", *NETWORK, "--tile", "64",
@@ -322,6 +323,9 @@ def test_coarsen_takes_a_field_without_a_time(tmp_path):
         (["prepare", "{junk}", "-o", "{tmp}/s"], 2, ["junk.nc"]),
         (["prepare", "{truth}", "-o", "{tmp}/s", "--patch", "2000"], 2, ["2000 x 2000"]),
         (["prepare", "{truth}", "-o", "{tmp}/s", "--patch", "1"], 2, ["--patch"]),
+        (["prepare", "{truth}", "-o", "{tmp}/s", "--factor", "1"], 2, ["--factor"]),
+        (["prepare", "{truth}", "{truth}", "-o", "{tmp}/s"], 2, ["same bytes"]),
+        (["prepare", "{junk}", "-o", "{tmp}/s", "--skip-unreadable"], 2, ["left out", "junk.nc"]),
         (["prepare", "{truth}", "-o", "{junk}"], 2, ["junk.nc", "-o"]),
         (["prepare", "{truth}", "-o", "{store}"], 2, ["already holds a store"]),
         (["train", "{tmp}", "-o", "{tmp}/r", "--steps", "1"], 2, ["no store"]),
@@ -359,6 +363,30 @@ def test_errors_are_one_message_and_a_code(store, tmp_path, arguments, code, wor
     message = run("wdm-export", *(a.format(**places) for a in arguments), code=code)
     assert "Traceback" not in message and all(word in message for word in words), message
     assert {p.name for p in tmp_path.iterdir()} <= {"junk.nc", "s", "r"}
+
+
+def test_files_that_cannot_be_read_are_counted(tmp_path):
+    (tmp_path / "junk.nc").write_bytes(b"no rain")
+    files = (tmp_path / "junk.nc", TRUTH)
+    out = run("wdm-export", "prepare", *files, "-o", tmp_path / "s", "--skip-unreadable")
+    assert "2022-08-09" in out and "Left out 1 of 2 files." in out
+
+
+def test_a_model_of_another_factor(tmp_path):
+    """From 5 km to 1 km, from the fields to an ensemble whose block means are its input."""
+    factor, names = 5, ("s", "r", "b", "coarse.nc", "fine.nc")
+    store, folder, bundle, coarse, fine = (tmp_path / name for name in names)
+    run("wdm-export", "prepare", TRUTH, "-o", store, "--patch", "64", "--factor", factor)
+    run("wdm-export", "train", store, "-o", folder, "--steps", 2, *QUICK, "--crop", "16")
+    run("wdm-export", "export", folder / "weights.safetensors", "-o", bundle, "--tile", "64")
+    run("wdm-export", "coarsen", TRUTH, "-o", coarse, "--factor", factor, "--crop", "0,0,30,40")
+    run("wdm-run", "infer", coarse, "--bundle", bundle, "-o", fine, "--no-pixel-probe")
+    given = read_field(coarse).load()[0]
+    with xr.open_dataset(fine) as drawn:
+        member = next(v for v in drawn.data_vars.values() if v.ndim == 4).values[0, 0]
+    assert member.shape == tuple(factor * size for size in given.shape)
+    means = block_mean(member, factor)
+    np.testing.assert_allclose(means[given > 0.5], given[given > 0.5], rtol=1e-4)
 
 
 def test_verbose_shows_where_an_error_came_from(tmp_path):

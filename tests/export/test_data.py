@@ -11,9 +11,10 @@ pytest.importorskip("torch")
 xr = pytest.importorskip("xarray")
 
 from wdm_export.crops import CropSampler  # noqa: E402
-from wdm_export.data import PatchStore, cut_patches, digest_of, prepare  # noqa: E402
+from wdm_export.data import PatchStore, cut_patches, prepare  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.grid import block_mean, interpolate  # noqa: E402
+from wdm_runtime.input_hash import hash_of  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
 
 SIZE, FACTOR = 40, 10  # a stride of half a patch keeps to whole coarse cells
@@ -178,9 +179,9 @@ def test_a_zarr_store_is_trained_on_as_the_file_it_was_made_of(two_days, tmp_pat
     )
     assert np.array_equal(file.fine, folder.fine)
     before = {source.sha256 for source in folder.sources}
-    assert len(before) == 1 and digest_of(tmp_path / "first.zarr") in before
+    assert len(before) == 1 and hash_of(tmp_path / "first.zarr") in before
     (tmp_path / "first.zarr" / ".zattrs").write_text('{"title": "another"}')
-    assert digest_of(tmp_path / "first.zarr") not in before
+    assert hash_of(tmp_path / "first.zarr") not in before
 
 
 def test_prepare_writes_a_store_of_storm_days(two_days, tmp_path):
@@ -284,6 +285,50 @@ def test_fields_without_a_patch_are_refused(tmp_path):
         prepare([], tmp_path / "none", size=SIZE)
     with pytest.raises(InputError, match="no such file"):
         prepare([tmp_path / "absent.nc"], tmp_path / "absent", size=SIZE)
+
+
+def test_unreadable_files_end_it_or_are_left_out(two_days, tmp_path):
+    void = np.full((60, 80), np.nan, np.float32)
+    nothing = write_netcdf(tmp_path / "nothing.nc", [void], ["2019-06-10"])
+    # Its second frame is refused after the first one gave patches.
+    half = write_netcdf(tmp_path / "half.nc", [rain((60, 80)), rain((60, 80))], ["2019-06-12"] * 2)
+    with xr.open_dataset(half) as dataset:
+        bad = dataset.load().assign_coords(time=[0.0, 1.0])
+    bad["time"].attrs["units"] = "hours since 2019-06-12"
+    name = next(name for name in bad.data_vars if bad[name].ndim == 3)
+    bad[name][1, 5, 5] = -5.0
+    bad.to_netcdf(half)
+    files = [two_days[0], half, nothing, two_days[1]]
+    with pytest.raises(InputError, match=r"half\.nc"):
+        prepare(files, tmp_path / "a", size=SIZE)
+    errors = []
+    found = prepare(files, tmp_path / "b", size=SIZE, on_unreadable=errors.append)
+    assert [("half.nc" in str(e), "nothing.nc" in str(e)) for e in errors] == [
+        (True, False),
+        (False, True),
+    ]
+    expected = prepare(two_days, tmp_path / "c", size=SIZE)
+    assert found.sources == expected.sources
+    assert np.array_equal(found.fine, expected.fine)
+    assert np.array_equal(found.coarse, expected.coarse)
+
+
+def test_the_same_file_does_not_count_twice(two_days, tmp_path):
+    copy = tmp_path / "copy.nc"
+    copy.write_bytes(two_days[0].read_bytes())
+    with pytest.raises(InputError, match=r"copy\.nc: has the same bytes as .*first\.nc"):
+        prepare([*two_days, copy], tmp_path / "store", size=SIZE)
+
+
+def test_another_factor_interpolates_other_blocks(two_days, tmp_path):
+    store = prepare(two_days, tmp_path / "store", factor=5, size=SIZE)
+    assert PatchStore.open(tmp_path / "store").factor == 5
+    tens = prepare(two_days, tmp_path / "tens", size=SIZE)
+    finer, coarser = (np.abs(s.fine.astype(float) - s.coarse).mean() for s in (store, tens))
+    assert finer < coarser
+    for factor in (1, 0, -10, SIZE + 1):
+        with pytest.raises(InputError, match=f"factor of {factor}; expected 2 to {SIZE}"):
+            prepare(two_days, tmp_path / "none", factor=factor, size=SIZE)
 
 
 @pytest.mark.parametrize("size", [1, 0, -4])

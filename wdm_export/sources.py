@@ -1,0 +1,71 @@
+"""Where training patches come from: a field a line, and what a bundle tells of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST_LISTED = 1000  # beyond it a bundle has a line a storm day: its manifest is bounded
+_TIMELESS = "none-"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the patches ``first .. first + count - 1`` of a store come from."""
+
+    file: str
+    sha256: str
+    valid_time: str
+    first: int
+    count: int
+
+    @property
+    def storm_day(self) -> str:
+        """The valid time's date, or the file of a field without one.
+
+        Fields of one day are one storm, however many there are.
+        """
+        return storm_day(self.file, self.valid_time)
+
+
+def storm_day(file: str, valid_time: str) -> str:
+    """As `Source.storm_day`."""
+    return file if valid_time.startswith(_TIMELESS) else valid_time[:10]
+
+
+def without(
+    sources: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Sources that are not among others, in order."""
+    had = {frozenset(source.items()) for source in others}
+    return [source for source in sources if frozenset(source.items()) not in had]
+
+
+def listed(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sources as a bundle tells them.
+
+    Up to `MOST_LISTED` fields have a line each. Of more, a storm day has one: its first valid time,
+    ``fields`` and files as numbers, patches (``count``), and as ``sha256`` what ``sha256sum FILES |
+    sha256sum`` prints of its files in order of their names, or its only file's own.
+    """
+    if len(sources) <= MOST_LISTED:
+        return [dict(source) for source in sources]
+    days: dict[str, list[dict[str, Any]]] = {}
+    for source in sources:
+        days.setdefault(storm_day(source["file"], source["valid_time"]), []).append(source)
+    return [_one_line(fields) for _, fields in sorted(days.items())]
+
+
+def _one_line(fields: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    files = sorted({(source["file"], source["sha256"]) for source in fields})
+    lines = "".join(f"{digest}  {file}\n" for file, digest in files)
+    return {
+        "file": files[0][0] if len(files) == 1 else f"{len(files)} files",
+        "sha256": files[0][1] if len(files) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
+        "valid_time": min(source["valid_time"] for source in fields),
+        "first": min(source["first"] for source in fields),
+        "count": sum(source["count"] for source in fields),
+        "fields": len(fields),
+    }
