@@ -113,7 +113,7 @@ def build(
     tile: Tile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prepare, train, export and check in one go; run again, it continues where it stopped."""
+    """Prepare, train (on CPUs), export and check; run again, it continues where it stopped."""
     from wdm_export.config import TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
@@ -144,7 +144,7 @@ def build(
         else:
             patches = prepared_store(files, store, progress, patch, variable, hours, factor)
         if (run / CHECKPOINT_NAME).exists():
-            trainer = Trainer.resume(patches, run, minutes)
+            trainer = Trainer.resume(patches, run, minutes, **given(threads=threads))
             refuse_other_settings(trainer, network, training, folder, "--work")
         else:
             trainer = Trainer.start(patches, run, network, training)

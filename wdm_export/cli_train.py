@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,10 @@ Objective = Annotated[
     str | None,
     typer.Option(help="diffusion, or regression: the same network as a deterministic baseline"),
 ]
+
+
+# What a run that goes on may be told anew.
+MAY_CHANGE = ("minutes", "steps", "threads", "checkpoint_minutes")
 
 
 def train(
@@ -104,11 +109,12 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a network; writes checkpoints, a log, a loss plot and released weights.
+    """Train a network, on CPUs; writes checkpoints, a log, a loss plot and released weights.
 
     On several processors or machines: torchrun --no-python [...] wdm-export train STORE -o RUN
     --shards N, in as many processes as divide N. With --begin-or-resume the same command goes on
-    after whatever stopped it, so that torchrun may restart it.
+    after whatever stopped it, so that torchrun may restart it. SIGINT (Ctrl-C), SIGTERM and SIGHUP
+    end a run after its present step, with a checkpoint.
     """
     from wdm_export.checkpoint import Checkpoint
     from wdm_export.config import TrainConfig
@@ -127,18 +133,20 @@ def train(
     )  # fmt: skip
     wanted = given(name=transform, offset_mm_h=transform_offset)
     rain = PrecipTransform.zero_where_dry(**wanted) if wanted else None
+    how = {name: settings[name] for name in MAY_CHANGE if name in settings}
     if resume:
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights, transform=rain) | {
-            name: value for name, value in settings.items() if name not in ("minutes", "steps")
+            name: value for name, value in settings.items() if name not in how
         }
         if kept or (wavelet, levels) != (HAAR, 2) or not attention:
             raise InputError(
                 f"--resume got {', '.join(kept) or 'a network'} besides; expected a new total with "
-                "--minutes or --steps at most: the run keeps its settings. Leave them out."
+                "--minutes or --steps, --threads and --checkpoint-minutes at most: the run keeps "
+                "its settings. Leave them out."
             )
     with joined() as processes:
         if resume:
-            trainer = Trainer.resume(patches, run, minutes, steps, processes)
+            trainer = Trainer.resume(patches, run, processes=processes, **how)
         else:
             network = network_of(wavelet, levels, base, depths, blocks, attention)
             config = TrainConfig(**settings)
@@ -150,7 +158,7 @@ def train(
                     "expected one folder that all of them see. Name a shared one with -o."
                 )
             if begun:
-                trainer = Trainer.resume(patches, run, minutes, steps, processes)
+                trainer = Trainer.resume(patches, run, processes=processes, **how)
                 refuse_other_settings(trainer, network, config, run, "-o", rain)
                 refuse_other_weights(trainer, initial, run)
             else:
@@ -213,7 +221,7 @@ def refuse_other_settings(
     other = [
         f"{name} {asked[name]} (the run has {had[name]})"
         for name in asked
-        if asked[name] != had[name]
+        if asked[name] != had[name] and name not in MAY_CHANGE
     ]
     if other:
         raise InputError(
@@ -234,11 +242,19 @@ def refuse_other_weights(trainer: Any, initial: Any, folder: Path) -> None:
 
 
 def run_training(trainer: Any, progress: Progress) -> Any:
-    """A run to its end, with a bar."""
+    """A run to its end, with a bar; or to a signal, which ends the program with a checkpoint."""
+    from wdm_export.stopping import stop_on_signals
+
     task = progress.add_task("Training", total=1.0, note="")
 
     def on_step(now: Any) -> None:
         note = f"step {now.step}, loss {now.loss:.4f}, {now.samples_per_s:.1f} samples/s"
         progress.update(task, completed=min(1.0, now.share), note=note)
 
-    return trainer.run(on_step)
+    with stop_on_signals() as stop:
+        checkpoint = trainer.run(on_step, stop.asked)
+    if trainer.share() < 1.0:
+        note = f"Stopped at step {checkpoint.step} with a checkpoint in {trainer.folder}."
+        console.err.print(note, highlight=False, soft_wrap=True)
+        raise SystemExit(128 + (stop.number or signal.SIGTERM))
+    return checkpoint

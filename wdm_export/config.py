@@ -93,6 +93,8 @@ class TrainConfig:
     line to 0 at the end of the run, or not at all. ``even_days`` draws storm days evenly, however
     many patches each has; ``turns`` flips and transposes crops at random.
 
+    ``threads`` None takes torch's own number, OMP_NUM_THREADS or a core each.
+
     ``objective`` ``"regression"`` trains a deterministic baseline: the same network is shown no
     noise, x = 0 at t = 1, and learns the mean of the standardised coefficients.
     """
@@ -115,7 +117,7 @@ class TrainConfig:
     even_days: bool = True
     turns: bool = True
     seed: int = 0
-    threads: int = 2
+    threads: int | None = None
     shards: int = 1
     checkpoint_minutes: float = 10.0
     objective: str = DIFFUSION

@@ -60,6 +60,10 @@ class Processes:
         """Whether all processes have the same value."""
         return int(self.total(torch.tensor(int(value)))) in (0, self.size)
 
+    def any(self, value: bool) -> bool:
+        """Whether it is true in any process."""
+        return int(self.total(torch.tensor(int(value)))) > 0
+
     def of_first(self, value: float) -> float:
         """The first process's value: clocks differ, and all have to stop at the same step."""
         return float(self.total(torch.tensor(value if self.leads else 0.0, dtype=torch.float64)))

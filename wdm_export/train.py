@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,8 @@ class Trainer:
         processes: Processes = ALONE,
     ) -> None:
         config = state.training
-        torch.set_num_threads(config.threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         self.folder, self.store, self.config, self.model = folder, store, config, state.model
         self.step, self.seconds, self.processes = state.step, state.seconds, processes
         self.earlier, self.domain = state.earlier, state.domain
@@ -190,10 +192,13 @@ class Trainer:
         minutes: float | None = None,
         steps: int | None = None,
         processes: Processes = ALONE,
+        **how: Any,
     ) -> Trainer:
         """Continue the run of a folder from its last checkpoint.
 
-        ``minutes`` or ``steps`` set a new total, to which the learning rate's schedule is fitted.
+        ``minutes`` or ``steps`` set a new total, to which the learning rate's schedule is fitted;
+        ``how`` may hold ``threads`` and ``checkpoint_minutes``, which change nothing that is
+        learnt but for rounding.
 
         Raises
         ------
@@ -217,7 +222,8 @@ class Trainer:
                 "with --weights."
             )
         if minutes is not None or steps is not None:
-            state = replace(state, training=replace(state.training, minutes=minutes, steps=steps))
+            how |= {"minutes": minutes, "steps": steps}
+        state = replace(state, training=replace(state.training, **how))
         return cls(store, Path(folder), state, processes)
 
     def share(self) -> float:
@@ -226,19 +232,28 @@ class Trainer:
             return self.step / self.config.steps
         return self.seconds / (60.0 * float(self.config.minutes or 1.0))
 
-    def run(self, on_step: Callable[[Progress], None] | None = None) -> Checkpoint:
-        """Train to the end; write checkpoints, log and released weights; return the last state."""
-        last_save, writes = self.seconds, self.processes.leads
+    def run(
+        self,
+        on_step: Callable[[Progress], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Checkpoint:
+        """Train to the end; write checkpoints, log and released weights; return the last state.
+
+        ``stop`` is asked after each step: if it is true in any process, all save a checkpoint and
+        return that state, without released weights.
+        """
+        last_save, writes, stopped = self.seconds, self.processes.leads, False
         with TrainingLog(self.folder, self.step, writes) as log:
             losses: list[tuple[float, float]] = []
-            while self.share() < 1.0:
+            while self.share() < 1.0 and not stopped:
                 began = time.perf_counter()
                 losses.append(self._train_step())
                 self._require_finite(losses[-1][0])
                 took = self.processes.of_first(time.perf_counter() - began)
                 self.seconds += took
                 self.step += 1
-                if self.step % LOG_EVERY_STEPS == 0:
+                stopped = self.processes.any(stop())
+                if self.step % LOG_EVERY_STEPS == 0 or stopped:
                     loss, matching = np.mean(losses, axis=0)
                     rate = _learning_rate(self.config, self.step, self.share())
                     log.add(self.step, self.seconds, loss, matching, rate)
@@ -252,6 +267,9 @@ class Trainer:
                     speed = self.config.batch / took
                     on_step(Progress(self.step, loss, speed, self.seconds, self.share()))
         final = self.checkpoint()
+        if self.share() < 1.0:
+            self._save(final, CHECKPOINT_NAME)
+            return final
         if self.processes.leads:
             final = replace(final, curve=loss_curve(self.folder))
         self._save(final, CHECKPOINT_NAME)
@@ -263,8 +281,8 @@ class Trainer:
         if not all(bool(torch.as_tensor(value).isfinite().all()) for value in values):
             raise SuspectError(
                 f"{self.folder}: training came to numbers that are not finite after step "
-                f"{self.step}; expected a loss that falls. The last checkpoint is whole: continue "
-                "from it with --resume, or begin anew with a lower --learning-rate."
+                f"{self.step}; expected a loss that falls. Begin anew with a lower "
+                "--learning-rate; the last checkpoint is whole, but --resume draws the same again."
             )
 
     def _save(self, state: Checkpoint, name: str) -> None:

@@ -1,6 +1,8 @@
 """What a run remembers: the patches it saw, and its last good checkpoint."""
 
+import os
 import resource
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from small_training import SMALL, sample_store, settings  # noqa: E402
 
 from wdm_export.checkpoint import Checkpoint  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
+from wdm_export.stopping import stop_on_signals  # noqa: E402
 from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
 from wdm_export.training_log import TrainingLog  # noqa: E402
 from wdm_runtime.errors import InputError, OutputError, SuspectError  # noqa: E402
@@ -78,6 +81,29 @@ def test_a_run_goes_on_with_its_own_store_alone(store, run, tmp_path):
         with pytest.raises(InputError, match="expected the store that it began with"):
             Trainer.resume(part, tmp_path / "b", steps=2)
     assert Trainer.resume(both, tmp_path / "b", steps=2).run().step == 2
+
+
+def test_a_run_that_is_told_to_stop_loses_no_step(store, tmp_path):
+    whole = Trainer.start(store, tmp_path / "whole", SMALL, settings(steps=12)).run()
+    stopped = Trainer.start(store, tmp_path / "a", SMALL, settings(steps=12))
+    state = stopped.run(stop=lambda: stopped.step == 7)
+    assert state.step == 7 and not (tmp_path / "a" / WEIGHTS_NAME).exists()
+    again = Trainer.resume(store, tmp_path / "a", threads=1, checkpoint_minutes=0.0)
+    assert (again.step, again.config.checkpoint_minutes) == (7, 0.0)
+    ended = again.run()
+    assert all(torch.equal(ended.tensors[name], value) for name, value in whole.tensors.items())
+    rows = (tmp_path / "a" / "log.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["7", "10"]
+
+
+def test_a_signal_is_noted_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals() as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked() and stop.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == before  # a second one acts at once
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):
