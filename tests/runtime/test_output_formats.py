@@ -178,6 +178,34 @@ class TestGrib:
         assert tuple(found[0][0].values()) == ("tp", "kg m**-2", "0-1", start, start + 100, 3600)
         np.testing.assert_allclose(found[3][1], rates(field, 1, 1), rtol=0, atol=1e-4)
 
+    @pytest.mark.parametrize("amounts", [False, True])
+    def test_mean_rates_carry_their_period(self, tmp_path: Path, amounts: bool) -> None:
+        """Also those that --units makes of amounts."""
+        time = TimeAxis("time", HOURS, "standard", np.array([14.0, 15.0]), BOUNDS, "b")
+        field = amount_field() if amounts else rate_field(time=time, cell_methods="time: mean")
+        path = tmp_path / "out.grib2"
+        with open_writer(path, field, FACTOR, 1, {}, units="mm h-1") as writer:
+            for index in range(2):
+                writer.write(index, 0, rates(field, index, 0))
+        found = messages(
+            path,
+            *("productDefinitionTemplateNumber", "typeOfStatisticalProcessing", "units"),
+            *("dataTime", "validityTime", "lengthOfTimeRange"),
+        )
+        assert tuple(found[0][0].values()) == (11, 0, "kg m**-2 s**-1", 1400, 1500, 3600)
+        np.testing.assert_allclose(3600 * found[1][1], rates(field, 1, 0), rtol=0, atol=1e-4)
+        again = read_field(path)
+        assert (again.source.period_h, again.source.cell_methods) == (None, "time: mean")
+        assert again.valid_times == VALID_TIMES
+
+    def test_rates_of_an_instant_have_no_period(self, tmp_path: Path) -> None:
+        time = TimeAxis("time", HOURS, "standard", np.array([15.0, 16.0]), BOUNDS, "b")
+        for method in ("time: point", ""):
+            field = rate_field(time=time, cell_methods=method)
+            path = write_output(tmp_path / "out.grib2", field, overwrite=True)
+            (first, *_) = messages(path, "productDefinitionTemplateNumber", "validityTime")
+            assert tuple(first[0].values()) == (1, 1500)
+
     @pytest.mark.parametrize(
         ("calendar", "units", "hour"),
         [

@@ -111,11 +111,7 @@ def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> s
     """Of every member: means over the cell, and what the input says of time."""
     if time is None:
         return "area: mean"
-    found = {
-        name: (method, note or "")
-        for name, method, note in _TIME_METHOD.findall(source.cell_methods)
-    }
-    method, note = found.get(time.name) or found.get("time") or ("", "")
+    method, note = time_method(source, time)
     if quantity.period_h is not None:
         if time.bounds is None:  # nothing else in the file says how long
             note = period_note(quantity.period_h)
@@ -125,6 +121,15 @@ def cell_methods(source: Source, quantity: Quantity, time: TimeAxis | None) -> s
     elif method == "sum":
         method = ""  # a rate is none, whatever the input says
     return " ".join(["area: mean", *([f"{time.name}: {method}"] if method else []), note]).strip()
+
+
+def time_method(source: Source, time: TimeAxis) -> tuple[str, str]:
+    """``mean``, ``point`` or ``sum`` and a note in brackets, as ``cell_methods`` say; "" if not."""
+    found = {
+        name: (method, note or "")
+        for name, method, note in _TIME_METHOD.findall(source.cell_methods)
+    }
+    return found.get(time.name) or found.get("time") or ("", "")
 
 
 def period_note(period_h: float) -> str:

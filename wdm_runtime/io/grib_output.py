@@ -1,7 +1,8 @@
 """GRIB2 in the making: one ensemble message a (time, member), on regular latitude-longitude grids.
 
-The parameter is WMO's total precipitation rate, 0/1/52 [kg m-2 s-1], with product template 1; and
-for amounts the same accumulated over their period, with template 11 [kg m-2].
+The parameter is WMO's total precipitation rate, 0/1/52 [kg m-2 s-1], with product template 1; with
+template 11 its mean over a period, where the input's rates are means or amounts; and amounts
+themselves [kg m-2].
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from wdm_runtime.errors import OutputError
 from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.array_output import Output
-from wdm_runtime.io.cf import is_geographic, output_time
+from wdm_runtime.io.cf import is_geographic, output_time, time_method
 from wdm_runtime.io.grib_header import load_eccodes
+from wdm_runtime.io.grib_products import ACCUMULATION, AVERAGE
 from wdm_runtime.io.layout import Layout
 from wdm_runtime.io.units import to_mm_h
 from wdm_runtime.statistics import StatisticsBlock, StatisticsSpec
@@ -108,13 +110,14 @@ class GribOutput:
 
     def __init__(self, temporary: Path, layout: Layout, field: PrecipField) -> None:
         self._eccodes = load_eccodes("Writing GRIB2")
-        self._ends = _ends(field)
-        self._period_h = layout.quantity.period_h
+        period_h = layout.quantity.period_h
+        self._spans = _spans(field)
         # kg m-2 of water are mm
-        units = "kg m-2 s-1" if self._period_h is None else "kg m-2"
-        self._mm_h = to_mm_h(units, self._period_h)
+        self._mm_h = to_mm_h("kg m-2 s-1" if period_h is None else "kg m-2", period_h)
+        mean = AVERAGE if _are_means(field) else None
+        statistic = mean if period_h is None else ACCUMULATION
         self._keys = {
-            **_product_keys(self._period_h),
+            **_product_keys(statistic),
             **_grid_keys(layout.grid),
             "numberOfForecastsInEnsemble": layout.dimensions["realization"],
             "packingType": "grid_ccsds",  # as simple packing, but dry areas take no room
@@ -157,23 +160,42 @@ class GribOutput:
             self._file.close()
 
     def _time_keys(self, time_index: int) -> dict[str, int]:
-        end = self._ends[time_index]
-        start = end - timedelta(hours=self._period_h or 0)
+        start, end = self._spans[time_index]
         keys = {"dataDate": int(f"{start:%Y%m%d}"), **_clock("", start)}
-        if self._period_h is not None:
+        if end > start:
             of_end = "OfEndOfOverallTimeInterval"
             keys |= {f"{name}{of_end}": getattr(end, name) for name in ("year", "month", "day")}
-            keys |= _clock(of_end, end)
+            keys |= {
+                **_clock(of_end, end),
+                "lengthOfTimeRange": round((end - start).total_seconds()),
+            }
         return keys
 
 
-def _ends(field: PrecipField) -> list[datetime]:
-    """Valid times, or where the file says of which interval they are, its end."""
+def _are_means(field: PrecipField) -> bool:
+    """Whether rates are means over periods that are known."""
     time = output_time(field)
-    if field.source.period_h is None or time is None or time.bounds is None:
-        return [datetime.fromisoformat(text) for text in field.valid_times]
+    if field.source.period_h is not None:
+        return True
+    if time is None or time.bounds is None or time_method(field.source, time)[0] != "mean":
+        return False
+    return bool((time.bounds[:, 1] > time.bounds[:, 0]).all())
+
+
+def _spans(field: PrecipField) -> list[tuple[datetime, datetime]]:
+    """Start and end of what each frame is of: an instant's are its valid time."""
+    time, period_h = output_time(field), field.source.period_h
+    ends = starts = [datetime.fromisoformat(text) for text in field.valid_times]
+    if time is not None and time.bounds is not None and _are_means(field):
+        starts, ends = (_dates(time.bounds[:, edge], time) for edge in (0, 1))
+    if period_h is not None:
+        starts = [end - timedelta(hours=period_h) for end in ends]
+    return list(zip(starts, ends, strict=True))
+
+
+def _dates(values: npt.NDArray[Any], time: TimeAxis) -> list[datetime]:
     half = timedelta(milliseconds=500)
-    dates: Any = netCDF4.num2date(time.bounds[:, 1], time.units, time.calendar)
+    dates: Any = netCDF4.num2date(values, time.units, time.calendar)
     return [datetime.fromisoformat((date + half).isoformat(timespec="seconds")) for date in dates]
 
 
@@ -181,7 +203,7 @@ def _clock(suffix: str, moment: datetime) -> dict[str, int]:
     return {f"{name}{suffix}": getattr(moment, name) for name in ("hour", "minute", "second")}
 
 
-def _product_keys(period_h: float | None) -> dict[str, int]:
+def _product_keys(statistic: int | None) -> dict[str, int]:
     keys = {
         "tablesVersion": 28,
         "centre": 255,  # none: the file's maker is not a meteorological centre
@@ -189,7 +211,7 @@ def _product_keys(period_h: float | None) -> dict[str, int]:
         "productionStatusOfProcessedData": 255,
         "typeOfProcessedData": 5,  # control and perturbed forecasts
         "discipline": 0,
-        "productDefinitionTemplateNumber": 1 if period_h is None else 11,
+        "productDefinitionTemplateNumber": 1 if statistic is None else 11,
         "parameterCategory": 1,
         "parameterNumber": 52,
         "typeOfGeneratingProcess": 4,  # ensemble
@@ -197,12 +219,11 @@ def _product_keys(period_h: float | None) -> dict[str, int]:
         "typeOfEnsembleForecast": 3,  # positively perturbed: a member like any other
         "forecastTime": 0,
     }
-    if period_h is not None:
+    if statistic is not None:
         keys |= {
-            "typeOfStatisticalProcessing": 1,  # accumulation
+            "typeOfStatisticalProcessing": statistic,
             "typeOfTimeIncrement": 2,
             "indicatorOfUnitForTimeRange": 13,  # seconds
-            "lengthOfTimeRange": round(period_h * 3600),
         }
     return keys
 
