@@ -1,10 +1,11 @@
 """From 1 km radar fields to a memory-mapped store of training patches.
 
 A store is a folder:
-    fine.npy, coarse.npy   (patches, size, size) float16 [mm h-1]: the truth, and its 10 km block
-                           means interpolated back with the runtime's own interpolation
+    fine.npy, coarse.npy   (patches, size, size) float16 [mm h-1]: the truth, and its block means
+                           interpolated back with the runtime's own interpolation; rows from north
+                           to south, as the runtime draws
     index.json             version, sizes, domain (spacing and latitudes), and for every source its
-                           file name, SHA-256, valid time, storm day and the range of patches that
+                           file name, SHA-256, valid time and the range of patches that
                            were cut from it; which variable and period were asked for, if any
 float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 """
@@ -268,9 +269,10 @@ def _cut_file(
 ) -> list[Source]:
     """Append the patches of a file's fields, numbered from ``first`` on."""
     digest, sources = hash_of(file), []
+    north_first = slice(None) if field.grid.north_first else slice(None, None, -1)
     for index, time in enumerate(field.valid_times):
         count = 0
-        for patches in cut_patches(field.frame(index), factor, size):
+        for patches in cut_patches(field.frame(index)[north_first], factor, size):
             for out, patch in zip(outputs, patches, strict=True):
                 out.write(patch.astype(np.float16).tobytes())
             count += 1

@@ -235,6 +235,16 @@ def test_fields_of_unknown_spacing_or_place_are_refused(tmp_path):
             prepare([file], tmp_path / units, size=SIZE)
 
 
+def test_patches_lie_north_up_whichever_way_the_rows_go(two_days, tmp_path):
+    with xr.open_dataset(two_days[0]) as dataset:
+        dataset.isel(lat=slice(None, None, -1)).to_netcdf(tmp_path / "south.nc")
+    north, south = (
+        prepare([path], tmp_path / f"{path.stem} store", size=SIZE)
+        for path in (two_days[0], tmp_path / "south.nc")
+    )
+    assert np.array_equal(north.fine, south.fine) and np.array_equal(north.coarse, south.coarse)
+
+
 def test_a_store_is_mapped_not_loaded_and_holds_no_leftovers(two_days, tmp_path):
     prepare(two_days, tmp_path / "store", size=SIZE)
     store = PatchStore.open(tmp_path / "store")
