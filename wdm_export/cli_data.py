@@ -55,6 +55,10 @@ def prepare(
     for day, numbers in sorted(prepared.by_day().items()):
         table.add_row(day, str(len(numbers)))
     console.out.print(table)
+    if len(prepared.periods_h) > 1:
+        kinds = ["rates" if h is None else f"sums over {h:g} h" for h in prepared.periods_h]
+        note = f"The fields are {' and '.join(kinds)}: the network will learn the detail of all."
+        console.out.print(note, highlight=False, soft_wrap=True)
     if left_out:
         console.out.print(f"Left out {len(left_out)} of {len(files)} files.", highlight=False)
 

@@ -6,7 +6,8 @@ A store is a folder:
                            to south, as the runtime draws
     index.json             version, sizes, domain (spacing and latitudes), and for every source its
                            file name, SHA-256, valid time and the range of patches that
-                           were cut from it; which variable and period were asked for, if any
+                           were cut from it; over which periods fields are sums; which variable
+                           and period were asked for, if any
 float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 """
 
@@ -56,6 +57,7 @@ class PatchStore:
     coarse: npt.NDArray[np.float16]
     variable: str | None = None
     accumulation_h: float | None = None
+    periods_h: tuple[float | None, ...] = ()  # of the fields: None of rates
 
     @classmethod
     def open(cls, path: str | Path) -> PatchStore:
@@ -77,7 +79,9 @@ class PatchStore:
             sources = tuple(Source(**entry) for entry in index["sources"])
             arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in ("fine", "coarse")]
             factor, size = index["factor"], index["patch_px"]
-            asked = index.get("variable"), index.get("accumulation_h")  # older ones lack them
+            # Older ones lack them.
+            asked = index.get("variable"), index.get("accumulation_h")
+            periods_h = tuple(index.get("periods_h", ()))
             domain = Domain(**index["domain"])
             shape = (sum(source.count for source in sources), size, size)
             if any(array.shape != shape for array in arrays):
@@ -90,7 +94,7 @@ class PatchStore:
                 "by 'wdm-export prepare'. Prepare the files first."
             ) from error
         fine, coarse = arrays
-        return cls(path, factor, domain, sources, fine, coarse, *asked)
+        return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h)
 
     def by_day(self, shard: int = 0, shards: int = 1) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly.
@@ -211,6 +215,7 @@ def _fill(
     """Cut the patches, then write the index that makes a folder a store."""
     sources: list[Source] = []
     read: dict[str, Path] = {}
+    periods_h: set[float | None] = set()
     domain: Domain | None = None
     total = 0
     with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
@@ -233,6 +238,7 @@ def _fill(
                     "its patches would count twice. Leave one of them out."
                 )
             read[digest] = file
+            periods_h.add(field.source.period_h)
             domain = widened(domain, field)
             sources += found
             count = sum(source.count for source in found)
@@ -254,6 +260,7 @@ def _fill(
         "domain": asdict(domain),
         "variable": variable,
         "accumulation_h": accumulation_h,
+        "periods_h": sorted(periods_h, key=lambda period: period or 0),
         "sources": [asdict(source) for source in sources],
     }
     write_text(store / _INDEX, json.dumps(index_values, indent=1))

@@ -372,6 +372,20 @@ def test_files_that_cannot_be_read_are_counted(tmp_path):
     assert "2022-08-09" in out and "Left out 1 of 2 files." in out
 
 
+def test_rates_and_sums_in_one_store_are_said(amounts, tmp_path):
+    asked = ("--variable", "rain_amount", "--accumulation", "30min")
+    out = run("wdm-export", "prepare", amounts, "-o", tmp_path / "a", "--patch", "64", *asked)
+    assert "The fields are" not in out
+    with xr.open_dataset(amounts) as dataset:  # with bounds, so that nothing needs to be asked for
+        sums = dataset[["rain_amount"]].load()
+    times = sums["time"].values
+    sums["time"].attrs["bounds"] = "time_bnds"
+    sums["time_bnds"] = ("time", "nv"), np.stack([times - np.timedelta64(30, "m"), times], axis=1)
+    sums.to_netcdf(tmp_path / "sums.nc")
+    out = run("wdm-export", "prepare", tmp_path / "sums.nc", TRUTH, "-o", tmp_path / "b")
+    assert "The fields are rates and sums over 0.5 h" in out
+
+
 def test_a_model_of_another_factor(tmp_path):
     """From 5 km to 1 km, from the fields to an ensemble whose block means are its input."""
     factor, names = 5, ("s", "r", "b", "coarse.nc", "fine.nc")
