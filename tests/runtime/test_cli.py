@@ -158,6 +158,15 @@ def test_without_the_probe_its_keys_are_null(infer, tmp_path):
     assert report["probe_s"] == 0
 
 
+def test_quiet_keeps_the_note_on_latitudes_that_training_never_saw(infer, tmp_path):
+    far = tmp_path / "far.nc"
+    far.write_bytes(SAMPLE.read_bytes())
+    with netCDF4.Dataset(far, "a") as dataset:
+        dataset["lat"][:] = dataset["lat"][:] + 30
+    code, out, err = infer("--quiet", "--no-pixel-probe", source=far)
+    assert (code, out) == (0, "") and "outside the latitudes" in " ".join(err.split())
+
+
 def test_quiet_prints_nothing(infer):
     code, out, err = infer("--quiet", "--no-pixel-probe")
     assert (code, out, err) == (0, "", "")
