@@ -87,7 +87,7 @@ def model_card(manifest: Manifest) -> str:
 
 def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:
     fields = sum(source.get("fields", 1) for source in sources)
-    days = sorted({storm_day(source["file"], source["valid_time"]) for source in sources})
+    days = sorted({s.get("storm_day") or storm_day(s["file"], s["valid_time"]) for s in sources})
     named = ", ".join(days) if len(days) <= _MOST_DAYS else f"{days[0]} to {days[-1]}"
     return f"{fields} fields of {len(days)} storm days: {named}"
 

@@ -114,7 +114,7 @@ def train(
     On several processors or machines: torchrun --no-python [...] wdm-export train STORE -o RUN
     --shards N, in as many processes as divide N. With --begin-or-resume the same command goes on
     after whatever stopped it, so that torchrun may restart it. SIGINT (Ctrl-C), SIGTERM and SIGHUP
-    end a run after its present step, with a checkpoint.
+    end a run after its present step, with a checkpoint; torchrun waits 30 s for it.
     """
     from wdm_export.checkpoint import Checkpoint
     from wdm_export.config import TrainConfig
@@ -253,8 +253,10 @@ def run_training(trainer: Any, progress: Progress) -> Any:
 
     with stop_on_signals() as stop:
         checkpoint = trainer.run(on_step, stop.asked)
-    if trainer.share() < 1.0:
-        note = f"Stopped at step {checkpoint.step} with a checkpoint in {trainer.folder}."
+    stopped = trainer.share() < 1.0  # or the signal came to another process of this run
+    if stopped or stop.asked():
+        what = "Stopped" if stopped else "Finished"
+        note = f"{what} at step {checkpoint.step} with a checkpoint in {trainer.folder}."
         console.err.print(note, highlight=False, soft_wrap=True)
         raise SystemExit(128 + (stop.number or signal.SIGTERM))
     return checkpoint

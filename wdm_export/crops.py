@@ -33,7 +33,7 @@ class CropSampler:
     ``crop_px`` counts what the wavelet needs around a crop too. Positions are multiples of the
     wavelet's stride, as tiles are when sampling, so the network sees each phase between
     coefficients and coarse cells as it will meet it. ``shard`` of ``shards`` keeps to a part of the
-    files.
+    fields.
     """
 
     def __init__(

@@ -16,22 +16,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export.sources import Source
+from wdm_export.patches import cut_patches
+from wdm_export.sources import Source, listed
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import (
     NOMINAL_KM_PER_DEGREE,
     SPACING_TOLERANCE,
-    block_mean,
-    interpolate,
     same_spacing,
 )
 from wdm_runtime.input_hash import hash_of
@@ -39,9 +38,9 @@ from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import write_text
 from wdm_runtime.manifest import Domain
 from wdm_runtime.select import latitude_range
-from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H
+from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX
 
-STORE_VERSION = 2  # 2: `domain`
+STORE_VERSION = 3  # 3: rows from the north, storm days of fields without a time
 _INDEX = "index.json"
 
 
@@ -96,6 +95,10 @@ class PatchStore:
         fine, coarse = arrays
         return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h)
 
+    def listed_sources(self) -> list[dict[str, Any]]:
+        """The sources as checkpoints and bundles tell them, see `wdm_export.sources.listed`."""
+        return listed([asdict(source) for source in self.sources])
+
     def by_day(self, shard: int = 0, shards: int = 1) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly.
 
@@ -110,47 +113,6 @@ class PatchStore:
             numbers = np.arange(source.first, source.first + source.count)
             days.setdefault(source.storm_day, []).append(numbers)
         return {day: np.concatenate(parts) for day, parts in days.items()}
-
-
-def cut_patches(
-    fine: npt.NDArray[np.float32], factor: int, size: int = TILE_PX
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    """Patches of one field with enough rain and hardly anything missing.
-
-    Parameters
-    ----------
-    fine
-        (y, x) [mm h-1], NaN where missing.
-    factor
-        Fine cells per coarse cell.
-    size
-        Patch edge in fine cells; patches overlap by half, at the far edges by more.
-
-    Yields
-    ------
-    Fine and interpolated coarse patch, (size, size) [mm h-1], no cell of which the runtime would
-    leave out: the few that miss the truth have the interpolated rate.
-    """
-    coarse = block_mean(fine, factor).astype(np.float32)
-    rows, columns = coarse.shape[0] * factor, coarse.shape[1] * factor
-    fine = fine[:rows, :columns]
-    smooth = interpolate(coarse, factor)  # NaN where it reads a missing block
-    for row in _starts(rows, size):
-        for column in _starts(columns, size):
-            window = slice(row, row + size), slice(column, column + size)
-            patch, given = fine[window], smooth[window]
-            missing = np.isnan(patch)
-            wet = np.count_nonzero(patch >= WET_MM_H)
-            enough = wet >= MIN_WET_SHARE * patch.size and missing.mean() < MAX_MISSING_SHARE
-            if enough and not np.isnan(given).any():
-                yield np.where(missing, given, patch), given
-
-
-def _starts(length: int, size: int) -> list[int]:
-    """Where patches begin along an axis: half a patch apart, and the last one at the far edge."""
-    starts = list(range(0, length - size + 1, size // 2))
-    end = length - size
-    return [*starts, end] if starts and starts[-1] < end else starts
 
 
 def prepare(
@@ -176,8 +138,8 @@ def prepare(
     variable, accumulation_h
         As for `read_field`.
     on_unreadable
-        Called with the error of a file that cannot be read, which is then left out; None: the
-        first one ends it.
+        Called with the error of a file that cannot be read or comes again, which is then left
+        out; None: the first one ends it.
 
     Raises
     ------
@@ -215,36 +177,44 @@ def _fill(
     """Cut the patches, then write the index that makes a folder a store."""
     sources: list[Source] = []
     read: dict[str, Path] = {}
+    failure: InputError | None = None
     periods_h: set[float | None] = set()
     domain: Domain | None = None
     total = 0
     with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
         for file in map(Path, files):
+            count = 0
             try:
                 field = read_field(file, variable, accumulation_h)
-                found = _cut_file(file, field, factor, size, total, (fine_out, coarse_out))
+                digest = hash_of(file)
+                if digest in read:
+                    raise InputError(
+                        f"{file}: has the same bytes as {read[digest]}; expected each file once, "
+                        "as its patches would count twice. Leave one of them out."
+                    )
+                read[digest] = file
+                domain_with_it = widened(domain, field)
+                found = _cut_file(file, digest, field, factor, size, total, (fine_out, coarse_out))
             except InputError as error:
                 if on_unreadable is None:
                     raise
                 on_unreadable(error)
+                failure = error
                 for out in (fine_out, coarse_out):  # what it gave before it could not be read
                     out.seek(2 * size**2 * total)
                     out.truncate()
-                continue
-            digest = found[0].sha256
-            if digest in read:
-                raise InputError(
-                    f"{file}: has the same bytes as {read[digest]}; expected each file once, as "
-                    "its patches would count twice. Leave one of them out."
-                )
-            read[digest] = file
-            periods_h.add(field.source.period_h)
-            domain = widened(domain, field)
-            sources += found
-            count = sum(source.count for source in found)
-            total += count
+            else:
+                periods_h.add(field.source.period_h)
+                domain = domain_with_it
+                sources += found
+                count = sum(source.count for source in found)
+                total += count
             if on_file:
                 on_file(file, count)
+    if failure is not None and not sources:
+        raise InputError(
+            f"None of the files could be used; expected one at least. The last one: {failure}"
+        )
     if domain is None or not total:
         raise InputError(
             f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
@@ -268,6 +238,7 @@ def _fill(
 
 def _cut_file(
     file: Path,
+    digest: str,
     field: PrecipField,
     factor: int,
     size: int,
@@ -275,7 +246,7 @@ def _cut_file(
     outputs: tuple[BinaryIO, BinaryIO],
 ) -> list[Source]:
     """Append the patches of a file's fields, numbered from ``first`` on."""
-    digest, sources = hash_of(file), []
+    sources = []
     north_first = slice(None) if field.grid.north_first else slice(None, None, -1)
     for index, time in enumerate(field.valid_times):
         count = 0

@@ -16,7 +16,6 @@ from wdm_export.card import model_card
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import NetworkConfig
 from wdm_export.golden import golden_file
-from wdm_export.sources import listed
 from wdm_export.step_graph import compare_step, step_tail
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.bundle import Bundle, sha256
@@ -180,7 +179,7 @@ def _write(folder: Path, released: Checkpoint, name: str, tile_px: int, notify: 
             "steps": sum(run.step for run in released.runs),
             "seconds": round(sum(run.seconds for run in released.runs), 1),
             "runs": [asdict(run) for run in released.runs],
-            "sources": listed(released.sources),
+            "sources": list(released.sources),
         },
         turns=released.runs[-1].training.turns,
     )

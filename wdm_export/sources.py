@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_LISTED = 1000  # beyond it a bundle has a line a storm day: its manifest is bounded
+MOST_LISTED = 1000  # fields; of more, checkpoints and bundles have a line a storm day
 _TIMELESS = "none-"
 
 
@@ -32,7 +32,7 @@ class Source:
 
 def storm_day(file: str, valid_time: str) -> str:
     """As `Source.storm_day`."""
-    return file if valid_time.startswith(_TIMELESS) else valid_time[:10]
+    return file if valid_time.startswith(_TIMELESS) else valid_time.partition("T")[0]
 
 
 def without(
@@ -44,18 +44,18 @@ def without(
 
 
 def listed(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sources as a bundle tells them.
+    """The sources as checkpoints and bundles tell them, whose headers and manifests are bounded.
 
-    Up to `MOST_LISTED` fields have a line each. Of more, a storm day has one: its first valid time,
-    ``fields`` and files as numbers, patches (``count``), and as ``sha256`` what ``sha256sum FILES |
-    sha256sum`` prints of its files in order of their names, or its only file's own.
+    Up to `MOST_LISTED` fields have a line each. Of more, a ``storm_day`` has one: its first valid
+    time, ``fields`` and files as numbers, patches (``count``), and as ``sha256`` that of its only
+    file, or what ``sha256sum FILES | sha256sum`` prints of its files in order of their names.
     """
     if len(sources) <= MOST_LISTED:
         return [dict(source) for source in sources]
     days: dict[str, list[dict[str, Any]]] = {}
     for source in sources:
         days.setdefault(storm_day(source["file"], source["valid_time"]), []).append(source)
-    return [_one_line(fields) for _, fields in sorted(days.items())]
+    return [{"storm_day": day, **_one_line(fields)} for day, fields in sorted(days.items())]
 
 
 def _one_line(fields: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Whether a signal asked to stop; ``number`` is the signal's, None so far."""
+    """Whether a signal asked to stop; ``number`` is the first one's, None so far."""
 
     number: int | None = None
 
@@ -23,26 +23,26 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Note the first signal within the block; the second one does what it would have done before.
+    """Note signals within the block; a second SIGINT does what it would have done before.
 
-    For programs. Does nothing outside the main thread, nor to signals that are ignored.
+    SIGTERM may come twice for one stop, from systemd and from torchrun: only the first counts. For
+    programs. Does nothing outside the main thread, nor to signals that are ignored.
     """
     stop = Stop()
     before: dict[int, Any] = {}
 
-    def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def note(number: int, _: Any) -> None:
-        stop.number = number
-        put_back()
+        stop.number = stop.number or number
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+        for number in _SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, note)
     try:
         yield stop
     finally:
-        put_back()
+        for taken, handler in before.items():
+            if signal.getsignal(taken) is note:
+                signal.signal(taken, handler)

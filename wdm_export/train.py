@@ -10,9 +10,8 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +109,7 @@ class Trainer:
         self.folder, self.store, self.config, self.model = folder, store, config, state.model
         self.step, self.seconds, self.processes = state.step, state.seconds, processes
         self.earlier, self.domain = state.earlier, state.domain
-        own = [asdict(source) for source in store.sources]
+        own = store.listed_sources()
         self.sources = (*without(state.sources, own), *own)
         self.samplers = crop_samplers(store, config, state.model.network, processes)
         self.coefficients = Coefficients(state.model.network, state.model.transform)
@@ -192,13 +191,13 @@ class Trainer:
         minutes: float | None = None,
         steps: int | None = None,
         processes: Processes = ALONE,
-        **how: Any,
+        threads: int | None = None,
+        checkpoint_minutes: float | None = None,
     ) -> Trainer:
         """Continue the run of a folder from its last checkpoint.
 
         ``minutes`` or ``steps`` set a new total, to which the learning rate's schedule is fitted;
-        ``how`` may hold ``threads`` and ``checkpoint_minutes``, which change nothing that is
-        learnt but for rounding.
+        what else is None stays.
 
         Raises
         ------
@@ -211,7 +210,7 @@ class Trainer:
                 "the first minutes of one. Begin it without --resume."
             )
         state = Checkpoint.load(Path(folder) / CHECKPOINT_NAME)
-        own = [asdict(source) for source in store.sources]
+        own = store.listed_sources()
         known = state.sources[-len(own) :]  # before these come the sources of the weights it had
         if list(known) != own or store.factor != state.model.factor:
             others = [source["file"] for source in without(own, known)]
@@ -221,9 +220,19 @@ class Trainer:
                 "trained on; expected the store that it began with. Name that, or begin a new run "
                 "with --weights."
             )
-        if minutes is not None or steps is not None:
-            how |= {"minutes": minutes, "steps": steps}
-        state = replace(state, training=replace(state.training, **how))
+        had = state.training
+        if minutes is None and steps is None:
+            minutes, steps = had.minutes, had.steps
+        training = replace(
+            had,
+            minutes=minutes,
+            steps=steps,
+            threads=had.threads if threads is None else threads,
+            checkpoint_minutes=(
+                had.checkpoint_minutes if checkpoint_minutes is None else checkpoint_minutes
+            ),
+        )
+        state = replace(state, training=training)
         return cls(store, Path(folder), state, processes)
 
     def share(self) -> float:

@@ -18,7 +18,12 @@ from wdm_runtime.grid import Grid
 
 Array = npt.NDArray[np.float32]
 DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
-_VALID_TIME = re.compile(r"none-\d+|-?\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d")
+_VALID_TIME = re.compile(
+    r"none-(0|[1-9]\d*)|"
+    r"-?(\d{4}|[1-9]\d{4,})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+    r"T([01]\d|2[0-3]):[0-5]\d:[0-5]\d",
+    re.ASCII,
+)
 
 
 class Frames(Protocol):

@@ -92,16 +92,7 @@ def plot_ensemble(
 def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: int) -> PrecipField:
     """The coarse input, checked to be the one the output was made from."""
     if coarse is None:
-        name = Path(str(frame.provenance["wdm_input"])).name
-        candidates = [folder / name for folder in (output.parent, Path.cwd())]
-        digest = frame.provenance.get("wdm_input_sha256")  # newer ones of that name are others
-        same = (p for p in candidates if p.exists() and digest in (None, hash_of(p)))
-        coarse = next(same, None)
-        if coarse is None:
-            raise InputError(
-                f"{output}: its coarse input '{name}' (SHA-256 {digest or 'unknown'}) is neither "
-                f"beside it nor in {Path.cwd()}; expected to draw it too. Name it with --input."
-            )
+        coarse = _found_beside(output, frame)
     field = _as_selected(read_field(coarse, frame.variable, _hours(frame)), frame)
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
     # Frames without a time are numbered, in the output from its own first one.
@@ -114,6 +105,26 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
             "Name the coarse input with --input."
         )
     return field
+
+
+def _found_beside(output: Path, frame: EnsembleFrame) -> Path:
+    """The input beside the output or in the current folder, by its name and SHA-256."""
+    name = Path(str(frame.provenance["wdm_input"])).name
+    digest = frame.provenance.get("wdm_input_sha256")
+    folders = dict.fromkeys(folder.absolute() for folder in (output.parent, Path.cwd()))
+    there = [folder / name for folder in folders if (folder / name).exists()]
+    for path in there:  # newer ones of that name are others
+        if digest is None or hash_of(path) == digest:
+            return path
+    if there:
+        raise InputError(
+            f"{there[0]}: has the SHA-256 {hash_of(there[0])}; expected {digest}, the coarse input "
+            f"that {output} was made from, to draw it too. Name it with --input."
+        )
+    raise InputError(
+        f"{output}: its coarse input '{name}' is neither beside it nor in {Path.cwd()}; expected "
+        "to draw it too. Name it with --input."
+    )
 
 
 def _hours(frame: EnsembleFrame) -> float | None:

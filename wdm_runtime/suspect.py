@@ -53,7 +53,7 @@ def unknown_cells(rate_mm_h: npt.NDArray[np.float32]) -> int:
 
 
 def not_finite(rate_mm_h: npt.NDArray[np.float32], missing: int) -> str | None:
-    """How many rates are no numbers, in words; None if all are but those missing on purpose.
+    """How many rates are no numbers, in words; None if none is but those missing on purpose.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def not_finite(rate_mm_h: npt.NDArray[np.float32], missing: int) -> str | None:
     # Passes that skip NaN; only where they find something is it worth to count.
     extremes = (extreme.reduce(rate_mm_h, axis=None) for extreme in (np.fmin, np.fmax))
     infinite = int(np.isinf(rate_mm_h).sum()) if any(map(np.isinf, extremes)) else 0
-    count = unknown_cells(rate_mm_h) - missing + infinite
+    count = abs(unknown_cells(rate_mm_h) - missing) + infinite
     return f"{count} rates that are no finite numbers" if count else None
 
 

@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 xr = pytest.importorskip("xarray")
 
 from wdm_export.crops import CropSampler  # noqa: E402
-from wdm_export.data import PatchStore, cut_patches, prepare  # noqa: E402
+from wdm_export.data import PatchStore, prepare  # noqa: E402
+from wdm_export.patches import cut_patches  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 from wdm_runtime.grid import block_mean, interpolate  # noqa: E402
 from wdm_runtime.input_hash import hash_of  # noqa: E402
@@ -328,6 +329,16 @@ def test_the_same_file_does_not_count_twice(two_days, tmp_path):
     copy.write_bytes(two_days[0].read_bytes())
     with pytest.raises(InputError, match=r"copy\.nc: has the same bytes as .*first\.nc"):
         prepare([*two_days, copy], tmp_path / "store", size=SIZE)
+    errors = []
+    files = [two_days[0], copy, two_days[1]]
+    found = prepare(files, tmp_path / "s", size=SIZE, on_unreadable=errors.append)
+    assert len(errors) == 1 and len(found.fine) == 18
+
+
+def test_why_nothing_could_be_used_is_said(two_days, tmp_path):
+    asked = {"variable": "typo", "on_unreadable": lambda error: None}
+    with pytest.raises(InputError, match=r"None of the files.*'typo'"):
+        prepare(two_days, tmp_path / "store", size=SIZE, **asked)
 
 
 def test_another_factor_interpolates_other_blocks(two_days, tmp_path):

@@ -14,6 +14,8 @@ from conftest import TRUTH  # noqa: E402
 from small_training import SMALL, sample_store, settings  # noqa: E402
 
 from wdm_export.checkpoint import Checkpoint  # noqa: E402
+from wdm_export.cli_parts import progress_bars  # noqa: E402
+from wdm_export.cli_train import run_training  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
 from wdm_export.stopping import stop_on_signals  # noqa: E402
 from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
@@ -96,14 +98,33 @@ def test_a_run_that_is_told_to_stop_loses_no_step(store, tmp_path):
     assert [row.split(",")[0] for row in rows] == ["7", "10"]
 
 
-def test_a_signal_is_noted_once():
+def test_one_stop_may_be_told_twice_but_a_second_interrupt_acts_at_once():
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signals() as stop:
         assert not stop.asked()
-        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked() and stop.number == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == before  # a second one acts at once
     assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_while_a_run_ends_still_ends_the_program(store, tmp_path):
+    trainer = Trainer.start(store, tmp_path, SMALL, settings(steps=1))
+    save = trainer._save
+
+    def told(state, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(state, name)
+
+    trainer._save = told
+    with progress_bars() as progress, pytest.raises(SystemExit) as ended:
+        run_training(trainer, progress)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert Checkpoint.load(tmp_path / WEIGHTS_NAME).step == 1
 
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):

@@ -123,6 +123,10 @@ def test_uneven_coordinates_and_wrong_shapes_are_refused():
         (("2022-08-09T15:00:00+02:00",), "without a zone"),
         (("2022-08-09 15:00:00",), "like '2022-08-09T15:00:00'"),
         (("2022-08-09T15:00",), "to the second"),
+        (("02022-08-09T15:00:00",), "to the second"),
+        (("\uff12\uff10\uff12\uff12-08-09T15:00:00",), "to the second"),
+        (("2022-13-09T15:00:00",), "to the second"),
+        (("none-00",), "'none-0'"),
         (("2022-08-09T15:00:00", "2022-08-09T15:00:00"), "'2022-08-09T15:00:00' 2 times; expected"),
     ],
 )

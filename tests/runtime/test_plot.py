@@ -156,7 +156,7 @@ def test_coarse_input_is_found_in_the_current_folder(tmp_path, monkeypatch):
     # A newer file of that name with the same cells and times is another input.
     with netCDF4.Dataset(elsewhere / "coarse.nc", "a") as dataset:
         dataset["rain"][:] = 3
-    with pytest.raises(InputError, match=r"coarse.nc' \(SHA-256 [0-9a-f]{64}\).*--input"):
+    with pytest.raises(InputError, match=r"SHA-256 [0-9a-f]{64}; expected [0-9a-f]{64}.*--input"):
         plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
 
 

@@ -53,7 +53,8 @@ def test_rain_that_cannot(value, words):
 
 
 def test_missing_cells_that_are_known_too():
-    assert not_finite(RAIN, 2) is not None
+    assert not_finite(RAIN, 2) == "1 rates that are no finite numbers"
+    assert not_finite(with_value(np.inf), 2) is not None
 
 
 def test_the_highest_rate_falls_with_the_period():

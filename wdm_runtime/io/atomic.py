@@ -49,11 +49,11 @@ def check_destination(
         no Zarr store), is one of ``others``, or exists without ``overwrite``.
     """
     try:
-        str(path).encode()
+        str(path.absolute()).encode()
     except UnicodeEncodeError as error:  # libraries take names in UTF-8
         raise OutputError(
-            f"{str(path)!r}: has bytes that are no UTF-8 (at {error.start}); expected a name that "
-            "is text. Choose another name."
+            f"{str(path.absolute())!r}: has bytes that are no UTF-8 (at {error.start}); expected a "
+            "name that is text. Choose another name."
         ) from error
     folder = path.parent
     if not folder.is_dir():
@@ -286,8 +286,8 @@ def exit_on_signals() -> Iterator[None]:
 
     taken: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
-        known = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows lacks one
-        taken += [number for number in known if number and _is_default(number)]
+        known = (signal.SIGTERM, signal.SIGHUP)
+        taken += [n for n in known if signal.getsignal(n) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, leave)
     try:
@@ -295,10 +295,6 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _is_default(number: signal.Signals) -> bool:
-    return signal.getsignal(number) == signal.SIG_DFL
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""Training patches of one field: where they lie, and which are worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_runtime.grid import block_mean, interpolate
+from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H
+
+
+def cut_patches(
+    fine: npt.NDArray[np.float32], factor: int, size: int = TILE_PX
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Patches of one field with enough rain and hardly anything missing.
+
+    Parameters
+    ----------
+    fine
+        (y, x) [mm h-1], NaN where missing.
+    factor
+        Fine cells per coarse cell.
+    size
+        Patch edge in fine cells; patches overlap by half, at the far edges by more.
+
+    Yields
+    ------
+    Fine and interpolated coarse patch, (size, size) [mm h-1], no cell of which the runtime would
+    leave out: the few that miss the truth have the interpolated rate.
+    """
+    coarse = block_mean(fine, factor).astype(np.float32)
+    rows, columns = coarse.shape[0] * factor, coarse.shape[1] * factor
+    fine = fine[:rows, :columns]
+    smooth = interpolate(coarse, factor)  # NaN where it reads a missing block
+    for row in _starts(rows, size):
+        for column in _starts(columns, size):
+            window = slice(row, row + size), slice(column, column + size)
+            patch, given = fine[window], smooth[window]
+            missing = np.isnan(patch)
+            wet = np.count_nonzero(patch >= WET_MM_H)
+            enough = wet >= MIN_WET_SHARE * patch.size and missing.mean() < MAX_MISSING_SHARE
+            if enough and not np.isnan(given).any():
+                yield np.where(missing, given, patch), given
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Where patches begin along an axis: half a patch apart, and the last one at the far edge."""
+    starts = list(range(0, length - size + 1, size // 2))
+    end = length - size
+    return [*starts, end] if starts and starts[-1] < end else starts
