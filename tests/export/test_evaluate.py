@@ -80,7 +80,7 @@ def field_of(*frames: npt.NDArray[np.float32]) -> PrecipField:
     y, x = 50 - 0.01 * np.arange(float(rows)), 5 + 0.01 * np.arange(float(columns))
     grid = Grid(y, x)
     return PrecipField(
-        np.stack(frames), grid, tuple(f"2022-08-09T{h:02}" for h in range(len(frames)))
+        np.stack(frames), grid, tuple(f"2022-08-09T{h:02}:00:00" for h in range(len(frames)))
     )
 
 
@@ -133,7 +133,9 @@ def test_an_oracle_is_perfect_on_every_tile_of_every_time() -> None:
     # 135 x 207 holds 2 x 3 tiles of 64; the eastern column of them is dry or nearly so.
     firsts = [(0, 0), (0, 64), (64, 0), (64, 64)]
     assert result.places == tuple(
-        TilePlace(time, *first) for time in ("2022-08-09T00", "2022-08-09T02") for first in firsts
+        TilePlace(time, *first)
+        for time in ("2022-08-09T00:00:00", "2022-08-09T02:00:00")
+        for first in firsts
     )
     assert result.cells == 8 * TILE**2
     names = ["bicubic", "one member", "median of 3 members", "mean of 3 members"]
