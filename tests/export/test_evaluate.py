@@ -146,7 +146,7 @@ def test_an_oracle_is_perfect_on_every_tile_of_every_time() -> None:
         assert row.metrics.consistency_max_mm_h < 1e-5
         assert row.crps_over_bicubic_mae == 0
     assert result.rows[0].metrics.mae_mm_h > 0.1
-    assert len(lines) == 6 and lines[2] == "2022-08-09T00: member 3 of 3, 4 tiles"
+    assert len(lines) == 6 and lines[2] == "2022-08-09T00:00:00: member 3 of 3, 4 tiles"
 
 
 def test_the_ensemble_row_has_the_ensemble_metrics() -> None:
