@@ -42,9 +42,10 @@ from wdm_export.cli_train import (
 )
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
+from wdm_runtime.skill import TILE_PX
 from wdm_runtime.wavelets import HAAR
 
-Tile = Annotated[int | None, typer.Option(help="Tile edge in fine cells")]
+Tile = Annotated[int | None, typer.Option(help=f"Tile edge in fine cells; default: {TILE_PX}")]
 
 DEFAULT_BUILD_MINUTES = 90.0
 
@@ -87,7 +88,7 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write")],
     files: Annotated[list[Path] | None, typer.Argument(help=FILES_HELP)] = None,
     minutes: Annotated[
-        float, typer.Option(help="Training time; preparing and exporting take minutes more")
+        float, typer.Option(help="Minutes of training; preparing and exporting come on top")
     ] = DEFAULT_BUILD_MINUTES,
     work: Annotated[
         Path | None, typer.Option(help="Folder for store and run; default: <OUTPUT>-work")
@@ -119,7 +120,6 @@ def build(
     from wdm_export.loss_plot import plot_log
     from wdm_export.package import check_target
     from wdm_export.train import CHECKPOINT_NAME, Trainer
-    from wdm_runtime.skill import TILE_PX
 
     if not files:
         raise InputError(

@@ -22,11 +22,14 @@ from wdm_export.cli_parts import (
 )
 from wdm_runtime import console
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
-from wdm_runtime.diffusion import GRIDS
+from wdm_runtime.engines import PRECISIONS
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError, MissingDependencyError
+from wdm_runtime.option_help import NOISE_SCALE_HELP, PRESET_HELP, STEPS_HELP, TIME_GRID_HELP
 from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.records import to_json
+from wdm_runtime.samplers import SAMPLERS
+from wdm_runtime.skill import TILE_PX
 
 if TYPE_CHECKING:
     from wdm_export.methods import Method
@@ -40,14 +43,20 @@ def evaluate(
     files: Files,
     members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of ensembles and intervals")] = 0,
-    preset: Annotated[str | None, typer.Option(help="Sampler, steps and noise scale")] = None,
-    steps: Annotated[int | None, typer.Option(help="Network calls")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Sampler")] = None,
-    noise_scale: Annotated[float | None, typer.Option(help="Factor of the noise")] = None,
-    time_grid: Annotated[str | None, typer.Option(help=" | ".join(GRIDS))] = None,
-    consistency: Annotated[str | None, typer.Option(help=" | ".join(MODES))] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; default: the preset's")
+    ] = None,
+    noise_scale: Annotated[float | None, typer.Option(help=NOISE_SCALE_HELP)] = None,
+    time_grid: Annotated[str | None, typer.Option(help=TIME_GRID_HELP)] = None,
+    consistency: Annotated[
+        str | None, typer.Option(help=f"{' | '.join(MODES)}; default: {DEFAULT_CONSISTENCY}")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="As of wdm-run; default: the best")] = None,
-    precision: Annotated[str | None, typer.Option(help="What the engine computes in")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help=" | ".join(PRECISIONS) + "; default: auto")
+    ] = None,
     threads: Threads = None,
     against: Annotated[
         list[Path] | None,
@@ -62,14 +71,19 @@ def evaluate(
     ] = None,
     variable: Variable = None,
     accumulation: Accumulation = None,
-    outside: Annotated[bool, typer.Option("--outside", help="All tiles but those")] = False,
+    outside: Annotated[bool, typer.Option("--outside", help="Only tiles outside --bbox")] = False,
     draws: Annotated[
-        int | None, typer.Option("--bootstrap", help="Redraws of the tiles behind the intervals")
+        int | None,
+        typer.Option(
+            "--bootstrap", help="Redraws of the tiles behind the intervals; default: 1000"
+        ),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, the scores as CSV and JSON")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--json", help="Write as JSON")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--json", help="Write the scores as JSON")
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
     ] = False,
@@ -247,7 +261,9 @@ def _named(result: Evaluation, downscaler: Downscaler, files: list[Path]) -> Eva
 def identity(
     bundle: Annotated[Path, typer.Argument(help="A bundle")],
     files: Files,
-    tile: Annotated[int | None, typer.Option(help="Tile edge in fine cells")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help=f"Tile edge in fine cells; default: {TILE_PX}")
+    ] = None,
     variable: Variable = None,
     accumulation: Accumulation = None,
 ) -> None:

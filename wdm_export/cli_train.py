@@ -11,33 +11,59 @@ import typer
 from rich.progress import Progress
 
 from wdm_export.cli_parts import Threads, given, progress_bars
+from wdm_export.config import NetworkConfig, TrainConfig
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
 from wdm_runtime.transform import PrecipTransform
 from wdm_runtime.wavelets import HAAR
 
-Minutes = Annotated[float | None, typer.Option(help="Computing time; the schedule fits to it")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        help="Computing time, to which the learning rate's schedule is fitted; this or --steps"
+    ),
+]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of --minutes")]
 Levels = Annotated[int, typer.Option(help="2: WDM-2, 1: WDM-1, 0: the pixel model")]
 Wavelet = Annotated[str, typer.Option(help="Any discrete wavelet of PyWavelets, such as db2")]
-Base = Annotated[int | None, typer.Option(help="Channels of the finest depth")]
-Depths = Annotated[str | None, typer.Option(help="Channel multipliers, for example 1,2,2")]
-Blocks = Annotated[int | None, typer.Option(help="Residual blocks a depth")]
-Attention = Annotated[bool, typer.Option(help="Self-attention at the coarsest depth")]
-Batch = Annotated[int | None, typer.Option(help="Crops a step")]
-Crop = Annotated[int | None, typer.Option(help="Edge of training crops in cells")]
-TvWeight = Annotated[float | None, typer.Option(help="Weight of the total-variation term")]
-RainWeight = Annotated[
-    float | None, typer.Option(help="0: errors in light and heavy rain count alike; 1: as in mm/h")
+Base = Annotated[
+    int | None,
+    typer.Option(help=f"Channels of the finest depth; default: {NetworkConfig.base_channels}"),
 ]
-Rate = Annotated[float | None, typer.Option(help="Peak learning rate")]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise")]
+Depths = Annotated[
+    str | None, typer.Option(help="Channel multipliers of the depths; default: 1,2,2")
+]
+Blocks = Annotated[
+    int | None, typer.Option(help=f"Residual blocks a depth; default: {NetworkConfig.blocks}")
+]
+Attention = Annotated[bool, typer.Option(help="Self-attention at the coarsest depth")]
+Batch = Annotated[int | None, typer.Option(help=f"Crops a step; default: {TrainConfig.batch}")]
+Crop = Annotated[
+    int | None,
+    typer.Option(help=f"Edge of training crops in fine cells; default: {TrainConfig.crop_px}"),
+]
+TvWeight = Annotated[
+    float | None,
+    typer.Option(help=f"Weight of the total-variation term; default: {TrainConfig.tv_weight:g}"),
+]
+RainWeight = Annotated[
+    float | None,
+    typer.Option(help="0: errors in light and heavy rain count alike; 1: as in mm/h; default: 0"),
+]
+Rate = Annotated[
+    float | None, typer.Option(help=f"Peak learning rate; default: {TrainConfig.learning_rate:g}")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, crops and noise; default: 0")]
 Shards = Annotated[
-    int | None, typer.Option(help="Parts of the data, by field; processes of torchrun share them")
+    int | None,
+    typer.Option(help="Parts of the data, by field; processes of torchrun share them; default: 1"),
 ]
 Objective = Annotated[
     str | None,
-    typer.Option(help="diffusion, or regression: the same network as a deterministic baseline"),
+    typer.Option(
+        help="diffusion | regression, a deterministic baseline of the same network; "
+        "default: diffusion"
+    ),
 ]
 
 
@@ -65,13 +91,20 @@ def train(
     threads: Threads = None,
     shards: Shards = None,
     time_sampling: Annotated[
-        str | None, typer.Option(help="Times drawn evenly in: uniform (t) | logsnr")
+        str | None,
+        typer.Option(
+            help="Diffusion times drawn evenly in t or log SNR: uniform | logsnr; default: uniform"
+        ),
     ] = None,
     loss_target: Annotated[
-        str | None, typer.Option(help="Whose error the loss measures: v | eps | x0")
+        str | None,
+        typer.Option(help="Quantity whose error the loss measures: v | eps | x0; default: v"),
     ] = None,
     intensity_spread: Annotated[
-        float | None, typer.Option(help="Of the logarithm of a random factor of a crop's rates")
+        float | None,
+        typer.Option(
+            help="Standard deviation of the log of a random factor of a crop's rates; default: 0"
+        ),
     ] = None,
     even_days: Annotated[
         bool | None,
@@ -85,21 +118,33 @@ def train(
         typer.Option("--turns/--no-turns", help="Flip and transpose crops; default: yes"),
     ] = None,
     rate_schedule: Annotated[
-        str | None, typer.Option(help="Learning rate to the end: cosine | linear | constant")
+        str | None,
+        typer.Option(
+            help="Decay of the learning rate: cosine | linear | constant; default: cosine"
+        ),
     ] = None,
     ema_decay: Annotated[
-        float | None, typer.Option(help="Most that averaged weights keep in a step, below 1")
+        float | None,
+        typer.Option(
+            help=f"Most that averaged weights keep in a step; default: {TrainConfig.ema_decay:g}"
+        ),
     ] = None,
     transform: Annotated[
-        str | None, typer.Option(help="Of rates for the network: log10 | cube-root")
+        str | None,
+        typer.Option(
+            help="Of rates, for the network: log10 | cube-root; default: that of --weights, or "
+            "log10"
+        ),
     ] = None,
     transform_offset: Annotated[
-        float | None, typer.Option(help="mm/h added to rates before it; 0.1")
+        float | None,
+        typer.Option(help="mm/h added to rates before it; default: that of --weights, or 0.1"),
     ] = None,
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(help="Computing between checkpoints; 10. 0: every ten steps")
+        float | None,
+        typer.Option(help="Computing between checkpoints, 0: every ten steps; default: 10"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT")] = False,
     begin_or_resume: Annotated[
@@ -117,7 +162,6 @@ def train(
     end a run after its present step, with a checkpoint; torchrun waits 30 s for it.
     """
     from wdm_export.checkpoint import Checkpoint
-    from wdm_export.config import TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
     from wdm_export.parallel import joined
@@ -183,7 +227,6 @@ def network_of(
     InputError
         An option is no number of its kind, or the network cannot be.
     """
-    from wdm_export.config import NetworkConfig
     from wdm_export.filter_banks import named_wavelet
 
     multipliers = None

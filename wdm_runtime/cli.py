@@ -23,14 +23,20 @@ from wdm_runtime.cli_options import (
     engine_options,
 )
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
-from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select, step_pays
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_signals, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
+from wdm_runtime.option_help import (
+    ACCUMULATION_HELP,
+    NOISE_SCALE_HELP,
+    PRESET_HELP,
+    STEPS_HELP,
+    TIME_GRID_HELP,
+    VARIABLE_HELP,
+)
 from wdm_runtime.plan import Plan, parse_bytes
-from wdm_runtime.presets import FAST, PRESETS
 from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.settings import Settings
 from wdm_runtime.signing import required_key
@@ -59,7 +65,7 @@ def main() -> None:
 @app.callback()
 def _options(
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks")
+        int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks of errors")
     ] = 0,
 ) -> None:
     """Downscale precipitation from 10 km to 1 km with a wavelet diffusion model."""
@@ -74,7 +80,9 @@ def infer(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="NetCDF, .zarr or .grib2; default: <stem>_1km.nc in this folder"
+            "-o",
+            "--output",
+            help="NetCDF, .zarr or .grib2; default: <stem>_1km.nc in the current folder",
         ),
     ] = None,
     bundle: BundleOption = None,
@@ -83,48 +91,53 @@ def infer(
     precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
     members: Annotated[int, typer.Option(help="Ensemble size")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same ensemble")] = 0,
-    preset: Annotated[
-        str | None, typer.Option(help=f"Sampler, steps and noise: {' | '.join(PRESETS)}; {FAST}")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Network calls; default: the preset's")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
     sampler: Annotated[
         str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; default: the preset's")
     ] = None,
-    noise_scale: Annotated[
-        float | None, typer.Option(help="Factor of the noise: more widens; default: the preset's")
-    ] = None,
-    time_grid: Annotated[
-        str | None, typer.Option(help=f"{' | '.join(GRIDS)}; default: the preset's")
-    ] = None,
+    noise_scale: Annotated[float | None, typer.Option(help=NOISE_SCALE_HELP)] = None,
+    time_grid: Annotated[str | None, typer.Option(help=TIME_GRID_HELP)] = None,
     consistency: Annotated[
         str | None,
-        typer.Option(help=f"Block means: {' | '.join(MODES)}; {DEFAULT_CONSISTENCY}"),
+        typer.Option(help=f"Block means: {' | '.join(MODES)}; default: {DEFAULT_CONSISTENCY}"),
     ] = None,
     noise_decorrelation: Annotated[
-        float, typer.Option(help="Minutes over which members change; 0: frames are independent")
+        float,
+        typer.Option(help="Minutes over which a member's noise changes; 0: frames are independent"),
     ] = 0.0,
-    variable: Annotated[str | None, typer.Option(help="Variable to read")] = None,
+    variable: Annotated[str | None, typer.Option(help=VARIABLE_HELP)] = None,
     time: Annotated[
-        str | None, typer.Option(help="A time (2022-08-09T15), a range A/B, or a number from 0")
+        str | None,
+        typer.Option(
+            help="A time in UTC or its beginning (2022-08-09T15), a range A/B, or a number: 0 is "
+            "the first, -1 the last"
+        ),
     ] = None,
     bbox: Annotated[
-        str | None, typer.Option(help="W,S,E,N in the grid's units; snaps outward")
+        str | None,
+        typer.Option(help="W,S,E,N in the grid's units; snaps outward to even coarse cells"),
     ] = None,
-    accumulation: Annotated[
-        str | None, typer.Option(help="Period of amounts in mm, for example 1h or 30min")
-    ] = None,
+    accumulation: Annotated[str | None, typer.Option(help=ACCUMULATION_HELP)] = None,
     assume_factor: Annotated[
-        bool, typer.Option("--assume-factor", help="Take the grid's spacing for the model's")
+        bool, typer.Option("--assume-factor", help="Take any grid spacing for the model's")
     ] = False,
-    units: Annotated[str | None, typer.Option(help="Of the output; default: the input's")] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(help="Of the output, for example 'mm h-1'; default: the input's"),
+    ] = None,
     stats: Annotated[
         str, typer.Option(help=f"Statistics over members: {' | '.join(job.STATS)}")
     ] = "none",
-    quantiles: Annotated[str | None, typer.Option(help="For --stats: 0.1,0.5,0.9")] = None,
-    thresholds: Annotated[str | None, typer.Option(help="For --stats, mm/h: 1,5,20")] = None,
+    quantiles: Annotated[str | None, typer.Option(help="For --stats; default: 0.1,0.5,0.9")] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="For --stats, mm/h; default: 0.1,1,5,10,20,50")
+    ] = None,
     on_suspect: Annotated[
         str | None,
-        typer.Option(help=f"Members that cannot be true: {' | '.join(POLICIES)}; {DEFAULT_POLICY}"),
+        typer.Option(
+            help=f"Members that cannot be true: {' | '.join(POLICIES)}; default: {DEFAULT_POLICY}"
+        ),
     ] = None,
     max_memory: MemoryOption = None,
     read_timeout: Annotated[
@@ -317,7 +330,13 @@ def verify(
 def plot(
     output: Annotated[Path, typer.Argument(help="A NetCDF file that 'wdm-run infer' wrote")],
     figure: Annotated[Path, typer.Option("-o", "--figure", help="PNG, PDF or SVG to write")],
-    coarse: Annotated[Path | None, typer.Option("--input", help="The coarse input file")] = None,
+    coarse: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            help="The coarse input; default: by name and SHA-256 beside OUTPUT or in this folder",
+        ),
+    ] = None,
     time: Annotated[int, typer.Option(help="Frame number from 0")] = 0,
     member: Annotated[int, typer.Option(help="Member to show")] = 0,
     threshold: Annotated[float, typer.Option(help="Rate for the probability, mm/h")] = 5.0,

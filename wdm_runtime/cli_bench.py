@@ -31,7 +31,9 @@ def bench(
     require_signature: KeyOption = None,
     engines: Annotated[
         str,
-        typer.Option(help=f"{ALL}, or some of {', '.join(ENGINES)}, each with /precision or not"),
+        typer.Option(
+            help=f"{ALL}, or some of {', '.join(ENGINES)}, each alone or as engine/precision"
+        ),
     ] = ALL,
     against: Annotated[
         list[Path] | None, typer.Option(help="Another bundle to time beside it; repeatable")

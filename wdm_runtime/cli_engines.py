@@ -75,7 +75,7 @@ def build_engine(
     engine: Annotated[str, typer.Option(help="tensorrt | tensorrt-rtx")] = "tensorrt",
     precision: Annotated[str, typer.Option(help="auto | fp16 | fp32")] = AUTO,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Tiles a launch; repeatable; 1")
+        list[int] | None, typer.Option(min=1, help="Tiles a launch; repeatable; default: 1")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -23,7 +23,9 @@ KeyOption = Annotated[
 ]
 BatchOption = Annotated[
     str | None,
-    typer.Option("--batch", help="Tiles an engine call, 1; auto: measures once which is fastest"),
+    typer.Option(
+        "--batch", help="Tiles an engine call; default: 1; auto: measures once which is fastest"
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: all")]
 BuildOption = Annotated[

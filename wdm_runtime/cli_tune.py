@@ -58,7 +58,11 @@ def run_tune(
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw it: PNG, PDF or SVG")] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Make the suggested presets the bundle's own")
+        bool,
+        typer.Option(
+            "--keep",
+            help="Write the suggested presets into the bundle, without --bundle the installed one",
+        ),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
