@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from wdm_export.config import TrainConfig
-from wdm_export.score_table import digits
+from wdm_export.score_table import DEFINITIONS, digits
 from wdm_export.sources import storm_day
 from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
@@ -69,8 +70,8 @@ def model_card(manifest: Manifest) -> str:
         )
         lines += [
             f"On {scores['engine']} in {scores['precision']}: {way}. In brackets: 95 % of "
-            f"{scores['bootstrap_draws']} bootstrap draws of the tiles. The command prints what "
-            "each score is.",
+            f"{scores['bootstrap_draws']} bootstrap draws of the tiles. What each score is stands "
+            "below the table.",
             "",
         ]
     names = [row["forecast"] for row in scores["rows"]]
@@ -82,14 +83,19 @@ def model_card(manifest: Manifest) -> str:
                 for row in scores["rows"]
             ]
             lines.append("| " + " | ".join((label, *cells)) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(f"- {line}" for line in DEFINITIONS), ""])
 
 
 def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:
-    fields = sum(source.get("fields", 1) for source in sources)
-    days = sorted({s.get("storm_day") or storm_day(s["file"], s["valid_time"]) for s in sources})
-    named = ", ".join(days) if len(days) <= _MOST_DAYS else f"{days[0]} to {days[-1]}"
-    return f"{fields} fields of {len(days)} storm days: {named}"
+    days: Counter[str] = Counter()
+    for source in sources:
+        day = source.get("storm_day") or storm_day(source["file"], source["valid_time"])
+        days[day] += source.get("fields", 1)
+    ordered = sorted(days)
+    named = ", ".join(f"{day} ({days[day]})" for day in ordered)
+    if len(days) > _MOST_DAYS:
+        named = f"{ordered[0]} to {ordered[-1]}"
+    return f"{days.total()} fields of {len(days)} storm days: {named}"
 
 
 def _run_line(run: dict[str, Any]) -> str:
