@@ -132,8 +132,8 @@ def test_days_stay_as_even_over_shards_as_whole_files_allow(shards, even):
     assert (drawn > 0).all()
 
 
-def test_more_shards_than_files_are_refused():
-    with pytest.raises(InputError, match="no file for data shard 4 of 4"):
+def test_more_shards_than_fields_are_refused():
+    with pytest.raises(InputError, match="no field for data shard 4 of 4"):
         CropSampler(unequal_days(), 8, 4, 3, 4)
 
 

@@ -133,21 +133,21 @@ def test_torchrun_restarts_a_run_that_was_killed_where_it_was(store, tmp_path):
     np.testing.assert_allclose(losses(killed), losses(plain), rtol=5e-3)
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
-def test_a_signal_ends_a_run_with_a_checkpoint(store, tmp_path, processes, number):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_ends_a_run_with_a_checkpoint(store, tmp_path, processes):
     process = started(processes, store, "-o", tmp_path, *settings(100_000))
     log = tmp_path / "log.csv"
     try:
         while not (log.exists() and log.read_text().count("\n") > 1) and process.poll() is None:
             time.sleep(0.02)
         assert not (tmp_path / "checkpoint.safetensors").exists()
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=300)
     finally:
         process.kill()
     step = Checkpoint.load(tmp_path / "checkpoint.safetensors").step
     assert step >= 10 and f"Stopped at step {step}" in error and "Traceback" not in error[:200]
-    assert process.returncode == (128 + number if processes == 1 else 1)
+    assert process.returncode == (128 + signal.SIGTERM if processes == 1 else 1)
     assert not (tmp_path / "weights.safetensors").exists()
     train(processes, store, "-o", tmp_path, "--resume", "--steps", step + 1, "--threads", 1)
     assert Checkpoint.load(tmp_path / "weights.safetensors").step == step + 1

@@ -84,7 +84,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 WRITE_HALF = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has its children ignore it
 sys.path.insert(0, sys.argv[2])
 from output_files import FACTOR, rate_field, rates
 from wdm_runtime.io.atomic import exit_on_signals
@@ -139,17 +140,18 @@ def everything(folder: Path) -> dict[str, bytes]:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_handlers_of_signals_are_put_back() -> None:
     numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    with exit_on_signals():
-        assert all(signal.getsignal(n) != old for n, old in zip(numbers, before, strict=True))
-    assert [signal.getsignal(number) for number in numbers] == before
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup: the run is to go on
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
+        with exit_on_signals():
+            assert all(signal.getsignal(number) != signal.SIG_DFL for number in numbers)
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup: the run is to go on
         with exit_on_signals():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before[1])
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("failing", [1, 2])
