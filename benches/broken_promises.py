@@ -135,9 +135,9 @@ PROMISES = (
     Promise(
         "rates that are not finite are found",
         "wdm_runtime/suspect.py",
-        "if unknown or np.isinf(highest) or np.isinf(lowest):",
-        "if np.isinf(highest) or np.isinf(lowest):",
-        "tests/runtime/test_suspect.py::test_rain_that_cannot",
+        "count = abs(unknown_cells(rate_mm_h) - missing) + infinite",
+        "count = infinite",
+        "tests/runtime/test_suspect.py::test_rates_that_are_no_numbers",
     ),
     Promise(
         "an engine that computes something else is not used",
