@@ -52,7 +52,12 @@ app.command("tune")(cli_tune.run_tune)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
 
 MemoryOption = Annotated[
-    str | None, typer.Option("--max-memory", help="For example 2GiB; default: what is free")
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Of this process, for example 2GiB, and as much again of the one that reads; default: "
+        "what is free",
+    ),
 ]
 
 
