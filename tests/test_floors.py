@@ -30,7 +30,7 @@ RUNTIME_FLOORS = [
     {"presets", "block_scaling", "faint_rain"},
     {"precision"},
     {"manifest"},
-    {"bundle", "field", "consistency", "option_help", "process", "remembered"}
+    {"bundle", "field", "consistency", "shared_options", "process", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"},
     {

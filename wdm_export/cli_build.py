@@ -12,12 +12,10 @@ from wdm_export.cli_data import prepared_store, refuse_other_patches
 from wdm_export.cli_parts import (
     FACTOR,
     FILES_HELP,
-    Accumulation,
     Factor,
     Overwrite,
     Patch,
     Threads,
-    Variable,
     comparison_table,
     given,
     period_h,
@@ -42,6 +40,7 @@ from wdm_export.cli_train import (
 )
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
+from wdm_runtime.shared_options import AccumulationOption, VariableOption
 from wdm_runtime.skill import TILE_PX
 from wdm_runtime.wavelets import HAAR
 
@@ -109,8 +108,8 @@ def build(
     threads: Threads = None,
     patch: Patch = None,
     factor: Factor = FACTOR,
-    variable: Variable = None,
-    accumulation: Accumulation = None,
+    variable: VariableOption = None,
+    accumulation: AccumulationOption = None,
     tile: Tile = None,
     overwrite: Overwrite = False,
 ) -> None:

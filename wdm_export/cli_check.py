@@ -11,9 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from wdm_export.cli_parts import (
-    Accumulation,
     Threads,
-    Variable,
     comparison_table,
     given,
     period_h,
@@ -21,6 +19,7 @@ from wdm_export.cli_parts import (
 )
 from wdm_runtime import console
 from wdm_runtime.presets import chosen
+from wdm_runtime.shared_options import AccumulationOption, VariableOption
 
 
 def check(
@@ -35,8 +34,8 @@ def check(
     tiles: Annotated[int, typer.Option(help="How many of the wettest tiles of FILES")] = 6,
     members: Annotated[int, typer.Option(help="Members a tile, at least 2")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the members")] = 0,
-    variable: Variable = None,
-    accumulation: Accumulation = None,
+    variable: VariableOption = None,
+    accumulation: AccumulationOption = None,
     threads: Threads = None,
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="Write what was measured into the bundle")

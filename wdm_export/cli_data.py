@@ -13,18 +13,17 @@ from rich.table import Table
 from wdm_export.cli_parts import (
     FACTOR,
     FILES_HELP,
-    Accumulation,
     Factor,
     Files,
     Overwrite,
     Patch,
-    Variable,
     given,
     period_h,
     progress_bars,
 )
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
+from wdm_runtime.shared_options import AccumulationOption, VariableOption
 
 
 def prepare(
@@ -32,8 +31,8 @@ def prepare(
     store: Annotated[Path, typer.Option("-o", "--output", help="Store folder to write")],
     patch: Patch = None,
     factor: Factor = FACTOR,
-    variable: Variable = None,
-    accumulation: Accumulation = None,
+    variable: VariableOption = None,
+    accumulation: AccumulationOption = None,
     skip_unreadable: Annotated[
         bool,
         typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so"),
@@ -71,8 +70,8 @@ def coarsen(
         str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
     ] = None,
     factor: Factor = FACTOR,
-    variable: Variable = None,
-    accumulation: Accumulation = None,
+    variable: VariableOption = None,
+    accumulation: AccumulationOption = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Block-average a 1 km field to 10 km: a test input with a known answer."""

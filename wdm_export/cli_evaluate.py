@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wdm_export.cli_parts import (
-    Accumulation,
     Files,
     Threads,
-    Variable,
     given,
     period_h,
     progress_bars,
@@ -25,10 +23,17 @@ from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.engines import PRECISIONS
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError, MissingDependencyError
-from wdm_runtime.option_help import NOISE_SCALE_HELP, PRESET_HELP, STEPS_HELP, TIME_GRID_HELP
 from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.records import to_json
-from wdm_runtime.samplers import SAMPLERS
+from wdm_runtime.shared_options import (
+    AccumulationOption,
+    NoiseScaleOption,
+    PresetOption,
+    SamplerOption,
+    StepsOption,
+    TimeGridOption,
+    VariableOption,
+)
 from wdm_runtime.skill import TILE_PX
 
 if TYPE_CHECKING:
@@ -43,13 +48,11 @@ def evaluate(
     files: Files,
     members: Annotated[int, typer.Option(help="Ensemble size")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of ensembles and intervals")] = 0,
-    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
-    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; default: the preset's")
-    ] = None,
-    noise_scale: Annotated[float | None, typer.Option(help=NOISE_SCALE_HELP)] = None,
-    time_grid: Annotated[str | None, typer.Option(help=TIME_GRID_HELP)] = None,
+    preset: PresetOption = None,
+    steps: StepsOption = None,
+    sampler: SamplerOption = None,
+    noise_scale: NoiseScaleOption = None,
+    time_grid: TimeGridOption = None,
     consistency: Annotated[
         str | None, typer.Option(help=f"{' | '.join(MODES)}; default: {DEFAULT_CONSISTENCY}")
     ] = None,
@@ -69,8 +72,8 @@ def evaluate(
     bbox: Annotated[
         str | None, typer.Option(help="W,S,E,N: only tiles whose centre lies in it")
     ] = None,
-    variable: Variable = None,
-    accumulation: Accumulation = None,
+    variable: VariableOption = None,
+    accumulation: AccumulationOption = None,
     outside: Annotated[bool, typer.Option("--outside", help="Only tiles outside --bbox")] = False,
     draws: Annotated[
         int | None,
@@ -264,8 +267,8 @@ def identity(
     tile: Annotated[
         int | None, typer.Option(help=f"Tile edge in fine cells; default: {TILE_PX}")
     ] = None,
-    variable: Variable = None,
-    accumulation: Accumulation = None,
+    variable: VariableOption = None,
+    accumulation: AccumulationOption = None,
 ) -> None:
     """Check that a fine field equal to the interpolated coarse one leaves no detail to draw."""
     from wdm_export import identity as check

@@ -12,14 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from wdm_runtime import console
-from wdm_runtime.option_help import ACCUMULATION_HELP, VARIABLE_HELP
 from wdm_runtime.skill import TILE_PX
 
 FACTOR = 10  # from 10 km to 1 km
 FILES_HELP = "1 km precipitation, in any format that wdm-run infer reads"
 Files = Annotated[list[Path], typer.Argument(help=FILES_HELP)]
-Variable = Annotated[str | None, typer.Option(help=VARIABLE_HELP)]
-Accumulation = Annotated[str | None, typer.Option(help=ACCUMULATION_HELP)]
 Patch = Annotated[int | None, typer.Option(help=f"Patch edge in fine cells; default: {TILE_PX}")]
 Factor = Annotated[int, typer.Option(help="Fine cells per coarse cell along an axis")]
 Threads = Annotated[

@@ -78,9 +78,8 @@ class PatchStore:
             sources = tuple(Source(**entry) for entry in index["sources"])
             arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in ("fine", "coarse")]
             factor, size = index["factor"], index["patch_px"]
-            # Older ones lack them.
-            asked = index.get("variable"), index.get("accumulation_h")
-            periods_h = tuple(index.get("periods_h", ()))
+            asked = index["variable"], index["accumulation_h"]
+            periods_h = tuple(index["periods_h"])
             domain = Domain(**index["domain"])
             shape = (sum(source.count for source in sources), size, size)
             if any(array.shape != shape for array in arrays):

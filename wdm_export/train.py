@@ -220,18 +220,13 @@ class Trainer:
                 "trained on; expected the store that it began with. Name that, or begin a new run "
                 "with --weights."
             )
-        had = state.training
-        if minutes is None and steps is None:
-            minutes, steps = had.minutes, had.steps
-        training = replace(
-            had,
-            minutes=minutes,
-            steps=steps,
-            threads=had.threads if threads is None else threads,
-            checkpoint_minutes=(
-                had.checkpoint_minutes if checkpoint_minutes is None else checkpoint_minutes
-            ),
-        )
+        training = state.training
+        if minutes is not None or steps is not None:
+            training = replace(training, minutes=minutes, steps=steps)
+        if threads is not None:
+            training = replace(training, threads=threads)
+        if checkpoint_minutes is not None:
+            training = replace(training, checkpoint_minutes=checkpoint_minutes)
         state = replace(state, training=training)
         return cls(store, Path(folder), state, processes)
 

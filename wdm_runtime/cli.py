@@ -28,17 +28,17 @@ from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select, step_pays
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, exit_on_signals, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
-from wdm_runtime.option_help import (
-    ACCUMULATION_HELP,
-    NOISE_SCALE_HELP,
-    PRESET_HELP,
-    STEPS_HELP,
-    TIME_GRID_HELP,
-    VARIABLE_HELP,
-)
 from wdm_runtime.plan import Plan, parse_bytes
-from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.settings import Settings
+from wdm_runtime.shared_options import (
+    AccumulationOption,
+    NoiseScaleOption,
+    PresetOption,
+    SamplerOption,
+    StepsOption,
+    TimeGridOption,
+    VariableOption,
+)
 from wdm_runtime.signing import required_key
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, POLICIES
@@ -96,13 +96,11 @@ def infer(
     precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
     members: Annotated[int, typer.Option(help="Ensemble size")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same ensemble")] = 0,
-    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
-    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help=f"{' | '.join(SAMPLERS)}; default: the preset's")
-    ] = None,
-    noise_scale: Annotated[float | None, typer.Option(help=NOISE_SCALE_HELP)] = None,
-    time_grid: Annotated[str | None, typer.Option(help=TIME_GRID_HELP)] = None,
+    preset: PresetOption = None,
+    steps: StepsOption = None,
+    sampler: SamplerOption = None,
+    noise_scale: NoiseScaleOption = None,
+    time_grid: TimeGridOption = None,
     consistency: Annotated[
         str | None,
         typer.Option(help=f"Block means: {' | '.join(MODES)}; default: {DEFAULT_CONSISTENCY}"),
@@ -111,7 +109,7 @@ def infer(
         float,
         typer.Option(help="Minutes over which a member's noise changes; 0: frames are independent"),
     ] = 0.0,
-    variable: Annotated[str | None, typer.Option(help=VARIABLE_HELP)] = None,
+    variable: VariableOption = None,
     time: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +121,7 @@ def infer(
         str | None,
         typer.Option(help="W,S,E,N in the grid's units; snaps outward to even coarse cells"),
     ] = None,
-    accumulation: Annotated[str | None, typer.Option(help=ACCUMULATION_HELP)] = None,
+    accumulation: AccumulationOption = None,
     assume_factor: Annotated[
         bool, typer.Option("--assume-factor", help="Take any grid spacing for the model's")
     ] = False,

@@ -380,7 +380,7 @@ class Downscaler:
 def _whole(name: str, value: int) -> int:
     """A plain integer: the seed's text addresses the noise, and 1.0 or True has another."""
     try:
-        return operator.index(value) + 0  # a bool is its number
+        return int(operator.index(value))  # of a bool it is the bool
     except TypeError as error:
         raise InputError(
             f"Got {name} = {value!r}; expected a whole number. Hand in an int."

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import TRUTH
 
@@ -83,3 +84,9 @@ def score_graph_once(network: UNet, tile_px: int, fp16: bool):
 def sample_store(folder: Path) -> PatchStore:
     """Patches of 64 cells from the sample in the repository."""
     return prepare([TRUTH], folder, size=TILE)
+
+
+def rain(shape=(120, 160), seed=0):
+    """Showers on a smooth background, all of it wet."""
+    rng = np.random.default_rng(seed)
+    return (0.2 + rng.gamma(0.5, 4.0, shape)).astype(np.float32)

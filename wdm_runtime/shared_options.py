@@ -1,0 +1,56 @@
+"""Options that commands of both packages share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wdm_runtime.diffusion import GRIDS
+from wdm_runtime.presets import FAST, PRESETS
+from wdm_runtime.samplers import SAMPLERS
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help=f"Sampler, steps and noise: {' | '.join(PRESETS)}; default: {FAST}"
+    ),
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", help="Network calls a member; default: the preset's")
+]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option("--sampler", help=f"{' | '.join(SAMPLERS)}; default: the preset's"),
+]
+NoiseScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        "--noise-scale",
+        help="Factor of the noise, more widens the ensemble; default: the preset's, or 1 with "
+        "other steps, sampler or times",
+    ),
+]
+TimeGridOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time-grid",
+        help=f"Times of network calls: {' | '.join(GRIDS)} (even in log SNR, Karras's, even in "
+        "t); default: the preset's",
+    ),
+]
+VariableOption = Annotated[
+    str | None,
+    typer.Option(
+        "--variable",
+        help="Name of the variable, in GRIB2 also ecCodes' short name; default: the only "
+        "precipitation",
+    ),
+]
+AccumulationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accumulation",
+        help="Period of amounts where the file does not say it, for example 1h or 30min",
+    ),
+]
