@@ -1,74 +1,24 @@
 """`wdm-export` as users call it: whole runs, exit codes, and errors without tracebacks."""
 
 import csv
-import io
-import os
 import shutil
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray
 from conftest import SAMPLE, TRUTH
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 xr = pytest.importorskip("xarray")
 
+from command_line import QUICK, run, run_script  # noqa: E402
 from small_training import random_network  # noqa: E402
 
-import wdm_export.cli  # noqa: E402
-import wdm_runtime.cli  # noqa: E402
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
-from wdm_runtime.grid import block_mean  # noqa: E402
-from wdm_runtime.io import read_field  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 
 NETWORK = ["--base", "4", "--depths", "1,1", "--blocks", "1", "--crop", "32", "--batch", "4"]
-QUICK = ["--base", "4", "--depths", "1", "--blocks", "1", "--no-attention", "--batch", "2"]
-
-
-ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-MAINS = {"wdm-export": wdm_export.cli.main, "wdm-run": wdm_runtime.cli.main}
-
-
-def run_script(command, *arguments):
-    """Call a console script of this interpreter: exit code, output, errors."""
-    script = shutil.which(command, path=str(Path(sys.executable).parent)) or command
-    result = subprocess.run(
-        [script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **ENVIRONMENT},
-        timeout=900,  # a minute alone; machines may be busy
-    )
-    return result.returncode, result.stdout, result.stderr
-
-
-def run(command, *arguments, code=0):
-    """Call an entry point in this process, which spares seconds of imports, and return its output.
-
-    A call that must fail returns its errors; an exception that is no typed error gets through.
-    """
-    out, err = io.StringIO(), io.StringIO()
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [command, *map(str, arguments)])
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with redirect_stdout(out), redirect_stderr(err):
-            try:
-                MAINS[command]()
-                got = 0
-            except SystemExit as end:
-                got = end.code or 0
-    torch.set_num_threads(threads)
-    assert got == code, err.getvalue()
-    return err.getvalue() if code else out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -283,36 +233,6 @@ def _nudged(weights, folder):
     return path
 
 
-def test_coarsen_writes_block_means(tmp_path):
-    out = run(
-        "wdm-export", "coarsen", TRUTH, "-o", tmp_path / "coarse.nc",
-        "--truth", tmp_path / "truth.nc", "--crop", "2,3,20,30",
-    )  # fmt: skip
-    assert "coarse.nc" in out
-    with (
-        xr.open_dataset(tmp_path / "coarse.nc") as coarse,
-        xr.open_dataset(tmp_path / "truth.nc") as fine,
-        xr.open_dataset(TRUTH) as whole,
-    ):
-        rate, truth = (d["precipitation_rate"].values[0] for d in (coarse, fine))
-        np.testing.assert_array_equal(truth, whole["precipitation_rate"].values[0, 20:220, 30:330])
-        blocks = truth.astype(float).reshape(20, 10, 30, 10).mean(axis=(1, 3))
-        np.testing.assert_allclose(rate, blocks, rtol=1e-5, atol=1e-6)
-        assert rate.mean() == pytest.approx(truth.mean(), rel=1e-5)
-    message = run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "coarse.nc", code=2)
-    assert "exists" in message
-
-
-def test_coarsen_takes_a_field_without_a_time(tmp_path):
-    with xr.open_dataset(TRUTH) as whole:
-        whole["precipitation_rate"].isel(time=0, drop=True).to_netcdf(tmp_path / "still.nc")
-    run("wdm-export", "coarsen", tmp_path / "still.nc", "-o", tmp_path / "coarse.nc")
-    found = read_field(tmp_path / "coarse.nc")
-    assert found.valid_times == ("none-0",)
-    expected = block_mean(read_field(TRUTH).frame(0), 10)
-    np.testing.assert_allclose(found.frame(0), expected, atol=1e-5)
-
-
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -365,44 +285,6 @@ def test_errors_are_one_message_and_a_code(store, tmp_path, arguments, code, wor
     assert {p.name for p in tmp_path.iterdir()} <= {"junk.nc", "s", "r"}
 
 
-def test_files_that_cannot_be_read_are_counted(tmp_path):
-    (tmp_path / "junk.nc").write_bytes(b"no rain")
-    files = (tmp_path / "junk.nc", TRUTH)
-    out = run("wdm-export", "prepare", *files, "-o", tmp_path / "s", "--skip-unreadable")
-    assert "2022-08-09" in out and "Left out 1 of 2 files." in out
-
-
-def test_rates_and_sums_in_one_store_are_said(amounts, tmp_path):
-    asked = ("--variable", "rain_amount", "--accumulation", "30min")
-    out = run("wdm-export", "prepare", amounts, "-o", tmp_path / "a", "--patch", "64", *asked)
-    assert "The fields are" not in out
-    with xr.open_dataset(amounts) as dataset:  # with bounds, so that nothing needs to be asked for
-        sums = dataset[["rain_amount"]].load()
-    times = sums["time"].values
-    sums["time"].attrs["bounds"] = "time_bnds"
-    sums["time_bnds"] = ("time", "nv"), np.stack([times - np.timedelta64(30, "m"), times], axis=1)
-    sums.to_netcdf(tmp_path / "sums.nc")
-    out = run("wdm-export", "prepare", tmp_path / "sums.nc", TRUTH, "-o", tmp_path / "b")
-    assert "The fields are rates and sums over 0.5 h" in out
-
-
-def test_a_model_of_another_factor(tmp_path):
-    """From 5 km to 1 km, from the fields to an ensemble whose block means are its input."""
-    factor, names = 5, ("s", "r", "b", "coarse.nc", "fine.nc")
-    store, folder, bundle, coarse, fine = (tmp_path / name for name in names)
-    run("wdm-export", "prepare", TRUTH, "-o", store, "--patch", "64", "--factor", factor)
-    run("wdm-export", "train", store, "-o", folder, "--steps", 2, *QUICK, "--crop", "16")
-    run("wdm-export", "export", folder / "weights.safetensors", "-o", bundle, "--tile", "64")
-    run("wdm-export", "coarsen", TRUTH, "-o", coarse, "--factor", factor, "--crop", "0,0,30,40")
-    run("wdm-run", "infer", coarse, "--bundle", bundle, "-o", fine, "--no-pixel-probe")
-    given = read_field(coarse).load()[0]
-    with xr.open_dataset(fine) as drawn:
-        member = next(v for v in drawn.data_vars.values() if v.ndim == 4).values[0, 0]
-    assert member.shape == tuple(factor * size for size in given.shape)
-    means = block_mean(member, factor)
-    np.testing.assert_allclose(means[given > 0.5], given[given > 0.5], rtol=1e-4)
-
-
 def test_verbose_shows_where_an_error_came_from(tmp_path):
     arguments = ["prepare", tmp_path / "absent.nc", "-o", tmp_path / "s"]
     code, _, message = run_script("wdm-export", "-vv", *arguments)
@@ -410,31 +292,3 @@ def test_verbose_shows_where_an_error_came_from(tmp_path):
     code, _, message = run_script("wdm-export", *arguments)
     assert code == 2 and "Traceback" not in message
     assert message.splitlines()[-1].startswith("error: ") and "absent.nc" in message
-
-
-@pytest.fixture
-def amounts(tmp_path):
-    """The sample's rain as 30-minute amounts without a stated period, beside another variable."""
-    with xarray.open_dataset(TRUTH) as truth:
-        rate = next(v for v in truth.data_vars.values() if v.ndim == 3)
-        amount = (0.5 * rate).rename("rain_amount")
-        amount.attrs = {"standard_name": "lwe_thickness_of_precipitation_amount", "units": "mm"}
-        other = (2 * rate).rename("rain_rate")
-        other.attrs = dict(rate.attrs)
-        xarray.merge([amount, other]).to_netcdf(tmp_path / "amounts.nc")
-    return tmp_path / "amounts.nc"
-
-
-def test_amounts_and_one_of_several_variables_can_be_trained_on(amounts, store, tmp_path):
-    from wdm_export.data import PatchStore
-
-    asked = ("--variable", "rain_amount", "--accumulation", "30min")
-    run("wdm-export", "prepare", amounts, "-o", tmp_path / "own", "--patch", "64", *asked)
-    own, expected = PatchStore.open(tmp_path / "own"), PatchStore.open(store)
-    np.testing.assert_allclose(own.fine, expected.fine, rtol=2e-3)
-    assert (own.variable, own.accumulation_h) == ("rain_amount", 0.5)
-    assert (expected.variable, expected.accumulation_h) == (None, None)
-    run("wdm-export", "coarsen", amounts, "-o", tmp_path / "a.nc", *asked)
-    run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "b.nc")
-    with xarray.open_dataset(tmp_path / "a.nc") as a, xarray.open_dataset(tmp_path / "b.nc") as b:
-        np.testing.assert_allclose(a.precipitation_rate, b.precipitation_rate, rtol=1e-5)
