@@ -14,6 +14,7 @@ import torch
 import wdm_export.cli
 import wdm_runtime.cli
 
+NETWORK = ["--base", "4", "--depths", "1,1", "--blocks", "1", "--crop", "32", "--batch", "4"]
 QUICK = ["--base", "4", "--depths", "1", "--blocks", "1", "--no-attention", "--batch", "2"]
 
 

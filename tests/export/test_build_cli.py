@@ -11,14 +11,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 xr = pytest.importorskip("xarray")
 
-from command_line import QUICK, run, run_script  # noqa: E402
+from command_line import NETWORK, QUICK, run, run_script  # noqa: E402
 from small_training import random_network  # noqa: E402
 
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
-
-NETWORK = ["--base", "4", "--depths", "1,1", "--blocks", "1", "--crop", "32", "--batch", "4"]
 
 
 @pytest.fixture(scope="module")

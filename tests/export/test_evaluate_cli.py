@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 xarray = pytest.importorskip("xarray")
 
+from command_line import NETWORK, run  # noqa: E402
 from small_training import random_checkpoint  # noqa: E402
-from test_build_cli import NETWORK, run  # noqa: E402
 
 from wdm_export.config import REGRESSION, TrainConfig  # noqa: E402
 from wdm_export.package import CARD_NAME  # noqa: E402

@@ -12,12 +12,12 @@ pytest.importorskip("onnxruntime")
 pywt = pytest.importorskip("pywt")
 xr = pytest.importorskip("xarray")
 
+from command_line import NETWORK, run  # noqa: E402
 from small_training import (  # noqa: E402
     SMALL,
     TILE,
     sample_store,
 )
-from test_build_cli import NETWORK, run  # noqa: E402
 
 from wdm_export import graphs  # noqa: E402
 from wdm_export.checkpoint import Checkpoint  # noqa: E402
