@@ -99,7 +99,7 @@ def build_engine(
                 f"{opened.engine.kind} in {opened.choice.precision}"
                 f"{' (and fp32)' if rescue else ''}, batch {size}: "
                 f"{1e3 * seconds:.2f} ms a tile on {opened.engine.device}"
-                f"{f', the pixel model {pixel[0]:.2f} ms' if pixel else ''}",
+                f"{f', the pixel model {pixel.pixel_ms:.2f} ms' if pixel else ''}",
                 highlight=False,
                 soft_wrap=True,
             )

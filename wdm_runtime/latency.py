@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from datetime import datetime, timezone
 
 import numpy as np
 
@@ -58,7 +59,9 @@ class Report:
     that cannot be true as they were written, ``fp32_redrawn_members`` those that fp32 drew again
     because of it, see `wdm_runtime.suspect`. ``wall_s``: import of the package to renamed output,
     ``probe_s`` beside it. ``pixel_step_latency_ms``: one evaluation of the pixel model without
-    attention on one tile; ``speedup_vs_pixel`` its ratio to the score network's, timed in turns.
+    attention on one tile; ``score_step_latency_ms`` one of the score network, whose calls took
+    turns with those, at ``pixel_measured`` (ISO 8601, UTC; may be an earlier run's);
+    ``speedup_vs_pixel`` their ratio, which a busy machine leaves as it is.
     """
 
     engine: str
@@ -84,6 +87,8 @@ class Report:
     km2_per_s: float
     pixel_step_latency_ms: float | None
     pixel_attention_step_latency_ms: float | None
+    score_step_latency_ms: float | None
+    pixel_measured: str | None
     speedup_vs_pixel: float | None
     bundle: str
     bundle_sha256: str
@@ -124,6 +129,8 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         km2_per_s=round(outcome.area_km2 * plan.members * frames / wall_s, 1),
         pixel_step_latency_ms=None,
         pixel_attention_step_latency_ms=None,
+        score_step_latency_ms=None,
+        pixel_measured=None,
         speedup_vs_pixel=None,
         bundle=downscaler.manifest.name,
         bundle_sha256=downscaler.bundle.sha256,
@@ -144,8 +151,26 @@ def outside_engine_fraction(steps: list[StepTime]) -> float | None:
     return round(1 - sum(s.engine_seconds for s in steps) / total, 4) if total else None
 
 
-def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> tuple[float, float] | None:
-    """Times of the pixel model's score network and of the engine's own on one tile [ms].
+@dataclass(frozen=True)
+class PixelProbe:
+    """Calls of the pixel model's and of the score network in turns.
+
+    ``pixel_ms``, ``score_ms``: the best of a few, on one tile [ms]; ``measured_s``: when [s since
+    1970].
+    """
+
+    pixel_ms: float
+    score_ms: float
+    measured_s: float
+
+    @property
+    def measured(self) -> str:
+        """When, in ISO 8601 and UTC, to the second."""
+        return datetime.fromtimestamp(self.measured_s, timezone.utc).isoformat(timespec="seconds")
+
+
+def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> PixelProbe | None:
+    """Times of the pixel model's score network and of the engine's own on one tile.
 
     Calls take turns, so that a busy machine slows both alike, and the best of a few counts.
     Measured once per bundle, engine, precision and machine; None if the bundle has no pixel graph
@@ -160,9 +185,10 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> tuple[float
     key = "|".join((*facts, str(options.cpu_threads), str(batch)))
     folder = private_folder("measured")
     probes = Remembered(folder / "pixel.json" if folder else None)
-    cached = probes.get(f"{key}|pixel"), probes.get(f"{key}|score")
-    if cached[0] is not None and cached[1] is not None:
-        return cached[0], cached[1]
+    names = [f"{key}|{field.name}" for field in fields(PixelProbe)]
+    known = [number for number in map(probes.get, names) if number is not None]
+    if len(known) == len(names):
+        return PixelProbe(*known)
     options = replace(options, batch=1, measure_batch=False)
     pixel = open_engine(bundle.graph(role), graphs[role], choice.kind, choice.precision, options)
     timed = (
@@ -178,12 +204,13 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> tuple[float
     finally:
         pixel.close()
     pixel_ms, score_ms = (round(1e3 * seconds, 3) for seconds in best)
-    probes.put(f"{key}|pixel", pixel_ms)
-    probes.put(f"{key}|score", score_ms)
-    return pixel_ms, score_ms
+    found = PixelProbe(pixel_ms, score_ms, round(time.time(), 3))
+    for name, number in zip(names, astuple(found), strict=True):
+        probes.put(name, number)
+    return found
 
 
-def pixel_times(downscaler: Downscaler, options: EngineOptions) -> tuple[float, float] | None:
+def pixel_times(downscaler: Downscaler, options: EngineOptions) -> PixelProbe | None:
     """As `measure_pixel`; None, and a note, where something keeps the pixel model from running."""
     try:
         return measure_pixel(downscaler, options)
@@ -196,9 +223,13 @@ def with_pixel_probe(report: Report, downscaler: Downscaler, options: EngineOpti
     """A report with the pixel model's time and its ratio to the score network's beside it."""
     began = time.perf_counter()
     found = pixel_times(downscaler, options)
+    report = replace(report, probe_s=round(time.perf_counter() - began, 3))
+    if found is None:
+        return report
     return replace(
         report,
-        pixel_step_latency_ms=found[0] if found else None,
-        speedup_vs_pixel=round(found[0] / found[1], 2) if found else None,
-        probe_s=round(time.perf_counter() - began, 3),
+        pixel_step_latency_ms=found.pixel_ms,
+        score_step_latency_ms=found.score_ms,
+        pixel_measured=found.measured,
+        speedup_vs_pixel=round(found.pixel_ms / found.score_ms, 2),
     )

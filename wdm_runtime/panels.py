@@ -160,11 +160,12 @@ def latency_panel(report: Report, target: Path) -> Panel:
         rows.add_row("drawn again", f"{_count(report.fp32_redrawn_members, 'member')} in fp32")
     if report.suspect_members:
         rows.add_row("suspect", f"{_count(report.suspect_members, 'member')} cannot be true")
-    if report.pixel_step_latency_ms:
+    if report.pixel_step_latency_ms:  # often of an earlier run, whose machine was busier or not
         rows.add_row(
             "pixel model",
-            f"{report.pixel_step_latency_ms:.0f} ms a tile on the same engine, "
-            f"{report.speedup_vs_pixel:.1f} x this one's, measured in turns",
+            f"{report.speedup_vs_pixel:.1f} x this one's time on the same engine: "
+            f"{report.pixel_step_latency_ms:.0f} and {report.score_step_latency_ms:.1f} ms a tile, "
+            f"in turns, at {report.pixel_measured}",
         )
     memory = f", peak memory {report.peak_rss_mib:.0f} MiB" if report.peak_rss_mib else ""
     rows.add_row("total", f"{report.wall_s:.1f} s, {report.km2_per_s:,.0f} km2/s{memory}")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import netCDF4
@@ -24,6 +25,7 @@ REPORT_KEYS = {
     *("noise_scale", "time_grid", "dry_share"),
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
     *("km2_per_s", "pixel_step_latency_ms", "pixel_attention_step_latency_ms"),
+    *("score_step_latency_ms", "pixel_measured"),
     *("speedup_vs_pixel", "fp32_reruns", "fused_steps", "suspect_members"),
     *("fp32_redrawn_members", "bundle", "bundle_sha256", "versions"),
 }
@@ -66,6 +68,8 @@ def test_report_and_probe(infer, tmp_path):
     assert report["tiles_total"] % 3 == 0 and report["tiles_total"] > 0
     assert report["pixel_step_latency_ms"] > 0 and report["probe_s"] > 0
     assert report["speedup_vs_pixel"] > 0 and "pixel model" in out
+    measured = datetime.fromisoformat(report["pixel_measured"])
+    assert abs(datetime.now(timezone.utc) - measured) < timedelta(minutes=10)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a shell that becomes the command: POSIX")
@@ -85,10 +89,15 @@ def test_time_that_a_shell_spent_before_it_became_wdm_run_does_not_count(tmp_pat
 
 def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_path):
     infer("-o", "a.nc", "--report", "a.json")
-    infer("-o", "b.nc", "--report", "b.json")
+    _, out, _ = infer("-o", "b.nc", "--report", "b.json")
     a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
-    for key in ("pixel_step_latency_ms", "speedup_vs_pixel"):
+    keys = ("pixel_step_latency_ms", "score_step_latency_ms", "pixel_measured", "speedup_vs_pixel")
+    for key in keys:
         assert a[key] == b[key]  # of one measurement, whatever slows this run's steps
+    pixel_ms, score_ms, measured, speedup = (b[key] for key in keys)
+    assert speedup == pytest.approx(pixel_ms / score_ms, abs=0.01)
+    line = " ".join(out.replace("│", " ").split())
+    assert f"{pixel_ms:.0f} and {score_ms:.1f} ms a tile, in turns, at {measured}" in line
     cache = private_folder("measured") / "pixel.json"
     for damage in ("{", "[]", '{"x": "y"}'):
         cache.write_text(damage)
