@@ -9,6 +9,7 @@ import typer
 from wdm_export import cli_build, cli_check, cli_data, cli_evaluate, cli_train
 from wdm_runtime import console
 from wdm_runtime.io.atomic import exit_on_signals
+from wdm_runtime.shared_options import VersionOption
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 for command in (
@@ -36,6 +37,7 @@ def _options(
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks")
     ] = 0,
+    version: VersionOption = False,
 ) -> None:
     """Train wavelet diffusion models on radar data and export them as bundles."""
     console.set_verbosity(verbose)

@@ -38,6 +38,7 @@ from wdm_runtime.shared_options import (
     StepsOption,
     TimeGridOption,
     VariableOption,
+    VersionOption,
 )
 from wdm_runtime.signing import required_key
 from wdm_runtime.stepping import StepTime
@@ -72,6 +73,7 @@ def _options(
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks of errors")
     ] = 0,
+    version: VersionOption = False,
 ) -> None:
     """Downscale precipitation from 10 km to 1 km with a wavelet diffusion model."""
     console.set_verbosity(verbose)

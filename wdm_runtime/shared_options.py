@@ -9,7 +9,19 @@ import typer
 from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.presets import FAST, PRESETS
 from wdm_runtime.samplers import SAMPLERS
+from wdm_runtime.version import version
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"wdm-edge {version()}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit"),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option(

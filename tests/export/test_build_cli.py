@@ -1,6 +1,7 @@
 """`wdm-export` as users call it: whole runs, exit codes, and errors without tracebacks."""
 
 import csv
+import importlib.metadata
 import shutil
 
 import numpy as np
@@ -290,3 +291,9 @@ def test_verbose_shows_where_an_error_came_from(tmp_path):
     code, _, message = run_script("wdm-export", *arguments)
     assert code == 2 and "Traceback" not in message
     assert message.splitlines()[-1].startswith("error: ") and "absent.nc" in message
+
+
+@pytest.mark.parametrize("command", ["wdm-export", "wdm-run"])
+def test_both_commands_say_the_installed_version(command):
+    code, out, _ = run_script(command, "--version")
+    assert code == 0 and out.split() == ["wdm-edge", importlib.metadata.version("wdm-edge")]
