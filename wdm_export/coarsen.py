@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
+from wdm_runtime.io.cf import cell_methods, output_quantity, output_time, period_note
 
 _ENCODING = {"zlib": True, "complevel": 9, "shuffle": True, "dtype": "float32"}
 
@@ -122,33 +122,41 @@ def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, in
 def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None:
     import xarray as xr  # slow to import, and who only averages does without
 
-    y, x = field.grid.names
-    dated = not field.valid_times[0].startswith("none-")
-    if not dated and len(field.valid_times) > 1:
+    (y, x), source, time = field.grid.names, field.source, output_time(field)
+    if time is None and len(field.valid_times) > 1:
         raise InputError(
             f"{origin}: {len(field.valid_times)} frames have no valid time; expected times, or one "
             "frame. Give the file a time coordinate."
         )
+    quantity = output_quantity(source, "mm h-1")
+    methods = cell_methods(source, quantity, time)
+    if source.period_h is not None and (time is None or time.bounds is None):
+        methods += f" {period_note(source.period_h)}"  # nothing else in the file says how long
     attributes = {
         "standard_name": "lwe_precipitation_rate",
-        "long_name": "precipitation rate",
-        "units": "mm h-1",
-        "cell_methods": "area: mean",
+        "long_name": quantity.noun,
+        "units": quantity.units,
+        "cell_methods": methods,
     }
     coordinates: dict[str, Any] = {
         y: (y, field.grid.y, field.grid.attributes[0]),
         x: (x, field.grid.x, field.grid.attributes[1]),
     }
-    encoding: dict[str, dict[str, Any]] = {
-        "precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)}
-    }
-    rates, axes = field.load(), ["time", y, x]
-    if dated:
-        times: npt.NDArray[np.datetime64] = np.array(field.valid_times, dtype="datetime64[ns]")
-        coordinates["time"] = ("time", times, {"standard_name": "time", "axis": "T"})
-        encoding["time"] = {"units": "seconds since 1970-01-01", "dtype": "int64"}
+    if source.grid_mapping:  # without it nobody knows where metres on a map are
+        name = source.grid_mapping.name
+        attributes["grid_mapping"] = name
+        coordinates[name] = ((), np.int32(0), source.grid_mapping.attributes)
+    rates, axes = field.load(), [y, x]
+    if time is None:
+        rates = rates[0]
     else:
-        rates, axes = rates[0], axes[1:]
+        axes.insert(0, time.name)
+        said = {"standard_name": "time", "axis": "T", "units": time.units}
+        said["calendar"] = time.calendar
+        if time.bounds is not None:
+            said["bounds"] = time.bounds_name
+            coordinates[time.bounds_name] = ((time.name, "bnds"), time.bounds)
+        coordinates[time.name] = (time.name, time.values, said)
     dataset = xr.Dataset(
         {"precipitation_rate": (axes, rates, attributes)},
         coords=coordinates,
@@ -159,5 +167,6 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
             "history": "wdm-export coarsen",
         },
     )
+    encoding = {"precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)}}
     with whole_file(path, overwrite) as temporary:
         dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)

@@ -53,6 +53,53 @@ def test_coarsen_takes_a_field_without_a_time(tmp_path):
     np.testing.assert_allclose(found.frame(0), expected, atol=1e-5)
 
 
+def test_a_cut_of_a_map_projection_can_be_trained_on(tmp_path):
+    """As of a single radar's disc: what `coarsen` writes says where its cells are, and of when."""
+    with xr.open_dataset(TRUTH) as whole:
+        sums = whole["precipitation_rate"][:, 300:400, 160:280].astype("float32").load()
+    hour = np.array([[14, 15]], dtype="int64") + 24 * 220
+    radar = xr.Dataset(
+        {
+            "rain": (("time", "y", "x"), sums.values, {
+                "standard_name": "lwe_thickness_of_precipitation_amount", "units": "mm",
+                "grid_mapping": "aeqd", "cell_methods": "time: sum",
+            }),
+            "aeqd": ((), 0, {
+                "grid_mapping_name": "azimuthal_equidistant", "earth_radius": 6371000.0,
+                "latitude_of_projection_origin": 50.0, "longitude_of_projection_origin": 8.0,
+            }),
+            "time_bnds": (("time", "bnds"), hour),
+        },
+        coords={
+            "time": ("time", hour[:, 1], {
+                "standard_name": "time", "bounds": "time_bnds", "units": "hours since 2022-01-01",
+            }),
+            "y": 1000.0 * np.arange(100)[::-1],
+            "x": 1000.0 * np.arange(120),
+        },
+    )  # fmt: skip
+    for axis in "yx":
+        radar[axis].attrs = {"standard_name": f"projection_{axis}_coordinate", "units": "m"}
+    radar.to_netcdf(tmp_path / "radar.nc")
+    cut = ("-o", tmp_path / "coarse.nc", "--truth", tmp_path / "truth.nc", "--crop", "1,1,8,9")
+    run("wdm-export", "coarsen", tmp_path / "radar.nc", *cut)
+    whole, coarse, truth = (read_field(tmp_path / f"{n}.nc") for n in ("radar", "coarse", "truth"))
+    np.testing.assert_allclose(truth.frame(0), whole.frame(0)[10:90, 10:100], rtol=1e-6)
+    assert coarse.valid_times == truth.valid_times == whole.valid_times
+    for field in (coarse, truth):
+        assert field.source.grid_mapping == whole.source.grid_mapping
+        assert "time: mean" in field.source.cell_methods
+        np.testing.assert_array_equal(field.source.time.bounds, whole.source.time.bounds)
+    out = run("wdm-export", "prepare", tmp_path / "truth.nc", "-o", tmp_path / "s", "--patch", "64")
+    assert "2022-08-09" in out
+
+
+def test_coarsen_says_the_period_of_sums_without_bounds(amounts, tmp_path):
+    asked = ("--variable", "rain_amount", "--accumulation", "30min")
+    run("wdm-export", "coarsen", amounts, "-o", tmp_path / "a.nc", *asked)
+    assert "0.5 hours" in read_field(tmp_path / "a.nc").source.cell_methods
+
+
 def test_files_that_cannot_be_read_are_counted(tmp_path):
     (tmp_path / "junk.nc").write_bytes(b"no rain")
     files = (tmp_path / "junk.nc", TRUTH)
