@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,7 +21,7 @@ from wdm_runtime import downscale
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.io import read_field
 from wdm_runtime.orientation import AS_IT_IS, ORIENTATIONS, orientation_of
-from wdm_runtime.presets import Preset, chosen
+from wdm_runtime.presets import chosen
 from wdm_runtime.process import machine
 from wdm_runtime.tune import Trial, tune
 
@@ -57,7 +57,7 @@ def main() -> None:
     ) as downscaler:
         preset = chosen(downscaler.manifest.presets, None)
         scales = asked.noise_scale or [preset.noise_scale]
-        tried = [Preset(preset.sampler, preset.steps, scale) for scale in scales]
+        tried = [replace(preset, noise_scale=scale) for scale in scales]
         for name, way in WAYS.items():
             with patch.object(downscale, "orientation_of", way):
                 found = tune(

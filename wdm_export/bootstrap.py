@@ -13,13 +13,10 @@ import numpy as np
 from wdm_export.score_table import REFERENCE, ForecastRow, Intervals
 
 DRAWS = 1000
-LEVEL = 0.95
 
 
-def intervals(
-    rows: Sequence[ForecastRow], draws: int, seed: int, level: float = LEVEL
-) -> Intervals:
-    """Percentile bootstrap of every score of every forecast.
+def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
+    """Percentile bootstrap of every score of every forecast: where 95 % of the draws lie.
 
     Parameters
     ----------
@@ -27,8 +24,6 @@ def intervals(
         Forecasts on the same tiles, bicubic interpolation among them.
     draws, seed
         How often the tiles are drawn again, and from which random numbers.
-    level
-        Share of the draws between the two limits.
 
     Returns
     -------
@@ -48,7 +43,7 @@ def intervals(
         for row, found in zip(again, values, strict=True):
             scores = row.relative_to(reference).labelled().values()
             found[draw] = [np.nan if score is None else score for score in scores]
-    ends = (50 * (1 - level), 50 * (1 + level))
+    ends = (2.5, 97.5)
     return {
         row.name: {
             name: (float(low), float(high))

@@ -97,7 +97,7 @@ def _coarse(field: PrecipField, manifest: Manifest) -> PrecipField:
     spacing = field.grid.spacing_km
     if spacing and all(same_spacing(got, manifest.domain.spacing_km) for got in spacing):
         return coarsen(field, manifest.factor)
-    check_spacing(field, manifest.domain.spacing_km, manifest.factor, assume=False)
+    check_spacing(field, manifest.domain.spacing_km, manifest.factor, assume=None)
     return field
 
 

@@ -72,7 +72,7 @@ def check(
     if keep:
         options = {"variable": variable, "accumulation": accumulation}
         draws = {"tiles": tiles, "members": members, "seed": seed}
-        command = _command("check", bundle, files, **draws, **options)
+        command = _command(bundle, files, **draws, **options)
         names = tuple(file.name for file in files)
         measured = replace(measured, command=command, files=names)
         line = package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
@@ -107,9 +107,9 @@ def _measure_precision(
     return measured
 
 
-def _command(name: str, bundle: Path, files: list[Path], **options: Any) -> str:
+def _command(bundle: Path, files: list[Path], **options: Any) -> str:
     """The command that makes the same numbers again."""
-    words = ["wdm-export", name, bundle.as_posix(), *(file.name for file in files)]
+    words = ["wdm-export", "check", bundle.as_posix(), *(file.name for file in files)]
     for option, value in given(**options).items():
         words += [f"--{option}", str(value)]
     return shlex.join(words)

@@ -67,7 +67,10 @@ def coarsen(
     output: Annotated[Path, typer.Option("-o", "--output", help="Coarse NetCDF to write")],
     truth: Annotated[Path | None, typer.Option(help="Also write the fine field it covers")] = None,
     crop: Annotated[
-        str | None, typer.Option(help="Coarse cells row,column,height,width from the north-west")
+        str | None,
+        typer.Option(
+            help="Coarse cells row,column,height,width from the first row and column, 2 x 2 or more"
+        ),
     ] = None,
     factor: Factor = FACTOR,
     variable: VariableOption = None,

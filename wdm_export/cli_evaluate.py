@@ -163,7 +163,7 @@ def evaluate(
 def _truths(
     files: list[Path], spacing_km: float, variable: str | None, hours: float | None
 ) -> Iterator[PrecipField]:
-    """Fields of the model's own spacing: scores count in kilometres."""
+    """Fields of the model's own spacing."""
     from wdm_runtime.io import read_field
     from wdm_runtime.select import check_spacing
 
@@ -215,8 +215,9 @@ def _baselines(
     """Interpolations, RainFARM if it is wanted or to be had, and what was named."""
     from wdm_export.baselines import RainFarm
     from wdm_export.methods import Ensemble, interpolations
+    from wdm_runtime.select import same_spacing
 
-    factor = downscaler.factor
+    factor, spacing_km = downscaler.factor, downscaler.manifest.domain.spacing_km
     methods: list[Method] = [*interpolations(factor)]
     if rainfarm is not False:
         try:
@@ -229,17 +230,18 @@ def _baselines(
         if path.is_dir():
             other = stack.enter_context(type(downscaler).open(path, **opening))
             method: Method = Ensemble(other.manifest.name, other, _way(other, asked), consistency)
-            its_factor = other.factor
+            its_factor, its_km = other.factor, other.manifest.domain.spacing_km
         else:
             from wdm_export.regression import Regression
 
             tile_px = downscaler.manifest.tile_px
             method = Regression.load(path, tile_px, consistency)
-            its_factor = method.manifest.factor
-        if its_factor != factor:
+            its_factor, its_km = method.manifest.factor, method.manifest.domain.spacing_km
+        if its_factor != factor or not same_spacing(its_km, spacing_km):
             raise InputError(
-                f"{path}: refines by a factor of {its_factor}; expected {factor}, as the bundle "
-                "that is evaluated. Leave it out of --against."
+                f"{path}: refines by a factor of {its_factor} to {its_km:g} km; expected {factor} "
+                f"and {spacing_km:g} km, as the bundle that is evaluated. Leave it out of "
+                "--against."
             )
         if method.name in {known.name for known in methods}:
             raise InputError(

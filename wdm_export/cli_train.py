@@ -48,7 +48,10 @@ TvWeight = Annotated[
 ]
 RainWeight = Annotated[
     float | None,
-    typer.Option(help="0: errors in light and heavy rain count alike; 1: as in mm/h; default: 0"),
+    typer.Option(
+        help="Power of the rate by which errors count, 0: alike in light and heavy rain, 2: as in "
+        "mm/h; default: 0"
+    ),
 ]
 Rate = Annotated[
     float | None, typer.Option(help=f"Peak learning rate; default: {TrainConfig.learning_rate:g}")
@@ -176,7 +179,12 @@ def train(
         shards=shards, objective=objective, checkpoint_minutes=checkpoint_minutes,
     )  # fmt: skip
     wanted = given(name=transform, offset_mm_h=transform_offset)
-    rain = PrecipTransform.zero_where_dry(**wanted) if wanted else None
+    initial = Checkpoint.load(weights) if weights and not resume else None
+    rain = None
+    if wanted:
+        before = initial.model.transform if initial else PrecipTransform()
+        usual = {"name": before.name, "offset_mm_h": before.offset_mm_h}
+        rain = PrecipTransform.zero_where_dry(**{**usual, **wanted})
     how = {name: settings[name] for name in MAY_CHANGE if name in settings}
     if resume:
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights, transform=rain) | {
@@ -194,7 +202,6 @@ def train(
         else:
             network = network_of(wavelet, levels, base, depths, blocks, attention)
             config = TrainConfig(**settings)
-            initial = Checkpoint.load(weights) if weights else None
             begun = begin_or_resume and (run / CHECKPOINT_NAME).exists()
             if not processes.agree(begun):
                 raise InputError(

@@ -114,8 +114,8 @@ def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, in
         if height > 1 and width > 1 and row + height <= rows and column + width <= columns:
             return row, column, height, width
     raise InputError(
-        f"--crop got '{crop}'; expected row,column,height,width within {rows} x {columns} coarse "
-        "cells. Correct it."
+        f"--crop got '{crop}'; expected row,column,height,width of 2 x 2 or more within "
+        f"{rows} x {columns} coarse cells. Correct it."
     )
 
 

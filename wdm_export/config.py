@@ -16,7 +16,10 @@ TIME_SAMPLINGS = ("uniform", "logsnr")
 V, EPS, X0 = LOSS_TARGETS = ("v", "eps", "x0")
 COSINE, LINEAR, CONSTANT = RATE_SCHEDULES = ("cosine", "linear", "constant")
 _MOST = 2.0**63  # of torch's seeds, and of anything else
-_LEAST_CHANNELS = 4  # two sinusoids of the time
+# Norms have at least two groups, of two channels or more: of one alone a norm would subtract what
+# the time adds to it. The sinusoids of the time come in pairs.
+_CHANNEL_MULTIPLE = 4
+_NORM_MULTIPLE = 2
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,23 @@ class NetworkConfig:
     blocks: int = 2
     attention: bool = True
     head_channels: int = 64
-    norm_channels: int = 8  # one would subtract what the time adds to it
+    norm_channels: int = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
         least = min((self.norm_channels, self.head_channels, self.blocks, *self.multipliers))
         channels_fit = (
-            self.base_channels >= _LEAST_CHANNELS
-            and self.base_channels % 2 == 0  # the sinusoids of the time come in pairs
+            self.base_channels > 0
+            and self.base_channels % _CHANNEL_MULTIPLE == 0
+            and self.norm_channels % _NORM_MULTIPLE == 0
         )
         if not channels_fit or not self.multipliers or least < 1:
             raise InputError(
                 f"The network has {self.base_channels} base channels, multipliers "
-                f"{self.multipliers}, {self.blocks} blocks and heads of {self.head_channels}; "
-                f"expected at least {_LEAST_CHANNELS} channels, an even "
-                "number, and 1 or more of the others. "
-                "Correct the network's settings."
+                f"{self.multipliers}, {self.blocks} blocks, norms of {self.norm_channels} and "
+                f"heads of {self.head_channels} channels; expected a multiple of "
+                f"{_CHANNEL_MULTIPLE} base channels, an even number in a norm, and 1 or more of "
+                "the others. Correct the network's settings."
             )
         if self.attention and self.base_channels * self.multipliers[-1] % self.head_channels:
             raise InputError(
@@ -78,8 +82,8 @@ class TrainConfig:
     the same crops.
 
     ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
-    rate [mm h-1]: with 0 light and heavy rain count alike, with 1 as their errors in mm/h do if the
-    transform is log10.
+    rate [mm h-1]: with 0 errors of log10(rate + offset) count alike in light and heavy rain, with 2
+    those of the rate.
 
     ``ema_decay`` is the most that the averaged weights keep of themselves in a step: they span a
     ninth of the steps so far until then, which takes 9000 of them with 0.999.

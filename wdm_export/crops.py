@@ -16,6 +16,7 @@ from wdm_export.packet import WaveletPacket
 from wdm_export.parallel import ALONE, Processes
 from wdm_runtime.errors import InputError
 from wdm_runtime.transform import CUBE_ROOT, LOG10, PrecipTransform, SubbandScale
+from wdm_runtime.wavelets import WaveletSpec
 
 _SCALE_CROPS = 1024
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -101,8 +102,8 @@ class Coefficients:
     The wavelet's margin is cut off, as in the runtime: no coefficient sees around a crop's border.
     """
 
-    def __init__(self, network: NetworkConfig, transform: PrecipTransform) -> None:
-        self.packet = WaveletPacket(network.wavelet)
+    def __init__(self, wavelet: WaveletSpec, transform: PrecipTransform) -> None:
+        self.packet = WaveletPacket(wavelet)
         self.transform = transform
 
     def __call__(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,6 +152,11 @@ def crop_samplers(
 ) -> list[CropSampler]:
     """One for each data shard of this process."""
     stride, shards = network.wavelet.stride, config.shards
+    if config.crop_px < 2 * stride:
+        raise InputError(
+            f"--crop got {config.crop_px} cells; expected at least {2 * stride}: one coefficient "
+            "has no neighbour, and so no total variation. Set --crop."
+        )
     crop_px = config.crop_px + 2 * network.wavelet.margin * stride
     return [
         CropSampler(store, crop_px, stride, shard, shards, config.even_days)

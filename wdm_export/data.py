@@ -144,7 +144,7 @@ def prepare(
     ------
     InputError
         No file given, an unreadable file, two of the same bytes, fields of unknown or different
-        spacings or of unknown latitudes, a field smaller than a patch, or no patch found.
+        spacings or of unknown latitudes, or no patch found.
     OutputError
         The store's folder cannot be made or filled.
     """

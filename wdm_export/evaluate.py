@@ -1,8 +1,8 @@
 """Scores of a downscaler against baselines, on tiles cut from full-domain runs.
 
 A field of 1 km truth is averaged to the coarse grid, refined by each method in turn, and scored on
-the non-overlapping tiles that have rain. Only tiles are kept: 330 kB a tile and member, of one
-method and one valid time at a time.
+the non-overlapping tiles that have rain. Whole domains are dropped one by one, members' tiles with
+their valid time; for the percentiles the rates of every forecast stay, 330 kB a tile and forecast.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from wdm_export.methods import (
     Ensemble,
     Interpolation,
     Method,
-    bicubic,
     nearest,
     window,
 )
 from wdm_export.metrics import TruthTile
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleTileScores, TileScores
+from wdm_export.texture import PHASE_PX
 from wdm_export.tiles import Region, TilePlace, centre_of, truth_tile
+from wdm_runtime.conditioning import valid_cells
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import Grid
+from wdm_runtime.grid import Grid, interpolate
 from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, find_tiles
 
 SHOWN_PROBABILITY_MM_H = 5.0
+_LEAST_TILE_PX = 12  # SSIM's window and one block more
 
 
 @dataclass
@@ -155,7 +157,8 @@ def evaluate(
     way, consistency
         How members are drawn.
     tile_px
-        Tile edge in fine cells.
+        Tile edge in fine cells, a multiple of 4 from 12: of what a checkerboard repeats in, and
+        wide enough for SSIM's window.
     on_progress
         Called with one line of text after every member.
     baselines
@@ -171,14 +174,19 @@ def evaluate(
     Raises
     ------
     InputError
-        No members, or no field has a tile with rain.
+        No members, a tile of another size, or no field has a tile with rain.
     EngineError
         A method left a cell that counts without a finite rate.
     """
     if members < 1:
         raise InputError(f"Got {members} members; expected at least 1. Set --members.")
+    if tile_px < _LEAST_TILE_PX or tile_px % PHASE_PX:
+        raise InputError(
+            f"Got tiles of {tile_px} cells; expected a multiple of {PHASE_PX}, at least "
+            f"{_LEAST_TILE_PX}. Choose another edge."
+        )
     if baselines is None:
-        baselines = (Interpolation(REFERENCE, bicubic, downscaler.factor),)
+        baselines = (Interpolation(REFERENCE, interpolate, downscaler.factor),)
     model = Ensemble("", downscaler, way, consistency)
     methods = (*baselines, model)
     run = _Run(
@@ -236,7 +244,7 @@ class _Run:
         fine, size, time = frame.frame(0)[:rows, :columns], self.tile_px, frame.valid_times[0]
         coarse = coarsen(frame, self.factor)
         blocks = coarse.frame(0)
-        reached = np.isfinite(bicubic(blocks, self.factor))
+        reached = valid_cells(blocks, self.factor)
         counted = np.where(reached, fine, np.nan)
         places = {place: centre_of(frame.grid, place, size) for place in find_tiles(counted, size)}
         if self.region:

@@ -33,11 +33,6 @@ _WEIGHT_OPS = {"Cast", "MatMul"}
 _LEAST_VALUES = 16  # of a weight: for fewer a cast costs more than it saves
 _LEAST_SHARED = 1024  # bytes: to name a place takes a hundred
 Array = npt.NDArray[np.float32]
-_DTYPES: dict[int, str] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.INT64: "int64",
-}
 
 
 def score_graph(network: UNet, tile_px: int, fp16: bool) -> onnx.ModelProto:
@@ -253,12 +248,20 @@ def _store_equal_weights_once(model: onnx.ModelProto) -> None:
         node.input[:] = [names.get(name, name) for name in node.input]
 
 
+def _dtype_name(elem_type: int) -> str:
+    """NumPy's name; ONNX's own for what NumPy has none for, such as no type at all."""
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(elem_type))
+    except KeyError:
+        return f"type {elem_type}"
+
+
 def tensor_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     """Name, dtype and shape of a graph's inputs or outputs."""
     return tuple(
         TensorSpec(
             value.name,
-            _DTYPES[value.type.tensor_type.elem_type],
+            _dtype_name(value.type.tensor_type.elem_type),
             tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim),
         )
         for value in values

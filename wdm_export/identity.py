@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from wdm_export.coarsen import coarsen
-from wdm_export.config import NetworkConfig
 from wdm_export.crops import Coefficients
 from wdm_export.methods import window
 from wdm_runtime.bundle import Bundle
@@ -48,8 +47,8 @@ class Identity:
     rms
         (subbands,) root mean square of the residual of interpolated fields, in the bundle's
         standard deviations.
-    mean, std
-        (subbands,) of the real fields' residual, as it is.
+    std
+        (subbands,) standard deviation of the real fields' residual, as it is.
     bundle_std
         (subbands,) that the bundle standardises with.
     rate_error
@@ -60,7 +59,6 @@ class Identity:
 
     names: tuple[str, ...]
     rms: Float64
-    mean: Float64
     std: Float64
     bundle_std: Float64
     rate_error: float
@@ -109,13 +107,14 @@ def measure(bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = TILE_P
         open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
         for role in ("dwt", "idwt")
     )
-    coefficients = Coefficients(NetworkConfig(spec), manifest.transform)
+    coefficients = Coefficients(spec, manifest.transform)
     total, squares = (np.zeros((2, spec.subbands)) for _ in range(2))
     count, tiles, worst = 0, 0, 0.0
     for fine, smooth in _tiles(fields, manifest, tile_px):
         condition = dwt.run({"field": manifest.transform.forward(smooth)[None, None]})[0]
         # Interpolated and real field as the fine one, both over the interpolated one.
-        pair, below = (torch.from_numpy(np.stack(two))[:, None] for two in _pairs(fine, smooth))
+        pairs = (smooth, fine), (smooth, smooth)
+        pair, below = (torch.from_numpy(np.stack(two))[:, None] for two in pairs)
         residual, own = coefficients(pair, below)
         left = (residual + own).double().numpy() - condition[spec.inner]
         total += left.sum(axis=(2, 3))
@@ -135,16 +134,11 @@ def measure(bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = TILE_P
     return Identity(
         spec.subband_names,
         np.sqrt(squares[0] / count) / scale,
-        mean,
         np.sqrt(squares[1] / count - mean**2),
         scale,
         worst,
         tiles,
     )
-
-
-def _pairs(fine: Array, smooth: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    return (smooth, fine), (smooth, smooth)
 
 
 def _tiles(

@@ -26,7 +26,8 @@ def untrained(
     """A model whose scales are those of the store's crops; its weights come from the seed."""
     transform = transform or PrecipTransform()
     samplers = crop_samplers(store, config, network, processes)
-    scales = measure_scales(samplers, Coefficients(network, transform), config.seed, processes)
+    coefficients = Coefficients(network.wavelet, transform)
+    scales = measure_scales(samplers, coefficients, config.seed, processes)
     model = ModelConfig(network, store.factor, transform, VPSchedule(), *scales)
     return Checkpoint(model, config, 0, 0.0, (), store.domain, {})
 
@@ -45,10 +46,15 @@ def trained_before(
     InputError
         They are of another network, factor, transform or spacing.
     """
-    if weights.model.network != network or weights.model.factor != store.factor:
+    if weights.model.network != network:
         raise InputError(
             f"The initial weights are of {weights.model.network}; expected {network}. "
-            "Train with the same network settings and factor."
+            "Train with the same network settings."
+        )
+    if weights.model.factor != store.factor:
+        raise InputError(
+            f"The initial weights refine by a factor of {weights.model.factor}; expected that of "
+            f"the store, {store.factor}. Prepare fields with the same --factor."
         )
     if transform not in (None, weights.model.transform):
         raise InputError(

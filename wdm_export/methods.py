@@ -45,10 +45,6 @@ class SampleLike(Protocol):
     """What is read of a `wdm_runtime.downscale.Sample`."""
 
     @property
-    def member(self) -> int:
-        """Member number, from 0."""
-
-    @property
     def rate_mm_h(self) -> npt.NDArray[np.float32]:
         """(y, x) [mm h-1] over the whole fine domain, in the field's row order."""
 
@@ -133,16 +129,6 @@ class Interpolation:
         yield cut(fine, places, size)
 
 
-def bicubic(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
-    """The reference: `interpolate` over the whole domain, rates below 0.1 mm/h made 0.
-
-    (y, x) -> (y * factor, x * factor) [mm h-1], NaN where an interpolated cell reads a NaN.
-    """
-    fine = interpolate(coarse, factor)
-    fine[fine < WET_MM_H] = 0
-    return fine
-
-
 def nearest(coarse: Array, factor: int) -> npt.NDArray[np.float32]:
     """Each coarse rate over its factor x factor fine cells: (y * factor, x * factor) [mm h-1]."""
     return np.asarray(coarse, np.float32).repeat(factor, axis=0).repeat(factor, axis=1)
@@ -180,7 +166,7 @@ def interpolations(factor: int) -> tuple[Interpolation, ...]:
     kinds = (
         ("nearest cell", nearest),
         ("bilinear", bilinear),
-        (REFERENCE, bicubic),
+        (REFERENCE, interpolate),
         ("conservative bicubic", conservative_bicubic),
     )
     return tuple(Interpolation(name, refine, factor) for name, refine in kinds)

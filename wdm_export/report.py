@@ -169,12 +169,12 @@ def _chosen(evaluation: Evaluation) -> list[tuple[str, int, float]]:
     crps = model.tiles.absolute_error if ensemble is None else ensemble.crps
     ratio = crps / np.maximum(reference.absolute_error, 1e-9)
     order = np.argsort(ratio)
-    places = {"Best": 0, "Median": len(order) // 2, "Worst": len(order) - 1}
+    places = {"Best": 0, "Worst": len(order) - 1, "Median": len(order) // 2}
     found: dict[int, tuple[str, int, float]] = {}
     for name, place in places.items():
         tile = int(order[place])
         found.setdefault(tile, (name, tile, float(ratio[tile])))
-    return list(found.values())
+    return sorted(found.values(), key=lambda chosen: chosen[2])
 
 
 def _tile(evaluation: Evaluation, gallery: Gallery, name: str, tile: int, ratio: float) -> str:

@@ -43,6 +43,7 @@ HEADLINE = (
 # Every threshold and window is in the CSV; on a screen these would bury the rest.
 _NOT_SHOWN = ("POD", "FAR", "Brier 0.1", "Brier 2 ", "Brier 10", "Brier 50", "tail CRPS 2 ")
 DEFINITIONS = (
+    "km: of fine cells of 1 km; of a model of other cells read cells for km",
     f"PSNR: 10 log10(1 / MSE) of z / {Z_RANGE}, z = log10(rate + 0.1) + 1; a mean of tiles",
     "SSIM: Wang 2004 on the same, Gaussian sigma 1.5 in 11 x 11, data range 1; a mean of tiles",
     "MAE, RMSE: of all cells of all tiles; one member is one draw, not a best guess",
@@ -259,7 +260,7 @@ def bootstrap_line(evaluation: Evaluation) -> str:
     """What the intervals are."""
     draws = evaluation.settings.get("bootstrap_draws", 0)
     if not any(evaluation.intervals.values()):
-        return "No intervals: " + ("they need two tiles." if draws else "none were asked for.")
+        return "No intervals: " + ("they need two tiles" if draws else "none were asked for")
     return (
         f"Below each score its 95 % interval: percentiles of {draws} bootstrap draws of the "
         f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}"

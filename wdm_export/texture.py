@@ -13,16 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
-from wdm_runtime.skill import windowed
+from wdm_runtime.skill import LEAST_POWER, WET_MM_H, windowed
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 
 REGIONS = ("dry", "heavy")
-DRY_MM_H, HEAVY_MM_H = 0.1, 10.0
+HEAVY_MM_H = 10.0
 PHASE_PX = 4  # fine cells of a coefficient of the two-level model: what a checkerboard repeats in
-_LEAST_POWER = 1e-12  # of a constant field, which has none
 _LINE, _AROUND = 1, 4  # half widths [wavenumbers] of a line's main lobe and of its surroundings
 
 
@@ -32,7 +31,7 @@ def regions(input_mm_h: Array, valid: Mask) -> tuple[Mask, Mask]:
     The input chooses, not a forecast or the truth: all are looked at in the same places. Cells
     without a known input (NaN) are in neither.
     """
-    return valid & (input_mm_h < DRY_MM_H), valid & (input_mm_h >= HEAVY_MM_H)
+    return valid & (input_mm_h < WET_MM_H), valid & (input_mm_h >= HEAVY_MM_H)
 
 
 def speckle_sums(z: Array, places: Sequence[Mask]) -> Float64:
@@ -51,19 +50,19 @@ def variation_sum(z: Array, valid: Mask) -> float:
     return float(rows + columns)
 
 
-def checkerboard_db(z: Array, period: int = PHASE_PX) -> float:
-    """How far what repeats every ``period`` cells stands out of the spectrum around it, in dB.
+def checkerboard_db(z: Array) -> float:
+    """How far what repeats every ``PHASE_PX`` cells stands out of the spectrum around it, in dB.
 
-    A pattern of the phase (row mod period, column mod period) alone, the means of its phases, has
-    power at the multiples of 1 / period cycles a cell and nowhere else. For period 4 these are
-    wavelengths of 4 cells and less. Each such line (3 x 3 wavenumbers, the main lobe of the Hann
-    window that keeps the tile's edges out) is measured against the rest of the 9 x 9 around it, as
-    mean logarithms, from which a slope of the spectrum drops out.
+    A pattern of the phase (row mod 4, column mod 4) alone, the means of its phases, has power at
+    the multiples of 1 / 4 cycles a cell and nowhere else: wavelengths of 4 cells and less. Each
+    such line (3 x 3 wavenumbers, the main lobe of the Hann window that keeps the tile's edges out)
+    is measured against the rest of the 9 x 9 around it, as mean logarithms, from which a slope of
+    the spectrum drops out.
 
     Parameters
     ----------
     z
-        (n, n), n a multiple of ``period``, no missing cells.
+        (n, n), n a multiple of ``PHASE_PX``, no missing cells.
 
     Returns
     -------
@@ -71,12 +70,12 @@ def checkerboard_db(z: Array, period: int = PHASE_PX) -> float:
     """
     size = z.shape[0]
     power = np.abs(np.fft.fft2(windowed(z))) ** 2
-    level = 10 * np.log10(np.maximum(power, _LEAST_POWER))
+    level = 10 * np.log10(np.maximum(power, LEAST_POWER))
     at, around = np.arange(-_LINE, _LINE + 1), np.arange(-_AROUND, _AROUND + 1)
     found = []
-    for i, j in np.ndindex(period, period):
+    for i, j in np.ndindex(PHASE_PX, PHASE_PX):
         if i or j:
-            row, column = i * size // period, j * size // period
+            row, column = i * size // PHASE_PX, j * size // PHASE_PX
             line = level[np.ix_((row + at) % size, (column + at) % size)]
             block = level[np.ix_((row + around) % size, (column + around) % size)]
             nearby = (block.sum() - line.sum()) / (block.size - line.size)

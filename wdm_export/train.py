@@ -52,11 +52,6 @@ class Progress:
     seconds: float
     share: float
 
-    @property
-    def seconds_left(self) -> float:
-        """Estimate from the share of the run that is done."""
-        return self.seconds * (1 - self.share) / max(self.share, 1e-9)
-
 
 def _stratified_times(
     generator: torch.Generator, count: int, sampling: str, schedule: VPSchedule
@@ -112,7 +107,7 @@ class Trainer:
         own = store.listed_sources()
         self.sources = (*without(state.sources, own), *own)
         self.samplers = crop_samplers(store, config, state.model.network, processes)
-        self.coefficients = Coefficients(state.model.network, state.model.transform)
+        self.coefficients = Coefficients(state.model.network.wavelet, state.model.transform)
         torch.manual_seed(config.seed)  # initial weights
         self.network = UNet(state.model.network)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -47,12 +47,13 @@ class TrainingLog:
 
     def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
         path = folder / LOG_NAME if writes else Path(os.devnull)
-        if writes and path.exists():
-            _cut(path, step)
-        self._file = open(path, "a", newline="")  # noqa: SIM115
-        self._writer = csv.writer(self._file)
-        if self._file.tell() == 0:
-            self._writer.writerow(_COLUMNS)
+        with output_errors(path):
+            if writes and path.exists():
+                _cut(path, step)
+            self._file = open(path, "a", newline="")  # noqa: SIM115
+            self._writer = csv.writer(self._file)
+            if self._file.tell() == 0:
+                self._writer.writerow(_COLUMNS)
 
     def __enter__(self) -> TrainingLog:
         return self

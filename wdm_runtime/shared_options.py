@@ -20,7 +20,9 @@ def _print_version(asked: bool) -> None:
 
 VersionOption = Annotated[
     bool,
-    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit"),
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit"
+    ),
 ]
 PresetOption = Annotated[
     str | None,

@@ -162,10 +162,10 @@ def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
 
 def score(name: str, options: Options, asked: argparse.Namespace, further: list[str]) -> None:
     """Train, export and evaluate a variant; its scores are written beside its run."""
-    weights = train(name, options, asked)
     scores, report = scores_path(asked, name), asked.output / f"{name}-report"
     if scores.exists():
         return
+    weights = train(name, options, asked)
     bundle, members = asked.output / f"{name}-bundle", asked.members
     against: list[str | Path] = []
     if "--objective" in options:

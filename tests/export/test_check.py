@@ -157,8 +157,9 @@ def test_fields_that_cannot_be_used_are_refused(tiny, field):
         with pytest.raises(InputError, match="No tile of 6 x 6"):
             wettest_tiles([none], manifest, 1)
     wide = replace(field, grid=replace(field.grid, y=5 * field.grid.y, x=5 * field.grid.x))
-    with pytest.raises(InputError, match="expected 10 km"):
+    with pytest.raises(InputError, match="expected 10 km") as caught:
         wettest_tiles([wide], manifest, 1)
+    assert "--assume" not in str(caught.value)  # which `check` does not have
     with pytest.raises(InputError, match="--tiles"):
         wettest_tiles([field], manifest, 0)
     with pytest.raises(InputError, match="--members"):

@@ -60,6 +60,12 @@ def test_patches_may_be_drawn_evenly_instead():
     assert abs(rare - 4000 / 31) < 4 * np.sqrt(4000 / 31)
 
 
+def test_crops_of_one_coefficient_are_refused():
+    """Their total variation is the mean of nothing: the loss would be NaN."""
+    with pytest.raises(InputError, match="--crop got 4 cells; expected at least 8"):
+        crop_samplers(unequal_days(), TrainConfig(steps=1, crop_px=4), NetworkConfig(), ALONE)
+
+
 def test_crops_may_lie_as_in_the_field():
     patch = np.arange(256, dtype=np.float16).reshape(1, 16, 16)
     source = (Source("a", "", "2019-06-10T00:00:00", 0, 1),)
@@ -140,7 +146,7 @@ def test_more_shards_than_fields_are_refused():
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_inputs_are_standardised_as_the_runtime_does_it(store, name):
     sampler, transform = CropSampler(store, CROP, 4), PrecipTransform.zero_where_dry(name)
-    coefficients = Coefficients(SMALL, transform)
+    coefficients = Coefficients(SMALL.wavelet, transform)
     residual_scale, condition_scale = measure_scales([sampler], coefficients, seed=0)
     fine, coarse = sampler.draw(np.random.default_rng(1), 300)
     residual, condition = coefficients(fine, coarse)
@@ -163,7 +169,7 @@ def test_inputs_are_standardised_as_the_runtime_does_it(store, name):
 def test_truth_can_be_restored_from_residual_and_condition(store):
     transform = PrecipTransform()
     fine, coarse = CropSampler(store, CROP, 4).draw(np.random.default_rng(1), 1)
-    residual, condition = Coefficients(SMALL, transform)(fine, coarse)
+    residual, condition = Coefficients(SMALL.wavelet, transform)(fine, coarse)
     z = wavelets.idwt((residual + condition)[0].numpy(), SMALL.wavelet)
     np.testing.assert_allclose(transform.inverse(z), fine[0].numpy(), rtol=1e-3, atol=1e-4)
 

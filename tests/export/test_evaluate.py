@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pytest
 from rich.console import Console
 
-from wdm_export.evaluate import TilePlace, bicubic, coarsen, evaluate
+from wdm_export.evaluate import TilePlace, coarsen, evaluate
 from wdm_export.score_table import ScoreTable
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import Grid
+from wdm_runtime.grid import Grid, interpolate
 from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.skill import find_tiles
 
@@ -64,7 +64,8 @@ class Bicubic(Oracle):
 
     def downscale(self, field: PrecipField, *, members: int, **_: object) -> Iterator[Sample]:
         for member in range(members):
-            yield Sample(0, member, bicubic(field.rate_mm_h[0], FACTOR))
+            fine = interpolate(field.rate_mm_h[0], FACTOR)
+            yield Sample(0, member, np.where(fine < 0.1, np.float32(0), fine))
 
 
 def showers(seed: int, shape: tuple[int, int] = (135, 207)) -> npt.NDArray[np.float32]:
@@ -173,6 +174,12 @@ def test_a_downscaler_that_is_bicubic_scores_as_bicubic() -> None:
     assert one.crps_over_bicubic_mae == 1
 
 
+@pytest.mark.parametrize("edge", [0, 8, 62])
+def test_tiles_that_scores_cannot_be_had_of_are_refused(edge: int) -> None:
+    with pytest.raises(InputError, match=f"tiles of {edge} cells; expected a multiple of 4"):
+        evaluate(Bicubic({}), [field_of(showers(0))], 1, seed=0, tile_px=edge)
+
+
 def test_south_first_fields_give_the_same_tiles_and_scores() -> None:
     north = field_of(showers(0))
     flipped = replace(north.grid, y=north.grid.y[::-1])
@@ -196,7 +203,7 @@ def test_cells_that_read_a_missing_coarse_cell_are_missing() -> None:
     rate = showers(0)
     field = field_of(rate.copy())
     field.rate_mm_h[0, 60:70, 140:150] = np.nan  # a block east of the wet tiles
-    reached = np.isnan(bicubic(coarsen(field, FACTOR).rate_mm_h[0], FACTOR))
+    reached = np.isnan(interpolate(coarsen(field, FACTOR).rate_mm_h[0], FACTOR))
     truth = {field.valid_times[0]: rate}
     for tile_px, tiles in ((TILE, 2), (2 * TILE, 1)):
         # The same cells are more than 1 % of two small tiles, and less of a large one.

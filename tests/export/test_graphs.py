@@ -270,6 +270,14 @@ def _other_role(model):
     graphs.label(model, "dwt")
 
 
+def _other_type(model):
+    model.graph.input[2].type.tensor_type.elem_type = TensorProto.INT32
+    cast = onnx.helper.make_node("Cast", ["t"], ["t as float"], to=TensorProto.FLOAT)
+    for node in model.graph.node:
+        node.input[:] = ["t as float" if name == "t" else name for name in node.input]
+    model.graph.node.insert(0, cast)
+
+
 def _unknown_value(model):
     model.graph.node[0].input[0] = "nowhere"
 
@@ -283,6 +291,7 @@ def _unknown_value(model):
         _fixed_batch,
         _other_name,
         _other_role,
+        _other_type,
         _unknown_value,
     ],
 )

@@ -5,7 +5,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_export.crops import Coefficients  # noqa: E402
 from wdm_export.filter_banks import named_wavelet  # noqa: E402
 from wdm_export.losses import amplitudes, target_weight, total_variation, training_loss  # noqa: E402
@@ -107,7 +106,7 @@ def test_weights_count_errors_where_they_are_and_the_matching_part_has_none():
 @pytest.mark.parametrize(("name", "levels"), [("haar", 2), ("db2", 2), ("haar", 0)])
 def test_weights_follow_the_coarse_rain_and_fit_the_coefficients(name, levels):
     wavelet = named_wavelet(name, levels)
-    coefficients = Coefficients(NetworkConfig(wavelet, attention=False), PrecipTransform())
+    coefficients = Coefficients(wavelet, PrecipTransform())
     edge = 48 + 2 * wavelet.margin * wavelet.stride
     rain = torch.full((2, 1, edge, edge), 1.0)
     rain[1] = 2 * 1.1 - 0.1  # twice as much with the offset of 0.1 mm/h

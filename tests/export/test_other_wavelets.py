@@ -13,6 +13,7 @@ pywt = pytest.importorskip("pywt")
 xr = pytest.importorskip("xarray")
 
 from command_line import NETWORK, run  # noqa: E402
+from seams import seam_index  # noqa: E402
 from small_training import (  # noqa: E402
     SMALL,
     TILE,
@@ -25,7 +26,6 @@ from wdm_export.config import TrainConfig  # noqa: E402
 from wdm_export.crops import Coefficients, crop_samplers  # noqa: E402
 from wdm_export.filter_banks import named_wavelet  # noqa: E402
 from wdm_export.parallel import ALONE  # noqa: E402
-from wdm_export.seams import seam_index  # noqa: E402
 from wdm_runtime import Downscaler, read_field, tiling  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
 from wdm_runtime.conditioning import condition, finish, interpolated, look_at  # noqa: E402
@@ -120,7 +120,7 @@ def test_training_sees_the_coefficients_that_the_whole_patch_has(store, name):
     """A crop's border leaves no trace: the network meets none in the middle of a domain."""
     network = replace(SMALL, wavelet=named_wavelet(name, 2))
     margin = 4 * network.wavelet.margin
-    coefficients = Coefficients(network, PrecipTransform())
+    coefficients = Coefficients(network.wavelet, PrecipTransform())
     patch = torch.from_numpy(np.array(store.fine[:1, None], np.float32))
     whole, _ = coefficients(patch, 0 * patch)
     part = patch[..., 8 : 40 + 2 * margin, 12 : 44 + 2 * margin]

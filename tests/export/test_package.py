@@ -1,7 +1,7 @@
 """Bundles are written whole and checked, or not at all."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime import Bundle, Downscaler  # noqa: E402
 from wdm_runtime.errors import BundleError, InputError, OutputError, ParityError  # noqa: E402
 from wdm_runtime.manifest import GRAPH_ROLES  # noqa: E402
+from wdm_runtime.presets import FAST, PRESETS  # noqa: E402
 from wdm_runtime.signing import SIGNATURE_NAME  # noqa: E402
 
 
@@ -166,6 +167,8 @@ def test_scores_go_into_manifest_and_card(exported):
         "tiles": 57,
         "files": ["august.nc"],
         "command": "wdm-export evaluate model august.nc",
+        **{"engine": "an engine 1.2", "precision": "fp32", "bootstrap_draws": 77},
+        **asdict(PRESETS[FAST]),
         "rows": [{"forecast": "bicubic", "CSI": 0.845}, {"forecast": "one", "CSI": 0.9}],
     }
     package.write_manifest(folder, replace(exported[0].manifest, scores=scores))

@@ -16,6 +16,7 @@ import pytest
 from test_evaluate import FACTOR, TILE, Oracle, field_of, showers, truths_of
 
 from wdm_export import report, score_table
+from wdm_export.bootstrap import intervals
 from wdm_export.evaluate import evaluate
 from wdm_export.gallery import Gallery
 from wdm_export.methods import interpolations
@@ -128,8 +129,6 @@ def test_intervals_have_the_width_of_the_standard_error() -> None:
 
 
 def test_intervals_are_the_same_in_every_run_and_seeded(result: Evaluation) -> None:
-    from wdm_export.bootstrap import intervals
-
     assert intervals(result.rows, DRAWS, 2) == result.intervals
     assert intervals(result.rows, DRAWS, 3) != result.intervals
     content = result.to_dict()
@@ -236,6 +235,20 @@ def test_the_page_holds_everything_it_shows(folder: Path, result: Evaluation) ->
         assert word in text
     for line in score_table.DEFINITIONS:
         assert line.partition(":")[0] in text
+
+
+def test_of_two_tiles_none_is_between_the_best_and_the_worst(
+    result: Evaluation, gallery: Gallery
+) -> None:
+    two = np.arange(2)
+    rows = tuple(row.redrawn(two) for row in result.rows)
+    few = replace(
+        result, rows=rows, places=result.places[:2], truth_spectra=result.truth_spectra[:2],
+        intervals=intervals(rows, 0, 0),
+    )  # fmt: skip
+    text = report.page(few, gallery, "")
+    assert "Best tile" in text and "Worst tile" in text and "Median tile" not in text
+    assert ".." not in text.partition("No intervals")[2].partition("</p>")[0]
 
 
 def test_the_best_and_worst_tiles_are(folder: Path, result: Evaluation) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SAMPLE
+from seams import seam_index
 
 from wdm_export.coarsen import coarsen
-from wdm_export.seams import seam_index
 from wdm_runtime import Downscaler, read_field, tiling
 from wdm_runtime.conditioning import look_at
 

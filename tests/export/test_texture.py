@@ -89,14 +89,5 @@ def test_other_periods_and_positions_do_not_count() -> None:
     assert texture.checkerboard_db(shifted) > 5
 
 
-def test_the_lines_hold_the_means_of_the_phases() -> None:
-    """Power at multiples of a quarter of the sampling rate is the variance between phases."""
-    z = smooth(4) + phase_pattern(4)
-    power = np.abs(np.fft.fft2(z)) ** 2 / z.size**2
-    lines = power[:: SIZE // 4, :: SIZE // 4]
-    phases = z.reshape(SIZE // 4, 4, SIZE // 4, 4).mean(axis=(0, 2))
-    assert lines.sum() - lines[0, 0] == pytest.approx(phases.var())
-
-
 def test_a_constant_field_has_no_pattern() -> None:
     assert texture.checkerboard_db(np.full((SIZE, SIZE), 1.04, np.float32)) == pytest.approx(0)

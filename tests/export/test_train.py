@@ -263,8 +263,7 @@ def test_progress_is_told_after_each_step(run):
     assert [p.step for p in seen] == list(range(1, 13))
     assert [p.share for p in seen] == pytest.approx([k / 12 for k in range(1, 13)])
     assert all(np.isfinite(p.loss) and p.samples_per_s > 0 for p in seen)
-    assert seen[-1].seconds == final.seconds and seen[-1].seconds_left == 0
-    assert seen[5].seconds_left == pytest.approx(seen[5].seconds, rel=1e-6)
+    assert seen[-1].seconds == final.seconds
 
 
 def test_the_log_has_rows_with_finite_losses(run):
@@ -327,6 +326,9 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
     root = PrecipTransform.zero_where_dry("cube-root")
     with pytest.raises(InputError, match=r"initial weights are of PrecipTransform.*same transform"):
         Trainer.start(store, tmp_path / "b", SMALL, settings(), released, transform=root)
+    finer = dataclasses.replace(released, model=dataclasses.replace(released.model, factor=5))
+    with pytest.raises(InputError, match="factor of 5; expected that of the store, 10"):
+        Trainer.start(store, tmp_path / "b", SMALL, settings(), finer)
     coarser = dataclasses.replace(released, domain=Domain(2.0, (20.0, 55.0)))
     with pytest.raises(InputError, match="patches of 1 km cells; the initial weights expect 2 km"):
         Trainer.start(store, tmp_path / "b", SMALL, settings(), coarser)

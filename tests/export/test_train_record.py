@@ -19,7 +19,7 @@ from wdm_export.cli_train import run_training  # noqa: E402
 from wdm_export.data import prepare  # noqa: E402
 from wdm_export.stopping import stop_on_signals  # noqa: E402
 from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
-from wdm_export.training_log import TrainingLog  # noqa: E402
+from wdm_export.training_log import LOG_NAME, TrainingLog  # noqa: E402
 from wdm_runtime.errors import InputError, OutputError, SuspectError  # noqa: E402
 
 
@@ -130,6 +130,12 @@ def test_a_signal_while_a_run_ends_still_ends_the_program(store, tmp_path):
         run_training(trainer, progress)
     assert ended.value.code == 128 + signal.SIGTERM
     assert Checkpoint.load(tmp_path / WEIGHTS_NAME).step == 1
+
+
+def test_a_log_that_cannot_be_opened_is_said(tmp_path):
+    (tmp_path / LOG_NAME).mkdir()
+    with pytest.raises(OutputError, match=r"log.csv: "):
+        TrainingLog(tmp_path, 0)
 
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):

@@ -161,6 +161,10 @@ def test_close_times_have_close_embeddings_and_far_times_do_not():
         {"base_channels": -8},
         {"base_channels": 5, "attention": False},  # sinusoids come in pairs
         {"base_channels": 2, "attention": False},
+        {"base_channels": 6, "attention": False},  # norms of one channel do not hear the time
+        {"base_channels": 30, "attention": False},
+        {"norm_channels": 1},
+        {"norm_channels": 3},
         {"multipliers": ()},
         {"multipliers": (1, 0)},
         {"multipliers": (1, -1)},
