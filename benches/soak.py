@@ -77,7 +77,7 @@ def main() -> int:
         path, target = input_file(Path(name)), Path(name) / "out.nc"
         for index in range(files):
             settings = Settings(seed=index, steps=options.steps)
-            coarse = job.load(path, settings, reader)
+            coarse = job.load(path, settings, downscaler.manifest, reader)
             facts = job.provenance(downscaler, path, "benches/soak.py")
             job.run(downscaler, coarse, target, settings, facts, overwrite=index > 0)
             rows.append((*held(), *held(reader.pid)))

@@ -92,6 +92,11 @@ def _measured(
             if larger is not None:
                 larger.close()
             break
+        except BaseException:
+            for one in (engine, larger):
+                if one is not None:
+                    one.close()
+            raise
         spent_s += 1e-3 * ms[batch] * batch * (1 + _CALLS)
         if ms[batch] > _WORTH_IT * ms[best]:
             larger.close()

@@ -37,11 +37,10 @@ def private_folder(*names: str) -> Path | None:
         for name in names:
             path = path / name
             path.mkdir(mode=0o700, exist_ok=True)
-            if hasattr(os, "getuid"):
-                found = path.lstat()
-                shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-                if shared or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-                    return None
+            found = path.lstat()
+            shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if shared or found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+                return None
     except (OSError, OutputError):  # full, read-only, a file in the way, no home: do without
         return None
     return path if os.access(path, os.W_OK | os.X_OK) else None

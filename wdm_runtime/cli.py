@@ -121,7 +121,9 @@ def infer(
     ] = None,
     bbox: Annotated[
         str | None,
-        typer.Option(help="W,S,E,N in the grid's units; snaps outward to even coarse cells"),
+        typer.Option(
+            help="W,S,E,N in the grid's units; snaps outward to cells that are whole coefficients"
+        ),
     ] = None,
     accumulation: AccumulationOption = None,
     assume_factor: Annotated[
@@ -191,13 +193,13 @@ def infer(
             "also or only with it. Add --stats also."
         )
     target = output or Path(f"{_stem(input)}_1km.nc")
-    coarse = job.load(input, settings, reader)
-    check_destination(target, (input,), overwrite)
+    opened = Bundle.open(bundle, require_signature)
+    settings = job.settled(settings, opened.manifest.presets)
+    coarse = job.load(input, settings, opened.manifest, reader)
+    job.check(coarse, target, settings, opened.manifest, overwrite)
     if report:
         check_destination(report, (input, target), overwrite=True)
     options = engine_options(batch, threads, build, quiet, fused_step)
-    opened = Bundle.open(bundle, require_signature)
-    settings = job.settled(settings, opened.manifest.presets)
     with reader, Downscaler.open(opened, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, shlex.join(["wdm-run", *sys.argv[1:]]))
         with _Progress(downscaler, quiet) as progress:

@@ -13,6 +13,8 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.signing import REQUIRE_VARIABLE
 
+_MOST_DIGITS = 9  # of a batch: far beyond any, and what it is then compared with says so
+
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
 KeyOption = Annotated[
     Path | None,
@@ -63,6 +65,6 @@ def engine_options(
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise InputError(f"--batch got '{text}'; expected a number or '{AUTO}'. Correct it.")
     return int(text)

@@ -27,7 +27,7 @@ from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
-from wdm_runtime.select import check_spacing, crop_alike, select_box, select_times
+from wdm_runtime.select import check_spacing, crop_alike, select_box, select_times, snap_cells
 from wdm_runtime.tune import Trial, keep_presets, tune, ways
 from wdm_runtime.tune_report import draw_tuning, tune_tables
 
@@ -87,8 +87,9 @@ def run_tune(
         fields = [select_times(field, time) for field in fields]
     if bbox is not None:
         whole, truth_field = fields
-        inside = select_box(whole, bbox)
-        fields = [inside, crop_alike(truth_field, whole, inside, opened.manifest.factor)]
+        manifest = opened.manifest
+        inside = select_box(whole, bbox, snap_cells(manifest.factor, manifest.wavelet.stride))
+        fields = [inside, crop_alike(truth_field, whole, inside, manifest.factor)]
     domain = opened.manifest.domain
     check_spacing(fields[0], domain.spacing_km, opened.manifest.factor, assume=None)
     options = engine_options(threads=threads, quiet=quiet)

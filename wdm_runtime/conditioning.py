@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.grid import cubic_stencil, interpolate
+from wdm_runtime.grid import CUBIC_REACH, cubic_stencil, interpolate
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.orientation import AS_IT_IS, restored, turned
 from wdm_runtime.tiling import Tiling
@@ -29,7 +29,6 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 OVERLAP_PX = 32
-REACH_CELLS = 2  # of the interpolation's stencil, in coarse cells
 
 
 class Graph(Protocol):
@@ -127,9 +126,9 @@ def covered_cells(frame: Frame, manifest: Manifest) -> Mask:
 
 
 def near_rain(coarse_mm_h: Array, wet_from_mm_h: float) -> Mask:
-    """Coarse cells within `REACH_CELLS` of one that is wet; missing cells count as dry."""
+    """Coarse cells within `CUBIC_REACH` of one that is wet; missing cells count as dry."""
     # Half the threshold: the mean of a block with one wet cell may be rounded down.
-    return _widened(np.nan_to_num(coarse_mm_h, nan=0.0) >= 0.5 * wet_from_mm_h, REACH_CELLS)
+    return _widened(np.nan_to_num(coarse_mm_h, nan=0.0) >= 0.5 * wet_from_mm_h, CUBIC_REACH)
 
 
 def valid_cells(coarse_mm_h: Array, factor: int) -> Mask:

@@ -20,6 +20,7 @@ PREDICTIONS = ("v",)
 LOGSNR = "logsnr"
 GRIDS = (LOGSNR, "karras", "time")
 KARRAS_RHO = 7.0  # Karras et al. 2022, arXiv 2206.00364, section 3
+_MOST_LOGSNR = 100.0  # noise or signal e^50 times the other, far beyond what float32 tells apart
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class VPSchedule:
     logsnr_end: float = 8.0
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES or not self.logsnr_start < self.logsnr_end:
+        rising = -_MOST_LOGSNR <= self.logsnr_start < self.logsnr_end <= _MOST_LOGSNR
+        if self.name not in SCHEDULES or not rising:
             raise InputError(
                 f"Schedule '{self.name}' with log SNR from {self.logsnr_start} to "
                 f"{self.logsnr_end} is unknown; expected one of {', '.join(SCHEDULES)} with a "
-                "rising log SNR. Correct the schedule's settings."
+                f"rising log SNR within {_MOST_LOGSNR:g} of 0. Correct the schedule's settings."
             )
 
     @staticmethod

@@ -56,7 +56,8 @@ def diagnose() -> Diagnosis:
     """Look at this machine. Engines are asked exactly as a run asks them."""
     gpu, problem = _gpu()
     packages, jetson = _packages(), jetson_release()
-    parts, findings = providers(), survey()
+    parts, damage = _providers()
+    findings = survey()
     try:
         auto: str | None = select().why
     except EngineError:
@@ -73,7 +74,7 @@ def diagnose() -> Diagnosis:
         providers=parts,
         engines=findings,
         auto=auto,
-        advice=tuple(_advice(gpu, packages, parts, jetson)),
+        advice=(*damage, *_advice(gpu, packages, parts, jetson)),
     )
 
 
@@ -82,6 +83,14 @@ def _gpu() -> tuple[Gpu | None, str | None]:
         return probe_gpu(), None
     except WdmError as error:
         return None, str(error)
+
+
+def _providers() -> tuple[tuple[Provider, ...], tuple[str, ...]]:
+    """Those of ONNX Runtime, or none and what is wrong with them."""
+    try:
+        return providers(), ()
+    except EngineError as error:
+        return (), (str(error),)
 
 
 def _packages() -> dict[str, str]:

@@ -153,7 +153,6 @@ class Downscaler:
             members=members,
             steps=chosen(self.manifest.presets, preset, steps=steps).steps,
             dry_share=1.0 - covered / len(tiles),
-            samples_at_once=at_once,
             memory_bytes=self._sampling_bytes(field, at_once),
         )
 
@@ -372,7 +371,8 @@ class Downscaler:
             raise InputError(
                 f"The field starts {field.origin} coarse cells from the whole input's corner; "
                 f"expected multiples of {stride // math.gcd(stride, self.factor)}, so that noise "
-                "keeps its place. Cut it with --bbox or wdm_runtime.select.select_box."
+                "keeps its place. Cut it with --bbox, or with select_box and snap_cells of "
+                "wdm_runtime.select."
             )
         return fine[0] // stride - margin, fine[1] // stride - margin
 

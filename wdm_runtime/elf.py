@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import EngineError
 
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bit, little endian: all that wheels are built for
 _SECTION_DYNAMIC, _TAG_NULL, _TAG_NEEDED = 6, 0, 1
@@ -18,7 +18,7 @@ def needed_libraries(path: Path) -> tuple[str, ...]:
 
     Raises
     ------
-    InputError
+    EngineError
         The file cannot be read, or is no complete 64-bit little-endian ELF file.
     """
     try:
@@ -46,7 +46,7 @@ def needed_libraries(path: Path) -> tuple[str, ...]:
                     names += _needed(read(offset, length), text)
             return tuple(names)
     except (OSError, ValueError, struct.error, IndexError, OverflowError) as error:
-        raise InputError(
+        raise EngineError(
             f"{path}: cannot be read as a shared library ({error}); expected a 64-bit "
             "little-endian ELF file. Install its package again."
         ) from error

@@ -133,6 +133,8 @@ class PrecipField:
                 f"The rates have shape {tuple(self.rate_mm_h.shape)}; expected (time, y, x) = "
                 f"{expected} as the coordinates say. Check the order of the dimensions."
             )
+        if not self.valid_times:
+            raise InputError("The field has no times; expected one at least. Correct valid_times.")
         # Noise is addressed by these texts: another spelling would draw other members.
         for text, count in Counter(self.valid_times).items():
             if not _VALID_TIME.fullmatch(text):

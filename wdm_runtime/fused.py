@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.engines.step import StepEngine
-from wdm_runtime.errors import EngineError
+from wdm_runtime.errors import WdmError
 from wdm_runtime.samplers import Noise, Step
 from wdm_runtime.stepping import StepTime
 
@@ -43,14 +43,14 @@ class FusedStep:
 
         Raises
         ------
-        EngineError
+        WdmError
             It does not open and is required.
         """
         with self._lock:
             if self._engine is None and not self._failed:
                 try:
                     self._engine = self._open()
-                except EngineError as error:
+                except WdmError as error:
                     if self._required:
                         raise
                     self._failed = True

@@ -29,6 +29,11 @@ _KM_PER_UNIT = {
 KEYS_A = -0.75  # Keys 1981, doi 10.1109/TASSP.1981.1163711; the value common in image resizing
 
 
+def are_degrees(units: str) -> bool:
+    """Whether a coordinate's units are degrees, in any of the spellings that files have."""
+    return _DEGREES.fullmatch(units.strip()) is not None
+
+
 @dataclass(frozen=True)
 class Grid:
     """Cell-centre coordinates along y and x, as read, with their CF attributes.
@@ -127,7 +132,7 @@ class Grid:
     @property
     def is_latlon(self) -> bool:
         """Whether the coordinates are degrees rather than distances."""
-        return all(_DEGREES.fullmatch(units) for units in self.units)
+        return all(are_degrees(units) for units in self.units)
 
     @property
     def spacing(self) -> tuple[float, float]:

@@ -16,11 +16,18 @@ from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
 from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
-from wdm_runtime.io.writer import Writer, open_writer
+from wdm_runtime.io.writer import EnsembleWriter, open_writer
+from wdm_runtime.manifest import Manifest
 from wdm_runtime.plan import Plan, available_bytes, resident_bytes
 from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.sampling import Balance
-from wdm_runtime.select import check_spacing, outside_training, select_box, select_times
+from wdm_runtime.select import (
+    check_spacing,
+    outside_training,
+    select_box,
+    select_times,
+    snap_cells,
+)
 from wdm_runtime.settings import Settings
 from wdm_runtime.statistics import MemberStore, StatisticsSpec
 from wdm_runtime.stepping import StepTime
@@ -70,11 +77,15 @@ class _Watch:
     suspects: Suspects = field(default_factory=Suspects)
 
 
-def load(input: Path, settings: Settings, reader: ReaderProcess | None = None) -> PrecipField:
+def load(
+    input: Path, settings: Settings, manifest: Manifest, reader: ReaderProcess | None = None
+) -> PrecipField:
     """Read a file and select from it, as the settings say.
 
     Parameters
     ----------
+    manifest
+        Of the bundle that will refine it: a box snaps to its coefficients.
     reader
         Stays open as long as the field is used; None takes the one all calls share.
 
@@ -88,7 +99,8 @@ def load(input: Path, settings: Settings, reader: ReaderProcess | None = None) -
     if settings.time is not None:
         found = select_times(found, settings.time)
     if settings.bbox is not None:
-        found = select_box(found, settings.bbox)
+        snap = snap_cells(manifest.factor, manifest.wavelet.stride)
+        found = select_box(found, settings.bbox, snap)
     return found
 
 
@@ -130,6 +142,52 @@ def _way(settings: Settings, presets: Mapping[str, Preset]) -> Preset:
         settings.noise_scale,
         settings.time_grid,
     )
+
+
+def check(
+    coarse: PrecipField,
+    target: Path,
+    settings: Settings,
+    manifest: Manifest,
+    overwrite: bool = False,
+) -> None:
+    """Refuse what no engine could do, before one is opened: on a GPU that may take minutes.
+
+    Raises
+    ------
+    InputError, OutputError, MissingDependencyError
+        The model is of another spacing, or the output cannot be had as asked for.
+    """
+    factor, spacing_km = manifest.factor, manifest.domain.spacing_km
+    check_spacing(coarse, spacing_km, factor, settings.assume_factor)
+    _writer(coarse, target, settings, factor, {}, overwrite)
+
+
+def _writer(
+    coarse: PrecipField,
+    target: Path,
+    settings: Settings,
+    factor: int,
+    attributes: dict[str, Any],
+    overwrite: bool,
+) -> EnsembleWriter:
+    return open_writer(
+        target,
+        coarse,
+        factor,
+        settings.members,
+        attributes,
+        overwrite,
+        settings.units,
+        _statistics(settings),
+        settings.stats != "only",
+    )
+
+
+def _statistics(settings: Settings) -> StatisticsSpec | None:
+    if settings.stats == "none":
+        return None
+    return StatisticsSpec.parse(settings.quantiles, settings.thresholds)
 
 
 def run(
@@ -197,23 +255,11 @@ def run(
         on_suspect=settings.on_suspect or DEFAULT_POLICY,
         preset=way,
     )
-    statistics = None
-    if settings.stats != "none":
-        statistics = StatisticsSpec.parse(settings.quantiles, settings.thresholds)
+    attributes = {**settings.attributes(), **provenance}
+    writing = _writer(coarse, target, settings, downscaler.factor, attributes, overwrite)
+    statistics = _statistics(settings)
     with ExitStack() as stack:
-        writer = stack.enter_context(
-            open_writer(
-                target,
-                coarse,
-                downscaler.factor,
-                settings.members,
-                {**settings.attributes(), **provenance},
-                overwrite,
-                settings.units,
-                statistics,
-                settings.stats != "only",
-            )
-        )
+        writer = stack.enter_context(writing)
         store = None
         if statistics is not None:
             shape = tuple(n * downscaler.factor for n in coarse.grid.shape)
@@ -248,7 +294,7 @@ def run(
 
 def _keep(
     sample: Sample,
-    writer: Writer,
+    writer: EnsembleWriter,
     store: MemberStore | None,
     settings: Settings,
 ) -> None:

@@ -86,7 +86,6 @@ class Report:
     peak_rss_mib: float | None
     km2_per_s: float
     pixel_step_latency_ms: float | None
-    pixel_attention_step_latency_ms: float | None
     score_step_latency_ms: float | None
     pixel_measured: str | None
     speedup_vs_pixel: float | None
@@ -128,7 +127,6 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         peak_rss_mib=peak_rss_mib(),
         km2_per_s=round(outcome.area_km2 * plan.members * frames / wall_s, 1),
         pixel_step_latency_ms=None,
-        pixel_attention_step_latency_ms=None,
         score_step_latency_ms=None,
         pixel_measured=None,
         speedup_vs_pixel=None,

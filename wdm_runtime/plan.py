@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from wdm_runtime.container import memory_left_in_container
 from wdm_runtime.errors import InputError
 
 # Arrays of the padded fine domain, in float32, that live at the same time; measured with
@@ -16,6 +18,7 @@ _ARRAYS_ONCE = 2.5  # the result in making, and what the engine of the transform
 _ARRAYS_A_CALL = 3.0  # of the tiles of an engine call: state, condition, result
 _BANDS_BYTES = 12 * 2**20  # what is done band by band or tile by tile, whatever the domain
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_MOST_BYTES = 1e18
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmg]i?|)b?", re.IGNORECASE)
 
 
@@ -31,8 +34,6 @@ class Plan:
         As asked for.
     dry_share
         Share of the domain's fine cells, over all frames, that no tile covers.
-    samples_at_once
-        Members and frames whose tiles fill one engine call.
     memory_bytes
         The arrays of sampling and output; the interpreter and the engine come on top.
     """
@@ -41,7 +42,6 @@ class Plan:
     members: int
     steps: int
     dry_share: float
-    samples_at_once: int
     memory_bytes: int
 
     @property
@@ -68,7 +68,7 @@ def parse_bytes(text: str) -> int:
         It is none.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None or float(match[1]) == 0:
+    if match is None or not 0 < float(match[1]) < _MOST_BYTES:
         raise InputError(
             f"--max-memory got '{text}'; expected a size such as 2GiB or 500MB. Correct it."
         )
@@ -76,14 +76,19 @@ def parse_bytes(text: str) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory the system can give without swapping, None where it does not say."""
-    try:
+    """Memory the system can give without swapping, None where it does not say.
+
+    In a container at most what is left below its limit.
+    """
+    found = []
+    with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass  # not Linux
-    return None
+                found.append(1024 * int(line.split()[1]))
+    left = memory_left_in_container()
+    if left is not None:
+        found.append(left)
+    return min(found, default=None)
 
 
 def resident_bytes() -> int | None:

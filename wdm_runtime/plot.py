@@ -20,7 +20,7 @@ from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
 from wdm_runtime.io.units import parse_period
-from wdm_runtime.select import select_box, select_times
+from wdm_runtime.select import select_times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,10 +135,17 @@ def _hours(frame: EnsembleFrame) -> float | None:
 
 def _as_selected(field: PrecipField, frame: EnsembleFrame) -> PrecipField:
     """The part of the input that the output was made from."""
-    for name, select in (("wdm_time", select_times), ("wdm_bbox", select_box)):
-        if name in frame.provenance:
-            field = select(field, str(frame.provenance[name]))
-    return field
+    if "wdm_time" in frame.provenance:
+        field = select_times(field, str(frame.provenance["wdm_time"]))
+    if "wdm_bbox" not in frame.provenance:
+        return field
+    # Not by the box again: what it snapped to depends on the bundle.
+    inside = []
+    for coarse, fine in ((field.grid.y, frame.grid.y), (field.grid.x, frame.grid.x)):
+        half = abs(fine[1] - fine[0]) / 2
+        (cells,) = np.nonzero((coarse > fine.min() - half) & (coarse < fine.max() + half))
+        inside.append(slice(cells[0], cells[-1] + 1) if cells.size else slice(None))
+    return field.crop(inside[0], inside[1])
 
 
 def _same_area(coarse: Grid, fine: Grid) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wdm_runtime.diffusion import LOGSNR
+from wdm_runtime.errors import InputError
 from wdm_runtime.presets import Preset
 from wdm_runtime.records import OPTIONAL
 
@@ -30,6 +31,10 @@ class Ranges:
     tensors: int
     largest: tuple[Peak, ...]
     norm_input: Peak
+
+    def __post_init__(self) -> None:
+        if not self.largest:
+            raise InputError("The ranges name no tensor; expected the largest. Check again.")
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ class PrecisionCheck:
     not_measured: dict[str, str]
     noise_scale: float | None = field(default=None, metadata=OPTIONAL)
     time_grid: str = field(default=LOGSNR, metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        _ = self.way  # refuses a sampler that there is not
 
     @property
     def way(self) -> Preset:

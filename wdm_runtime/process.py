@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import sys
 import time
 from contextlib import suppress
@@ -18,10 +19,6 @@ def peak_rss_mib() -> float | None:
         # Not getrusage, whose peak of a new process begins at its parent's.
         status = Path("/proc/self/status").read_text()
         return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
@@ -52,6 +49,6 @@ def machine() -> str:
     return f"{platform.machine()}, {model}, {available_threads()} cores"
 
 
-def load() -> float | None:
-    """Processes that ran or waited over the last minute, None where the system does not say."""
-    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+def load() -> float:
+    """Processes that ran or waited over the last minute."""
+    return round(os.getloadavg()[0], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from wdm_runtime.errors import InputError, ParityError
 from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io.atomic import ZARR_SUFFIX
 from wdm_runtime.io.compare import compare_outputs, read_attributes
+from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.plan import Plan
 from wdm_runtime.settings import Settings
 from wdm_runtime.stepping import StepTime
@@ -121,10 +123,12 @@ def repeat(
             f"{bundle}; got {downscaler.bundle.sha256}. Name that bundle with --bundle."
         )
     facts = job.provenance(downscaler, record.input, "wdm-run replay")
-    with tempfile.TemporaryDirectory(prefix="wdm-replay-") as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wdm-replay-"))
         # Not its own name: an output may have been renamed, and the suffix chooses the format.
         again = Path(folder) / f"again{ZARR_SUFFIX if record.output.is_dir() else '.nc'}"
-        coarse = job.load(record.input, record.settings)
+        reader = stack.enter_context(ReaderProcess(max_bytes))
+        coarse = job.load(record.input, record.settings, downscaler.manifest, reader)
         job.run(
             downscaler,
             coarse,

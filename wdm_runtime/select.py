@@ -15,9 +15,6 @@ from wdm_runtime.errors import InputError, MissingDependencyError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import SPACING_TOLERANCE, same_spacing
 
-# Windows begin and end on every second coarse cell: 2 cells are 20 fine cells, a whole number of
-# wavelet coefficients, so that a crop draws the whole field's noise.
-SNAP_CELLS = 2
 _SNUG = 1e-6  # of a cell: an edge given on a border does not reach into the next cell
 _INDEX = re.compile(r"[+-]?\d+")
 _INSTANT = re.compile(r"\d{4}-(\d\d(-\d\d(T\d\d(:\d\d(:\d\d)?)?)?)?)?|\d{4}")
@@ -80,11 +77,25 @@ def select_times(field: PrecipField, text: str) -> PrecipField:
     return field.at(found)
 
 
-def select_box(field: PrecipField, text: str) -> PrecipField:
-    """The smallest window of even coarse cells that covers a box.
+def snap_cells(factor: int, stride: int) -> int:
+    """Coarse cells that windows begin and end on: as many as are whole wavelet coefficients.
 
-    The window snaps outward to an even number of cells from the whole field's north-west corner,
-    or to the field's edge; parts of the box beyond the edge are left out.
+    So a crop draws the whole field's noise. At least 2, as fields have; 2 are enough for a factor
+    of 10 and a stride of 4.
+
+    Parameters
+    ----------
+    factor, stride
+        Fine cells per coarse cell and per coefficient along one axis, as a bundle's manifest says.
+    """
+    return math.lcm(2, stride // math.gcd(stride, factor))
+
+
+def select_box(field: PrecipField, text: str, snap: int = 2) -> PrecipField:
+    """The smallest window of whole blocks of coarse cells that covers a box.
+
+    The window snaps outward to a multiple of ``snap`` cells from the whole field's north-west
+    corner, or to the field's edge; parts of the box beyond the edge are left out.
 
     Parameters
     ----------
@@ -93,6 +104,8 @@ def select_box(field: PrecipField, text: str) -> PrecipField:
     text
         ``"W,S,E,N"``: degrees on latitude-longitude grids, with longitudes in either convention
         and E below W across the dateline; the coordinates' own units on projected grids.
+    snap
+        As `snap_cells` says of a bundle; 2 for the shipped one.
 
     Returns
     -------
@@ -117,8 +130,8 @@ def select_box(field: PrecipField, text: str) -> PrecipField:
     # Rows counted from the north, as noise is; columns as they are stored.
     mirrored = not field.grid.north_first
     top, bottom = (size - rows[1], size - rows[0]) if mirrored else rows
-    top, bottom = _snap(top, bottom, size, field.origin[0])
-    left, right = _snap(*columns, field.grid.x.size, field.origin[1])
+    top, bottom = _snap(top, bottom, size, field.origin[0], snap)
+    left, right = _snap(*columns, field.grid.x.size, field.origin[1], snap)
     chosen = slice(size - bottom, size - top) if mirrored else slice(top, bottom)
     return field.crop(chosen, slice(left, right))
 
@@ -304,11 +317,11 @@ def _window(centres: npt.NDArray[np.float64], low: float, high: float) -> tuple[
     return max(first, 0), min(stop, centres.size)
 
 
-def _snap(first: int, stop: int, size: int, origin: int) -> tuple[int, int]:
-    """Outward to even cells of the whole field, but not beyond this one's edges."""
-    first -= (first + origin) % SNAP_CELLS
-    stop += -(stop + origin) % SNAP_CELLS
+def _snap(first: int, stop: int, size: int, origin: int, snap: int) -> tuple[int, int]:
+    """Outward to blocks of the whole field, but not beyond this one's edges."""
+    first -= (first + origin) % snap
+    stop += -(stop + origin) % snap
     first, stop = max(first, 0), min(stop, size)
-    if stop - first < SNAP_CELLS:  # the odd cell at the edge takes neighbours in
-        first, stop = max(first - SNAP_CELLS, 0), min(stop + SNAP_CELLS, size)
+    if stop - first < 2:  # the odd cell at the edge takes neighbours in
+        first, stop = max(first - snap, 0), min(stop + snap, size)
     return first, stop

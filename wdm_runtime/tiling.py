@@ -113,7 +113,6 @@ class Tiling:
                 "expected a grid at least a tile wide and an overlap below the tile size."
             )
         self.shape = shape
-        self.size = size
         self.tiles = cover(np.ones(shape, np.bool_) if active is None else active, size, overlap)
         window = bump(size)[:, None] * bump(size)[None, :]
         total = np.zeros(shape, dtype=np.float64)

@@ -221,10 +221,9 @@ def _frames(
         for field in (coarse, truth)
     ]
     found: list[tuple[int, tuple[int, int]]] = []
-    fine = [truth.frame(index)[flips[1]] for index in range(len(truth.valid_times))]
-    for index, rates in enumerate(fine):
+    for index in range(len(truth.valid_times)):  # read again where chosen: a day does not fit
         reached = valid_cells(coarse.frame(index)[flips[0]], factor)
-        rates = np.where(reached, rates, np.float32(np.nan))
+        rates = np.where(reached, truth.frame(index)[flips[1]], np.float32(np.nan))
         found += [(index, place) for place in find_tiles(rates, size)]
     if not found:
         raise InputError(
@@ -240,7 +239,8 @@ def _frames(
         rate = coarse.frame(index)[flips[0]]
         smooth = interpolate(rate, factor)
         smooth[smooth < WET_MM_H] = 0
-        tiles, interpolated = (_cut(field, places, size) for field in (fine[index], smooth))
+        fine = truth.frame(index)[flips[1]]
+        tiles, interpolated = (_cut(field, places, size) for field in (fine, smooth))
         wanted = np.zeros(smooth.shape, dtype=np.bool_)
         for row, column in places:
             wanted[row : row + size, column : column + size] = True

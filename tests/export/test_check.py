@@ -289,6 +289,8 @@ def test_a_bundle_without_it_opens_and_says_so(tiny, run):
     ("change", "message"),
     [
         (lambda v: v.pop("ranges"), "precision_check: missing keys .'ranges'"),
+        (lambda v: v["ranges"].update(largest=[]), "name no tensor"),
+        (lambda v: v.update(sampler="none"), "sampler"),
         (lambda v: v.update(verdict="good"), "precision_check: .*unknown .'verdict'"),
         (lambda v: v["runs"][0].update(cells={"1": "many"}), r"runs\[0\]\.cells\.1 is 'many'"),
     ],

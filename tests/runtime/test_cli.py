@@ -14,7 +14,7 @@ import pytest
 from conftest import SAMPLE, edit_manifest
 from netcdf_files import add, coordinates
 
-from wdm_runtime import sampling
+from wdm_runtime import Downscaler, sampling
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import cache_folder, private_folder
 from wdm_runtime.errors import InputError, OutputError
@@ -24,7 +24,7 @@ REPORT_KEYS = {
     *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
     *("noise_scale", "time_grid", "dry_share"),
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
-    *("km2_per_s", "pixel_step_latency_ms", "pixel_attention_step_latency_ms"),
+    *("km2_per_s", "pixel_step_latency_ms"),
     *("score_step_latency_ms", "pixel_measured"),
     *("speedup_vs_pixel", "fp32_reruns", "fused_steps", "suspect_members"),
     *("fp32_redrawn_members", "bundle", "bundle_sha256", "versions"),
@@ -140,6 +140,56 @@ def test_a_bundle_without_the_graph_of_a_precision_says_so(infer, tiny_copy):
 def test_plans_are_built_of_tensorrt_alone(run, tiny):
     code, _, err = run("build-engine", "--bundle", tiny, "--engine", "ort-cpu")
     assert code == InputError.exit_code and "tensorrt or tensorrt-rtx" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-o", "a.tif"), "a.tif: has suffix"),
+        (("--units", "K"), "--units"),
+        (("--bbox", "0"), "--bbox"),
+    ],
+)
+def test_what_cannot_be_had_is_said_before_an_engine_is_opened(infer, monkeypatch, words, said):
+    def opens(*_, **__):
+        raise AssertionError("an engine was opened")
+
+    monkeypatch.setattr(Downscaler, "open", opens)
+    code, _, err = infer(*words)
+    assert code in (InputError.exit_code, OutputError.exit_code) and said in err
+
+
+@pytest.mark.parametrize("factor", [5, 3])
+def test_a_box_fits_bundles_of_other_factors(infer, run, tiny_copy, tmp_path, factor):
+    edit_manifest(tiny_copy, factor=factor)
+    words = ("--bundle", tiny_copy, "--assume-factor", "--no-pixel-probe")
+    whole, inside = read_field(SAMPLE), (5, 7)  # an odd cell
+    west, south = whole.grid.x[inside[1]], whole.grid.y[inside[0] + 8]
+    box = f"{west},{south},{west + 1.5},{south + 0.8}"
+    code, _, err = infer(*words, f"--bbox={box}", "-o", "part.nc")
+    assert code == 0, err
+    values, _ = rates(tmp_path / "part.nc")
+    assert values.shape[-2] % factor == 0 and min(values.shape[-2:]) < 30 * factor
+    code, _, err = run("plot", "part.nc", "--input", SAMPLE, "--figure", "part.png")
+    assert code == 0, err
+
+
+def test_batches_of_any_number_of_digits_are_refused(infer):
+    code, _, err = infer("--batch", "9" * 5000)
+    assert code == InputError.exit_code and "--batch" in err
+
+
+def test_replay_reads_within_its_memory(infer, run, tiny, tmp_path):
+    rows, columns = 1600, 2000
+    with netCDF4.Dataset(tmp_path / "large.nc", "w") as data:
+        coordinates(data, 50 - 0.02 * np.arange(rows), 0.02 * np.arange(columns), [0.0])
+        rain = np.zeros((1, rows, columns))
+        add(data, "rain", rain, units="mm h-1", standard_name="lwe_precipitation_rate")
+    cut = ("--bbox", "1,49,1.3,49.3", "--assume-factor", "--no-pixel-probe")
+    assert infer("-o", "a.nc", *cut, source=tmp_path / "large.nc")[0] == 0
+    assert run("replay", "a.nc", "--bundle", tiny)[0] == 0
+    code, _, err = run("replay", "a.nc", "--bundle", tiny, "--max-memory", "4MiB")
+    assert code == InputError.exit_code and "large.nc" in err and "of memory" in err
 
 
 def test_threads_beyond_any_machine_are_refused(infer):

@@ -72,6 +72,16 @@ def test_a_provider_that_cannot_load_is_advised_on(monkeypatch):
     assert "libcublasLt.so.13" in advice and "libc.so.6" not in advice
 
 
+def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tmp_path, monkeypatch, run):
+    capi = tmp_path / "onnxruntime" / "capi"
+    capi.mkdir(parents=True)
+    (capi / "libonnxruntime_providers_shared.so").write_bytes(b"\x7fELF")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    found = diagnose()
+    assert found.auto and found.providers == ()
+    assert any("cannot be read as a shared library" in text for text in found.advice)
+
+
 def test_bindings_newer_than_the_driver_are_advised_on(monkeypatch):
     monkeypatch.setattr(doctor, "probe_gpu", lambda: GPU)
     monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "14.1.0"})

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from wdm_runtime.elf import needed_libraries
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import EngineError
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def test_a_library_cut_short_is_refused_wherever_it_ends(library):
     whole = library.read_bytes()
     for share in (0, 3, 40, 60, len(whole) // 2, len(whole) - 1):
         library.write_bytes(whole[:share])
-        with pytest.raises(InputError, match=r"cannot be read as a shared library.*Install"):
+        with pytest.raises(EngineError, match=r"cannot be read as a shared library.*Install"):
             needed_libraries(library)
 
 
 def test_another_file_is_refused(tmp_path):
     path = tmp_path / "notes.so"
     path.write_text("no library " * 20)
-    with pytest.raises(InputError, match="expected a 64-bit little-endian ELF"):
+    with pytest.raises(EngineError, match="expected a 64-bit little-endian ELF"):
         needed_libraries(path)

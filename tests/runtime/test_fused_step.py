@@ -17,7 +17,7 @@ from wdm_runtime.engines import open_engine, open_step, select, step_pays
 from wdm_runtime.engines.families import FAMILIES
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.step import step_graph
-from wdm_runtime.errors import BundleError, EngineError
+from wdm_runtime.errors import BundleError, EngineError, OutputError
 from wdm_runtime.fused import FusedStep, integrate_on_engine
 from wdm_runtime.samplers import SAMPLERS
 
@@ -180,20 +180,21 @@ def test_only_what_overflowed_is_drawn_again_and_no_step_is_counted_twice(tiny):
     assert [(s.fused, s.tiles) for s in taken] == [(True, 2)] * STEPS + [(False, 1)] * STEPS
 
 
+@pytest.mark.parametrize("error", [EngineError, BundleError, OutputError])
 @pytest.mark.parametrize("required", [True, False])
-def test_an_engine_that_does_not_open_is_an_error_only_if_asked_for(tiny, required):
+def test_an_engine_that_does_not_open_is_an_error_only_if_asked_for(tiny, required, error):
     tries, notes = [], []
 
     def refuse():
         tries.append(1)
-        raise EngineError("There is no plan.")
+        raise error("There is no plan.")
 
     field = shower_field(shower_mm_h(frames=2))
     with Downscaler.open(tiny, "ort-cpu") as downscaler:
         downscaler.fused = FusedStep(refuse, required, notes.append)
         drawn = downscaler.downscale(field, 1, steps=STEPS)
         if required:
-            with pytest.raises(EngineError, match="There is no plan"):
+            with pytest.raises(error, match="There is no plan"):
                 next(drawn)
             return
         assert len(list(drawn)) == 2

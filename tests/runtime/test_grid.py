@@ -119,6 +119,7 @@ def test_uneven_coordinates_and_wrong_shapes_are_refused():
 @pytest.mark.parametrize(
     ("times", "message"),
     [
+        ((), "has no times; expected one at least"),
         (("frame 0",), "has the valid time 'frame 0'; expected ISO 8601 in UTC"),
         (("2022-08-09T15:00:00+02:00",), "without a zone"),
         (("2022-08-09 15:00:00",), "like '2022-08-09T15:00:00'"),

@@ -76,6 +76,14 @@ class TestBounds:
         path = bounded_file(tmp_path / "in.nc", LAT, west, edges(LAT), turned)
         np.testing.assert_allclose(read_netcdf(path).grid.x, lon, atol=1e-9)
 
+    @pytest.mark.parametrize("units", ["deg", "arc_degree", "degrees", "degree_east"])
+    def test_degrees_over_greenwich_in_any_spelling(self, tmp_path: Path, units: str) -> None:
+        lon = 359.75 + 0.1 * np.arange(5)
+        path = bounded_file(tmp_path / "in.nc", LAT, lon % 360, edges(LAT), edges(lon) % 360)
+        with netCDF4.Dataset(path, "a") as dataset:
+            dataset["lon"].units = units
+        np.testing.assert_allclose(read_netcdf(path).grid.x, lon, atol=1e-9)
+
     def test_rows_that_end_at_a_pole_stay(self, tmp_path: Path) -> None:
         lat = 90 - 0.1 * np.arange(4)
         path = bounded_file(tmp_path / "in.nc", lat, LON, np.minimum(edges(lat), 90), edges(LON))

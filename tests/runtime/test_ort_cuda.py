@@ -277,7 +277,7 @@ def test_nothing_installed_names_its_extra(box, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    with pytest.raises(EngineError, match=r"'ort-cuda' is not installed.*wdm-edge\[gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"'ort-cuda' is not .*wdm-edge\[gpu\]"):
         select("ort-cuda")
 
 

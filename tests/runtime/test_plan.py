@@ -1,6 +1,7 @@
 """The plan holds what it says, and sizes are read as people write them."""
 
 import gc
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -11,15 +12,16 @@ import numpy as np
 import pytest
 from netcdf_files import add, coordinates
 
+from wdm_runtime import container
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import most_tiles
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.engines.options import EngineOptions, available_threads
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
-from wdm_runtime.plan import parse_bytes
+from wdm_runtime.plan import available_bytes, parse_bytes
 from wdm_runtime.samplers import DETERMINISTIC, SAMPLERS
 from wdm_runtime.tiling import Tiling
 
@@ -131,7 +133,49 @@ def test_sizes(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "-2GiB", "0", "2 TiB", "1e9"])
+@pytest.mark.parametrize("text", ["", "much", "-2GiB", "0", "2 TiB", "1e9", 400 * "9"])
 def test_bad_sizes(text):
     with pytest.raises(InputError, match="--max-memory"):
         parse_bytes(text)
+
+
+@pytest.fixture
+def group(tmp_path, monkeypatch):
+    """A container of version 2 of control groups, within another one."""
+    own = tmp_path / "outer" / "inner"
+    own.mkdir(parents=True)
+    (tmp_path / "of-process").write_text("1:name=systemd:/elsewhere\n0::/outer/inner\n")
+    monkeypatch.setattr(container, "_ROOT", tmp_path)
+    monkeypatch.setattr(container, "_OWN", tmp_path / "of-process")
+
+    def limit(folder, name, text):
+        (folder / name).write_text(text)
+
+    limit(own, "memory.current", "800\n")
+    limit(own, "memory.stat", "anon 500\ninactive_file 200\nactive_file 100\n")
+    limit(own, "memory.max", "1000\n")
+    limit(own, "cpu.max", "150000 100000\n")
+    return own, limit
+
+
+def test_memory_is_what_a_container_leaves(group):
+    own, limit = group
+    assert available_bytes() == 1000 - 800 + 200  # what files are cached can be dropped
+    for name, text in (("memory.max", "700"), ("memory.current", "600"), ("memory.stat", "anon 1")):
+        limit(own.parent, name, text)
+    assert available_bytes() == 400  # a limit without that statistic is none we understand
+    limit(own.parent, "memory.stat", "inactive_file 0\n")
+    assert available_bytes() == 100
+    for folder in (own, own.parent):
+        limit(folder, "memory.max", "max\n")
+    assert available_bytes() > 2**20
+
+
+def test_threads_are_those_a_container_has_time_for(group):
+    own, limit = group
+    cores = len(os.sched_getaffinity(0))
+    assert available_threads() == min(2, cores)
+    limit(own, "cpu.max", "20000 100000\n")
+    assert available_threads() == 1
+    limit(own, "cpu.max", "max 100000\n")
+    assert available_threads() == cores

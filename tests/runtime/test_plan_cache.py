@@ -126,6 +126,14 @@ def test_where_nothing_can_be_kept_work_goes_on(tmp_path, notes):
     assert notes and "not kept" in notes[-1]
 
 
+def test_without_a_folder_nothing_is_kept_and_work_goes_on(notes):
+    cache = PlanCache(None, notes.append)
+    with cache.only_one(KEY):
+        cache.write(KEY, PLAN)
+    cache.remove(KEY)
+    assert cache.read(KEY) is None and notes == []
+
+
 def test_old_entries_go_and_used_ones_stay(cache):
     cache.write(KEY, PLAN)
     for batch in range(100, 140):

@@ -306,6 +306,18 @@ def test_relative_paths_are_those_of_the_moment(reader, tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.load(), RAIN)
 
 
+def test_a_field_stays_readable_when_another_is_read_from_elsewhere(reader, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        rain_file(tmp_path / name / f"{name}.nc")
+    monkeypatch.chdir(tmp_path / "a")
+    first = reader.read_field("a.nc")
+    monkeypatch.chdir(tmp_path / "b")
+    second = reader.read_field("b.nc")
+    for found in (first, second, first):
+        np.testing.assert_array_equal(found.load(), RAIN)
+
+
 def test_warnings_come_over(reader, tmp_path):
     path = tmp_path / "in.nc"
     rain_file(path)

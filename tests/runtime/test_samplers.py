@@ -108,6 +108,12 @@ def test_tweedie_is_exact_for_an_exact_v():
         np.testing.assert_allclose(denoised_from_v(x, v, alpha, sigma), x0, atol=1e-5)
 
 
+@pytest.mark.parametrize("ends", [(2, 1), (-6, 1600), (-np.inf, 8), (-6, np.nan)])
+def test_schedules_that_no_sampler_can_step_through_are_refused(ends):
+    with pytest.raises(InputError, match="rising log SNR within 100 of 0"):
+        VPSchedule("cosine", *ends)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_time_grids_fall_between_the_schedules_ends(grid):
     times = SCHEDULE.times(12, grid)

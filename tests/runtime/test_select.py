@@ -16,6 +16,7 @@ from wdm_runtime.select import (
     outside_training,
     select_box,
     select_times,
+    snap_cells,
 )
 
 DEGREES = ({"units": "degrees_north"}, {"units": "degrees_east"})
@@ -129,8 +130,14 @@ def test_rows_are_counted_from_the_north_in_files_of_either_order():
     st.tuples(*[st.floats(-1.0, 7.0)] * 2).map(sorted),
     st.tuples(st.integers(2, 25), st.integers(2, 25)),
     st.booleans(),
+    st.sampled_from([(10, 4), (5, 4), (3, 8), (4, 2)]),
 )
-def test_windows_hold_their_box_and_start_even(across, along, shape, ascending):
+def test_windows_hold_their_box_and_start_at_a_coefficient(
+    across, along, shape, ascending, factor_stride
+):
+    factor, stride = factor_stride
+    snap = snap_cells(factor, stride)
+    assert snap * factor % stride == 0 and (snap == 2 or (snap - 2) * factor % stride)
     y = 5.05 - 0.1 * np.arange(shape[0])
     whole = field(y[::-1] if ascending else y, 1.05 + 0.1 * np.arange(shape[1]))
     (west, east), (south, north) = across, along
@@ -139,21 +146,21 @@ def test_windows_hold_their_box_and_start_even(across, along, shape, ascending):
         for v, low, high in ((whole.grid.y, south, north), (whole.grid.x, west, east))
     ]
     try:
-        box = select_box(whole, f"{west},{south},{east},{north}")
+        box = select_box(whole, f"{west},{south},{east},{north}", snap)
     except InputError:
         assert any(cells.size == 0 for cells in inside)
         return
-    assert box.origin[0] % 2 == 0 and box.origin[1] % 2 == 0
+    assert box.origin[0] % snap == 0 and box.origin[1] % snap == 0
     assert min(box.grid.shape) >= 2
     for part, full, cells in zip(
         (box.grid.y, box.grid.x), (whole.grid.y, whole.grid.x), inside, strict=True
     ):
         assert np.isin(full[cells], part).all()
-    # ends are even too, except at the far edge of a field of odd size
+    # ends are whole blocks too, except at the far edge of the field
     for begin, size, full in zip(box.origin, box.grid.shape, shape, strict=True):
-        assert (begin + size) % 2 == 0 or begin + size == full
+        assert (begin + size) % snap == 0 or begin + size == full
     # no more than a snap beyond the box
-    assert box.grid.shape[1] <= inside[1].size + 4
+    assert box.grid.shape[1] <= inside[1].size + 2 * snap
 
 
 def test_a_box_within_the_last_odd_cell_still_has_two():

@@ -1,6 +1,9 @@
 """Half precision that overflows is computed again in fp32, said and counted; never written."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import netCDF4
 import numpy as np
@@ -39,6 +42,34 @@ def watched(tiny, notes, full=True):
         return open_engine(bundle.graph(role), bundle.manifest.graphs[role], "ort-cpu", precision)
 
     return WatchedEngine(opened("fp16"), (lambda: opened("fp32")) if full else None, notes.append)
+
+
+def test_threads_that_share_an_engine_open_fp32_once(tiny):
+    opened, together = [], threading.Barrier(4)
+
+    class Slow:
+        kind = device = version = "a slow engine"
+        precision, inputs, outputs = "fp16", (), ()
+
+        def run(self, feeds):
+            together.wait()
+            return np.full((1, 1), np.nan, np.float32)
+
+        def close(self):
+            pass
+
+    def open_full():
+        time.sleep(0.1)
+        opened.append(1)
+        engine = Slow()
+        engine.run = lambda feeds: np.zeros((1, 1), np.float32)
+        return engine
+
+    engine = WatchedEngine(Slow(), open_full, lambda text: None)
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(engine.run, [{}] * 4))
+    assert len(opened) == 1 and engine.fp32_reruns == 4
+    assert all(np.isfinite(answer).all() for answer in answers)
 
 
 def test_what_overflows_is_what_fp32_gives(tiny):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
+
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines.choice import (
     AUTO,
@@ -92,7 +94,11 @@ def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[
             return NumpyTransform(role, entries[role], bundle.manifest.wavelet)
         return open_engine(bundle.graph(role), entries[role], kind, "fp32", options)
 
-    return transform("dwt"), transform("idwt")
+    with ExitStack() as opened:
+        forward = opened.enter_context(closing(transform("dwt")))
+        backward = transform("idwt")
+        opened.pop_all()  # nothing failed: they are the caller's
+    return forward, backward
 
 
 def gpu_of(kind: str) -> Gpu | None:

@@ -93,13 +93,18 @@ def _best(precision: str, rejected: Mapping[tuple[str, str], str]) -> Choice:
                 missing[kind] = _one_line(str(error))
         if candidate in works[kind]:
             best = "the fastest that works here" if precision == AUTO else f"fastest in {candidate}"
-            return _choice(kind, candidate, " ".join([f"{best}.", *filter(None, missing.values())]))
+            return _choice(kind, candidate, " ".join([f"{best}.", *_once(missing)]))
         missing.setdefault(kind, f"{kind} does not compute in {candidate} on this machine.")
     wanted, remedy = (
         ("", "") if precision == AUTO else (f" in {precision}", " Or choose another --precision.")
     )
-    reasons = " ".join(filter(None, missing.values()))
+    reasons = " ".join(_once(missing))
     raise EngineError(f"No engine works here{wanted}. {reasons}{remedy}")
+
+
+def _once(missing: Mapping[str, str]) -> list[str]:
+    """Reasons, each once: what one driver lacks several engines miss."""
+    return list(dict.fromkeys(filter(None, missing.values())))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from wdm_runtime.cache import cache_folder
@@ -23,6 +24,7 @@ from wdm_runtime.engines.step import HostStep, StepEngine
 from wdm_runtime.engines.tensorrt import TensorRtEngine
 from wdm_runtime.engines.tensorrt import precisions as tensorrt_precisions
 from wdm_runtime.engines.tensorrt_step import TensorRtStep
+from wdm_runtime.errors import OutputError
 from wdm_runtime.manifest import GraphEntry
 
 _Opened = TypeVar("_Opened")
@@ -68,6 +70,14 @@ def _open_openvino_step(
     return HostStep(OpenVinoEngine(graph, entry, precision, options.cpu_threads))
 
 
+def _plans_folder(note: Callable[[str], None]) -> Path | None:
+    try:
+        return cache_folder() / "plans"
+    except OutputError as error:
+        note(f"Plans are not kept, the next start makes them again. {error}")
+        return None
+
+
 def _tensorrt(kind: str) -> Family:
     def with_plan(
         engine: Callable[[bytes, GraphEntry, str, str, PlanCache, EngineOptions], _Opened],
@@ -75,7 +85,7 @@ def _tensorrt(kind: str) -> Family:
         def open_plan(
             graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
         ) -> _Opened:
-            cache = PlanCache(cache_folder() / "plans", options.note)
+            cache = PlanCache(_plans_folder(options.note), options.note)
             return engine(graph, entry, precision, kind, cache, options)
 
         return open_plan

@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from wdm_runtime.container import cpus_of_container
 from wdm_runtime.errors import InputError
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
 
 def available_threads() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores this process may use, in a container as many as its share of time is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, cpus_of_container() or cores or 1)
 
 
 _MOST = 1 << 16  # threads, or tiles a call: no machine has more, and engines count in 32 bits
@@ -31,7 +31,7 @@ class EngineOptions:
     threads
         CPU threads; None takes all this process may use.
     batch
-        Tiles a call; None lets the engine decide. On TensorRT it is the size of the fixed buffers:
+        Tiles a call; None is 1. On TensorRT it is the size of the fixed buffers:
         other numbers of tiles work, the last launch with some of its work wasted.
     measure_batch
         Whether a `Downscaler` times a few batches and takes the fastest, in place of ``batch``.

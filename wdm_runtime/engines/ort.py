@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import EngineError, install_line, require
+from wdm_runtime.errors import EngineError, MissingDependencyError, install_line, require
 from wdm_runtime.manifest import GraphEntry
 
 _PROVIDER = "CPUExecutionProvider"
@@ -36,8 +36,10 @@ def check_distribution(kind: str, extra: str) -> None:
 
     Raises
     ------
+    MissingDependencyError
+        None is.
     EngineError
-        None is, or both are.
+        Both are.
     """
     import importlib.metadata  # 20 ms, which an import of the package should not cost
 
@@ -48,9 +50,11 @@ def check_distribution(kind: str, extra: str) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     if not installed:
-        raise EngineError(
+        raise MissingDependencyError(
             f"Engine '{kind}' is not installed; expected {' or '.join(_DISTRIBUTIONS)}. "
-            f"Install one with: {install_line(extra)}"
+            f"Install one with: {install_line(extra)}",
+            extra,
+            "onnxruntime",
         )
     if len(installed) > 1:
         raise EngineError(

@@ -31,12 +31,12 @@ class PlanCache:
     Parameters
     ----------
     folder
-        Made when the first entry is written, readable by this user alone.
+        Made when the first entry is written, readable by this user alone; None keeps nothing.
     note
         Told, in one line each, what was wrong with an entry and why one is not kept.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path | None, note: Callable[[str], None]) -> None:
         self.folder, self._note = folder, note
 
     def read(self, key: Key) -> bytes | None:
@@ -48,8 +48,10 @@ class PlanCache:
             The folder or the entry belongs to somebody else, or others may write to it.
         """
         path = self._path(key)
+        if path is None:
+            return None
         try:
-            self._check_private(self.folder)
+            self._check_private(path.parent)
             descriptor = os.open(path, _READ_ONLY_USER)
         except FileNotFoundError:
             return None
@@ -76,8 +78,10 @@ class PlanCache:
             The folder belongs to somebody else, or others may write to it.
         """
         path = self._path(key)
+        if path is None:
+            return
         try:
-            self._make_folder()
+            self._make_folder(path.parent)
             with whole_file(path) as temporary:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
@@ -86,12 +90,14 @@ class PlanCache:
         except (OSError, OutputError) as error:
             self._note(f"{path}: is not kept, the next start makes it again ({error}).")
             return
-        self._prune()
+        self._prune(path.parent)
 
     def remove(self, key: Key) -> None:
         """Forget an entry, if there is one."""
-        with suppress(OSError):
-            self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        if path is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def only_one(self, key: Key) -> Iterator[None]:
@@ -104,9 +110,13 @@ class PlanCache:
         EngineError
             The folder belongs to somebody else, or others may write to it.
         """
-        path = self._path(key).with_suffix(".lock")
+        path = self._path(key)
+        if path is None:
+            yield
+            return
+        path = path.with_suffix(".lock")
         try:
-            self._make_folder()
+            self._make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             yield
@@ -118,13 +128,15 @@ class PlanCache:
         finally:
             os.close(descriptor)
 
-    def _path(self, key: Key) -> Path:
-        return self.folder / (hashlib.sha256(_key_text(key).encode()).hexdigest()[:32] + _SUFFIX)
+    def _path(self, key: Key) -> Path | None:
+        return self.folder and self.folder / (
+            hashlib.sha256(_key_text(key).encode()).hexdigest()[:32] + _SUFFIX
+        )
 
-    def _make_folder(self) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        self._check_private(self.folder)
+    def _make_folder(self, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._check_private(folder)
 
     def _check_private(self, path: Path) -> None:
         found = path.lstat()
@@ -135,9 +147,9 @@ class PlanCache:
             )
         _check_owner(path, found)
 
-    def _prune(self) -> None:
+    def _prune(self, folder: Path) -> None:
         with suppress(OSError):  # another process may be pruning too
-            entries = sorted(self.folder.glob("*" + _SUFFIX), key=lambda p: p.stat().st_mtime_ns)
+            entries = sorted(folder.glob("*" + _SUFFIX), key=lambda p: p.stat().st_mtime_ns)
             for path in entries[:-_KEPT]:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".lock").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -32,6 +33,7 @@ class WatchedEngine:
     ) -> None:
         self._engine, self._open_full, self.note = engine, open_full, note
         self._full: Engine | None = None
+        self._lock = threading.Lock()  # threads may share an engine, and one is enough
         self.kind, self.device, self.version = engine.kind, engine.device, engine.version
         self.precision, self.inputs, self.outputs = engine.precision, engine.inputs, engine.outputs
         self.fp32_reruns = 0
@@ -49,8 +51,10 @@ class WatchedEngine:
             return answer
         full = self.full
         if full is not None:
-            self.fp32_reruns += 1
-            if self.fp32_reruns == 1:
+            with self._lock:
+                self.fp32_reruns += 1
+                first = self.fp32_reruns == 1
+            if first:
                 self.note(
                     f"{self.kind} in {self.precision} gave values that are not finite; such "
                     "batches are computed again in fp32, and the report counts them."
@@ -68,9 +72,10 @@ class WatchedEngine:
     @property
     def full(self) -> Engine | None:
         """The same graph in fp32, opened when first asked for; None if this one is."""
-        if self._full is None and self._open_full is not None:
-            self._full = self._open_full()
-        return self._full
+        with self._lock:
+            if self._full is None and self._open_full is not None:
+                self._full = self._open_full()
+            return self._full
 
     def close(self) -> None:
         """Free both engines."""

@@ -19,7 +19,6 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io.units import amount_factor, to_mm_h
 
 CONVENTIONS = "CF-1.11, ACDD-1.3"
-TIMES_OF_WRITING = frozenset({"history", "date_created"})  # all else follows from the request
 
 _EPOCH = "seconds since 1970-01-01T00:00:00"
 _TIME_METHOD = re.compile(r"(\w+)\s*:\s*(mean|point|sum)\b\s*(\([^)]*\))?")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import GridMapping
-from wdm_runtime.grid import Grid
+from wdm_runtime.grid import Grid, are_degrees
 from wdm_runtime.io.dataset import Dataset, Variable, check_fits
 
 # What describes the stored numbers and not their meaning: untrue of the finer grid.
@@ -234,8 +234,9 @@ def _whole_turns(
     coordinate: Variable, differences: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """The whole turns in differences of degrees; none in distances."""
-    units = coordinate.text("units").casefold() or coordinate.name.casefold()
-    turn = 360.0 if units.startswith(("degree", "lon")) else 0.0
+    units = coordinate.text("units")
+    degrees = are_degrees(units) if units else coordinate.name.casefold().startswith("lon")
+    turn = 360.0 if degrees else 0.0
     return turn * np.round(differences / 360)
 
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from wdm_runtime.errors import OutputError
 from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.grid import Grid
-from wdm_runtime.io.array_output import Output
 from wdm_runtime.io.cf import is_geographic, output_time, time_method
 from wdm_runtime.io.grib_header import load_eccodes
 from wdm_runtime.io.grib_products import ACCUMULATION, AVERAGE
@@ -94,19 +93,21 @@ def _no_statistics(path: Path) -> OutputError:
     )
 
 
-def open_grib(temporary: Path, layout: Layout, field: PrecipField) -> Output:
-    """Start a file for a field that `check_grib` let pass.
+class GribOutput:
+    """A file of messages, in the order in which frames come.
+
+    Parameters
+    ----------
+    temporary
+        The file to begin.
+    layout, field
+        Of a field that `check_grib` let pass.
 
     Raises
     ------
     MissingDependencyError
         Without the extra ``grib``.
     """
-    return GribOutput(temporary, layout, field)
-
-
-class GribOutput:
-    """A file of messages, in the order in which frames come."""
 
     def __init__(self, temporary: Path, layout: Layout, field: PrecipField) -> None:
         self._eccodes = load_eccodes("Writing GRIB2")

@@ -135,6 +135,7 @@ class ReaderProcess:
                 "token": frames.token,
                 "index": index,
                 "path": frames.request.path,
+                "folder": frames.request.folder,
             }
             answer = self._ask(asked, 4 * rows * columns)
             found = [(a.dtype, a.shape) for a in answer.arrays]

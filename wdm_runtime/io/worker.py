@@ -72,6 +72,8 @@ class Worker:
         for token in asked["forget"]:
             self._fields.pop(token, None)
         try:
+            if asked["folder"]:
+                os.chdir(asked["folder"])
             with warnings.catch_warnings(record=True) as caught:
                 message = self._open(asked) if asked["do"] == "open" else self._frame(asked)
         except (EOFError, BrokenPipeError):
@@ -88,8 +90,6 @@ class Worker:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _open(self, asked: dict[str, Any]) -> Message:
-        if asked["folder"]:
-            os.chdir(asked["folder"])
         field = read_file(Path(asked["path"]), asked["variable"], asked["accumulation_h"])
         self._fields[asked["token"]] = field
         message = describe(field)
@@ -139,4 +139,4 @@ def _told(error: Exception, asked: dict[str, Any]) -> dict[str, Any]:
         "expected an error that says what is wrong with it. Fetch or write the file again, and "
         "report this fault of the program."
     )
-    return {"kind": InputError.__name__, "text": text, "untyped": type(error).__name__}
+    return {"kind": InputError.__name__, "text": text}

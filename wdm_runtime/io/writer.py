@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,31 +31,6 @@ GRIB_SUFFIXES = (".grib2", ".grb2")
 OpenOutput: TypeAlias = Callable[[Path, Layout, PrecipField], Output]
 
 
-class Writer(Protocol):
-    """What `open_writer` gives: a context manager whose output appears on a clean exit."""
-
-    def __enter__(self) -> Writer: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    def write(self, time_index: int, member: int, rate_mm_h: npt.NDArray[np.floating]) -> None:
-        """Write one frame (y, x) [mm h-1]; see `EnsembleWriter.write`."""
-        ...
-
-    def write_statistics(self, time_index: int, block: StatisticsBlock) -> None:
-        """Write some rows' statistics; see `EnsembleWriter.write_statistics`."""
-        ...
-
-    def set_attributes(self, attributes: dict[str, Any]) -> None:
-        """Add or change global attributes."""
-        ...
-
-
 def open_writer(
     path: str | Path,
     field: PrecipField,
@@ -66,7 +41,7 @@ def open_writer(
     units: str | None = None,
     statistics: StatisticsSpec | None = None,
     keep_members: bool = True,
-) -> Writer:
+) -> EnsembleWriter:
     """Open an output in the format that its suffix says.
 
     ``.nc``, ``.nc4`` and ``.cdf`` are NetCDF-4. ``.zarr`` is a Zarr store (format 2, consolidated)
@@ -84,7 +59,6 @@ def open_writer(
         The format's extra is not installed.
     """
     path = Path(path)
-    check_destination(path, (field.source.path,), overwrite)
     suffix = path.suffix.lower()
     open_output: OpenOutput = _open_netcdf
     if suffix == ZARR_SUFFIX:
@@ -92,10 +66,10 @@ def open_writer(
 
         open_output = open_zarr
     elif suffix in GRIB_SUFFIXES:
-        from wdm_runtime.io.grib_output import check_grib, open_grib
+        from wdm_runtime.io.grib_output import GribOutput, check_grib
 
         check_grib(path, field, factor, members, statistics)
-        open_output = open_grib
+        open_output = GribOutput
     elif suffix not in NETCDF_SUFFIXES:
         known = ", ".join((*NETCDF_SUFFIXES, ZARR_SUFFIX, *GRIB_SUFFIXES))
         raise OutputError(
