@@ -75,7 +75,7 @@ PROMISES = (
     Promise(
         "plans come only from a folder that nobody else may write to",
         "wdm_runtime/engines/plan_cache.py",
-        "self._check_private(self.folder)",
+        "self._check_private(path.parent)",
         "pass",
         "tests/runtime/test_plan_cache.py::test_a_folder_others_may_write_to_is_refused",
     ),

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from wdm_runtime import console
-from wdm_runtime.bench import DEFAULT_CALLS, Bench
-from wdm_runtime.bench_chart import check_chart, draw_chart
-from wdm_runtime.bench_tables import bench_tables
-from wdm_runtime.bench_turns import ALL
+from wdm_runtime.bench.chart import check_chart, draw_chart
+from wdm_runtime.bench.runner import DEFAULT_CALLS, Bench
+from wdm_runtime.bench.tables import bench_tables
+from wdm_runtime.bench.turns import ALL
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BundleOption,

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from wdm_runtime import console
-from wdm_runtime.bench_chart import check_chart
+from wdm_runtime.bench.chart import check_chart
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BundleOption,

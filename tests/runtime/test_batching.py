@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wdm_runtime import batching, timing
-from wdm_runtime.bench_models import tile_field
+from wdm_runtime.bench.models import tile_field
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import select

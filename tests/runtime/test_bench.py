@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import edit_manifest
 
-from wdm_runtime import bench, bench_chart, bench_processes, bench_turns
-from wdm_runtime.bench_models import PIXEL, models_of, one_tile, tile_field
-from wdm_runtime.bench_report import Steps, median_ratio
+from wdm_runtime.bench import chart, processes, runner, turns
+from wdm_runtime.bench.models import PIXEL, models_of, one_tile, tile_field
+from wdm_runtime.bench.report import Steps, median_ratio
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import select
@@ -120,13 +120,13 @@ def test_interrupted_it_shows_what_it_has(measured, monkeypatch):
 def test_a_process_that_dies_is_listed(tiny, monkeypatch):
     monkeypatch.setattr(child.sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="ended with status 1"):
-        bench_processes.measure_opening(tiny, select("ort-cpu"), 1)
+        processes.measure_opening(tiny, select("ort-cpu"), 1)
 
 
 def test_no_module_of_the_current_folder_is_run(tiny, tmp_path, monkeypatch):
     (tmp_path / "queue.py").write_text("raise SystemExit('a file of somebody else')")
     monkeypatch.chdir(tmp_path)
-    assert bench_processes.measure_opening(tiny, select("ort-cpu"), 1).open_s > 0
+    assert processes.measure_opening(tiny, select("ort-cpu"), 1).open_s > 0
 
 
 def test_another_bundle_that_is_damaged_costs_no_measurement(measured, tiny_copy):
@@ -144,7 +144,7 @@ def test_an_engine_that_fails_while_its_energy_is_read_costs_no_measurement(meas
         def joules(self, work):
             raise EngineError("out of memory")
 
-    monkeypatch.setattr(bench, "meters", lambda gpu: [Fails()])
+    monkeypatch.setattr(runner, "meters", lambda gpu: [Fails()])
     report, _ = measured(*ONE)
     assert report["complete"] and report["steps"]
     assert [problem["reason"] for problem in report["problems"]] == ["out of memory"]
@@ -160,8 +160,8 @@ def test_energy_is_of_a_step(measured, monkeypatch):
             work()
             return 7.0 * work.done
 
-    monkeypatch.setattr(bench, "meters", lambda gpu: [Counts()] if gpu is None else [])
-    monkeypatch.setattr(bench_turns, "_METERED_S", 0.01)
+    monkeypatch.setattr(runner, "meters", lambda gpu: [Counts()] if gpu is None else [])
+    monkeypatch.setattr(turns, "_METERED_S", 0.01)
     report, _ = measured(*ONE)
     (opening,) = report["openings"]
     assert opening["joules"] == {"CPU package-0": 7.0}
@@ -170,7 +170,7 @@ def test_energy_is_of_a_step(measured, monkeypatch):
 def test_a_damaged_bundle_in_a_process_is_an_error_with_its_own_words(tiny_copy):
     edit_manifest(tiny_copy, schema_version=99)
     with pytest.raises(EngineError, match="schema version is 99"):
-        bench_processes.measure_opening(tiny_copy, select("ort-cpu"), 1)
+        processes.measure_opening(tiny_copy, select("ort-cpu"), 1)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -203,7 +203,7 @@ def test_the_pixel_member_is_a_whole_one(tiny):
 
 
 def test_the_pixel_models_noise_is_white(tiny):
-    from wdm_runtime.bench_models import _PixelNoise
+    from wdm_runtime.bench.models import _PixelNoise
 
     source = _PixelNoise(0, "2022-06-15T12:00:00", 0)
     drawn = source.draw(0, 1, (0, 300), (0, 290))
@@ -234,7 +234,7 @@ def test_bundles_of_other_work_are_refused(tiny, tiny_copy):
 def test_what_cannot_be_had_is_said_before_anything_is_measured(
     run, tiny, monkeypatch, arguments, kind, words
 ):
-    monkeypatch.setattr(bench.Bench, "measure", lambda self: pytest.fail("it measures"))
+    monkeypatch.setattr(runner.Bench, "measure", lambda self: pytest.fail("it measures"))
     if words == "tensorrt":
         monkeypatch.setattr("wdm_runtime.engines.tensorrt.probe_gpu", _no_gpu)
     code, _, error = run("bench", "--bundle", tiny, *arguments)
@@ -251,7 +251,7 @@ def test_a_chart_without_matplotlib_names_the_extra(run, tiny, monkeypatch):
     assert code == MissingDependencyError.exit_code and "wdm-edge[plot]" in error
 
 
-@pytest.mark.parametrize("suffix", sorted(bench_chart._SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(chart._SUFFIXES))
 def test_the_chart_is_drawn(measured, tmp_path, suffix):
     pytest.importorskip("matplotlib")
     measured(*ONE, "--chart", f"chart{suffix}")

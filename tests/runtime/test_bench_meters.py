@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from wdm_runtime.bench_meters import Rapl, gpu_process_mib, meters
+from wdm_runtime.bench.meters import Rapl, gpu_process_mib, meters
 from wdm_runtime.engines import gpu_of
 from wdm_runtime.engines.probe import Gpu
 
@@ -34,7 +34,7 @@ def no_gpu(monkeypatch, tmp_path_factory):
     """A PATH on which nvidia-smi is only what a test puts there."""
     folder = tmp_path_factory.mktemp("bin")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setattr("wdm_runtime.bench_meters._NVIDIA_SMI", str(folder / "nvidia-smi"))
+    monkeypatch.setattr("wdm_runtime.bench.meters._NVIDIA_SMI", str(folder / "nvidia-smi"))
     return folder / "nvidia-smi"
 
 

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 from conftest import SAMPLE, edit_manifest
 
-from wdm_runtime.bench_processes import measure_opening
-from wdm_runtime.bench_turns import choices_of
+from wdm_runtime.bench.processes import measure_opening
+from wdm_runtime.bench.turns import choices_of
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.errors import BundleError, EngineError, InputError, MissingDependencyError
 from wdm_runtime.manifest import MANIFEST_NAME

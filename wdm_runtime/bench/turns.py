@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from wdm_runtime.bench_models import Model
-from wdm_runtime.bench_report import Problem
+from wdm_runtime.bench.models import Model
+from wdm_runtime.bench.report import Problem
 from wdm_runtime.engines import AUTO, Choice, Engine, select, survey
 from wdm_runtime.errors import WdmError
 from wdm_runtime.timing import feeds_of

@@ -17,7 +17,7 @@ class Opening:
     """Fresh processes, each of one engine.
 
     ``first_open_s`` without any cache, a plan's build included; ``open_s`` and ``cold_start_s``
-    with one, medians; the rest as in `wdm_runtime.bench_child.Start`, largest. ``joules``: of one
+    with one, medians; the rest as in `wdm_runtime.bench.child.Start`, largest. ``joules``: of one
     step on one tile, by device; None where no meter can be read.
     """
 

@@ -1,4 +1,4 @@
-"""Starts fresh processes with `wdm_runtime.bench_child` and reads what they measured."""
+"""Starts fresh processes with `wdm_runtime.bench.child` and reads what they measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from wdm_runtime.bench_child import Start
-from wdm_runtime.bench_report import Opening
+from wdm_runtime.bench.child import Start
+from wdm_runtime.bench.report import Opening
 from wdm_runtime.engines import Choice
 from wdm_runtime.errors import EngineError
 from wdm_runtime.io.child import command_of
@@ -59,7 +59,7 @@ def _start(
         "key": None if key is None else str(key),
     }
     done = subprocess.run(
-        command_of("wdm_runtime.bench_child", json.dumps(request)),
+        command_of("wdm_runtime.bench.child", json.dumps(request)),
         capture_output=True,
         text=True,
         env={**os.environ, "XDG_CACHE_HOME": cache},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wdm_runtime.bench_report import BenchReport
+from wdm_runtime.bench.report import BenchReport
 from wdm_runtime.errors import InputError, require
 from wdm_runtime.io.atomic import whole_file
 

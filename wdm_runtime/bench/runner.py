@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from wdm_runtime.batching import BATCHES
-from wdm_runtime.bench_meters import meters
-from wdm_runtime.bench_models import PIXEL, Model, models_of, one_tile, wavelet_name
-from wdm_runtime.bench_processes import measure_opening
-from wdm_runtime.bench_report import (
+from wdm_runtime.bench.meters import meters
+from wdm_runtime.bench.models import PIXEL, Model, models_of, one_tile, wavelet_name
+from wdm_runtime.bench.processes import measure_opening
+from wdm_runtime.bench.report import (
     BenchReport,
     EndToEnd,
     Opening,
@@ -29,7 +29,7 @@ from wdm_runtime.bench_report import (
     median_ratio,
     verdict,
 )
-from wdm_runtime.bench_turns import Candidate, Repeated, choices_of, noting
+from wdm_runtime.bench.turns import Candidate, Repeated, choices_of, noting
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Choice, gpu_of
 from wdm_runtime.engines.options import EngineOptions

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wdm_runtime.bench_report import BenchReport, Opening, Steps
+from wdm_runtime.bench.report import BenchReport, Opening, Steps
 
 _UNREADABLE = "not readable"
 _BEST = "bold green"

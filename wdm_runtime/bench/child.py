@@ -12,8 +12,8 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wdm_runtime.bench_meters import gpu_process_mib
-from wdm_runtime.bench_models import tile_field
+from wdm_runtime.bench.meters import gpu_process_mib
+from wdm_runtime.bench.models import tile_field
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
