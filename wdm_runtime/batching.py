@@ -68,7 +68,7 @@ def fastest_batch(
     text = f"Batch {batch} is the fastest: a tile takes {times}."
     if failed:  # for the time being perhaps: measured anew next time
         return batch, engine, f"{text} {failed}"
-    known.put(key, batch)
+    known.put({key: batch})
     return batch, engine, text
 
 

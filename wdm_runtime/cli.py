@@ -278,11 +278,12 @@ class _Progress:
         self._bar.stop()
 
     def on_plan(self, plan: Plan, note: str | None) -> None:
-        line = panels.plan_line(
-            plan, self._downscaler.seconds_per_tile(plan.evaluations // plan.steps)
-        )
-        console.out.print(line, highlight=False, soft_wrap=True)
-        console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
+        if not console.out.quiet:  # calls that only time the engine are for who reads it
+            tiles = plan.evaluations // plan.steps
+            seconds = self._downscaler.seconds_per_tile(tiles) if tiles else 0.0
+            line = panels.plan_line(plan, seconds)
+            console.out.print(line, highlight=False, soft_wrap=True)
+            console.out.print(self._downscaler.choice.why, highlight=False, soft_wrap=True)
         if note:
             panels.note(note)
         self._task = self._bar.add_task("sampling", total=plan.evaluations)

@@ -203,8 +203,7 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> PixelProbe 
         pixel.close()
     pixel_ms, score_ms = (round(1e3 * seconds, 3) for seconds in best)
     found = PixelProbe(pixel_ms, score_ms, round(time.time(), 3))
-    for name, number in zip(names, astuple(found), strict=True):
-        probes.put(name, number)
+    probes.put(dict(zip(names, astuple(found), strict=True)))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,13 @@ class Remembered:
             return float(found)
         return None
 
-    def put(self, key: str, value: float) -> None:
-        """Keep a number. Where it cannot be kept it is measured again next time, nothing more."""
+    def put(self, numbers: Mapping[str, float]) -> None:
+        """Keep numbers by key. Where they cannot be kept they are measured again, nothing more."""
         if self._path is None:
             return
         with suppress(OSError, OutputError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps({**self._all(), key: value}, indent=1))
+            write_text(self._path, json.dumps({**self._all(), **numbers}, indent=1))
 
     def _all(self) -> dict[str, Any]:
         try:

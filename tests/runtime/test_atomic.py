@@ -74,10 +74,10 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "cache" / "probe.json").mkdir(parents=True)
     for folder in ("file", "cache"):
-        Remembered(tmp_path / folder / "probe.json").put("key", 1.0)
+        Remembered(tmp_path / folder / "probe.json").put({"key": 1.0})
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["probe.json"]
-    for key, value in (("a", 2.0), ("key", 1.0)):
-        Remembered(tmp_path / "new" / "probe.json").put(key, value)
+    for numbers in ({"a": 2.0}, {"key": 1.0}):
+        Remembered(tmp_path / "new" / "probe.json").put(numbers)
     assert (tmp_path / "new" / "probe.json").read_text().split() == [
         *("{", '"a":', "2.0,", '"key":', "1.0", "}")
     ]
