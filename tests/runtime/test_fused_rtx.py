@@ -11,6 +11,7 @@ from parsed_network import evaluate
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import tensorrt_plan
+from wdm_runtime.engines.fixed_batch import fixed_shape
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.engines.step import step_graph
 from wdm_runtime.engines.tensorrt_module import logger
@@ -76,7 +77,7 @@ def test_the_parser_understands_the_step(tiny, batch, precision, bound):
     graph, entry = step_graph(Bundle.open(tiny), precision)
     random = np.random.default_rng(0)
     given = {
-        spec.name: random.standard_normal(tensorrt_plan.fixed_shape(spec, batch), dtype=np.float32)
+        spec.name: random.standard_normal(fixed_shape(spec, batch), dtype=np.float32)
         for spec in entry.inputs
     } | {"t": np.array([0.4], dtype=np.float32)}
     expected = OrtCpuEngine(graph, entry, precision, 1).run_all(given)

@@ -15,6 +15,7 @@ from parsed_network import evaluate
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine, tensorrt_plan
+from wdm_runtime.engines.fixed_batch import fixed_shape
 from wdm_runtime.engines.tensorrt_module import load_module, logger
 from wdm_runtime.engines.tensorrt_plan import build_plan
 from wdm_runtime.errors import EngineError
@@ -42,7 +43,7 @@ def parse(bundle, precision, batch):
 
 def feeds(entry, batch, seed=0):
     random = np.random.default_rng(seed)
-    shapes = {spec.name: tensorrt_plan.fixed_shape(spec, batch) for spec in entry.inputs}
+    shapes = {spec.name: fixed_shape(spec, batch) for spec in entry.inputs}
     values = {name: random.standard_normal(s, dtype=np.float32) for name, s in shapes.items()}
     return {**values, "t": np.array([0.4], dtype=np.float32)}
 
@@ -169,9 +170,7 @@ def test_a_free_batch_builds_with_a_profile_and_not_without(tiny, precision, cap
         if profiled:
             profile = builder.create_optimization_profile()
             for spec in entry.inputs:
-                profile.set_shape(
-                    spec.name, *(tensorrt_plan.fixed_shape(spec, n) for n in (1, 2, 4))
-                )
+                profile.set_shape(spec.name, *(fixed_shape(spec, n) for n in (1, 2, 4)))
             assert config.add_optimization_profile(profile) == 0
         assert tuple(network.get_output(0).shape) == (-1, *entry.outputs[0].shape[1:])
         plans.append(builder.build_serialized_network(network, config))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import TensorSpec
 
 
@@ -51,3 +52,27 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the graph; later calls of `run` are errors."""
         ...
+
+
+def check_tensors(
+    file: str, engine: str, got: Sequence[object], expected: Sequence[object]
+) -> None:
+    """What an engine made of a graph's tensors must be what the manifest says.
+
+    Parameters
+    ----------
+    file, engine
+        The graph's file, and who loaded it.
+    got, expected
+        Name, data type and shape of each tensor.
+
+    Raises
+    ------
+    EngineError
+        They differ.
+    """
+    if got != expected:
+        raise EngineError(
+            f"{file}: {engine} has tensors {got}; the manifest says {expected}. Export the bundle "
+            "again."
+        )

@@ -30,6 +30,11 @@ def fixed_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return tuple(batch if isinstance(size, str) else size for size in spec.shape)
 
 
+def fixed_specs(specs: Specs, batch: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, data type and shape of tensors for a batch, as the manifest says."""
+    return [(spec.name, spec.dtype, fixed_shape(spec, batch)) for spec in specs]
+
+
 def count_tiles(feeds: Mapping[str, Array], inputs: Specs, batch: int, version: str) -> int:
     """The number of tiles of a call. Assigning to a buffer would broadcast a wrong shape.
 
@@ -61,6 +66,52 @@ def count_tiles(feeds: Mapping[str, Array], inputs: Specs, batch: int, version: 
             "of 'wdm-run info'."
         )
     return tiles
+
+
+def run_in_launches(
+    feeds: Mapping[str, Array],
+    inputs: Specs,
+    output: TensorSpec,
+    batch: int,
+    version: str,
+    host: Mapping[str, Array],
+    launch: Callable[[], Array],
+) -> Array:
+    """A call of any number of tiles, a launch for each batch of them.
+
+    Parameters
+    ----------
+    feeds, inputs, output
+        The call's arrays by name, what they have to be, and what comes out.
+    batch
+        Tiles a launch.
+    version
+        Who refuses a call.
+    host
+        Where a launch takes its inputs from.
+    launch
+        Runs once and gives the output of a whole batch, which may be written again by the next.
+
+    Returns
+    -------
+    The output, the caller's own.
+
+    Raises
+    ------
+    EngineError
+        As for `count_tiles`.
+    """
+    tiles = count_tiles(feeds, inputs, batch, version)
+    result = np.empty(fixed_shape(output, tiles), dtype=output.dtype)
+    for first in range(0, tiles, batch):
+        rows = slice(first, min(first + batch, tiles))
+        for spec in inputs:
+            if isinstance(spec.shape[0], str):
+                host[spec.name][: rows.stop - first] = feeds[spec.name][rows]
+            else:
+                host[spec.name][...] = feeds[spec.name]
+        result[rows] = launch()[: rows.stop - first]
+    return result
 
 
 def check_states(x: Array, condition: Array, inputs: Specs, batch: int, version: str) -> None:

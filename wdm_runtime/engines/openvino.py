@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.cache import private_folder
+from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.errors import EngineError, require
 from wdm_runtime.manifest import GraphEntry, TensorSpec
 
@@ -216,8 +217,4 @@ def _compare(file: str, specs: tuple[TensorSpec, ...], found: list[Any]) -> None
     expected = [
         (s.name, s.dtype, tuple(n if isinstance(n, int) else None for n in s.shape)) for s in specs
     ]
-    if got != expected:
-        raise EngineError(
-            f"{file}: the graph has tensors {got}; the manifest says {expected}. "
-            "Export the bundle again."
-        )
+    check_tensors(file, "OpenVINO", got, expected)

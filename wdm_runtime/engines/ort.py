@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.errors import EngineError, MissingDependencyError, install_line, require
 from wdm_runtime.manifest import GraphEntry
 
@@ -123,7 +124,8 @@ class OrtCpuEngine:
             (entry.inputs, self._session.get_inputs()),
             (entry.outputs, self._session.get_outputs()),
         ):
-            check_tensors(entry.file, [(s.name, s.dtype, s.shape) for s in specs], found)
+            expected = [(s.name, s.dtype, s.shape) for s in specs]
+            check_tensors(entry.file, self.version, described(found), expected)
         self._outputs = [spec.name for spec in entry.outputs]
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -167,17 +169,6 @@ def check_placement(session: Any, file: str, provider: str) -> None:
         )
 
 
-def check_tensors(file: str, expected: list[tuple[str, str, Any]], found: list[Any]) -> None:
-    """The loaded graph's tensors must be the manifest's: names, data types and shapes.
-
-    Raises
-    ------
-    EngineError
-        They are not.
-    """
-    got = [(a.name, _DTYPES.get(a.type, a.type), tuple(a.shape)) for a in found]
-    if got != expected:
-        raise EngineError(
-            f"{file}: the graph has tensors {got}; the manifest says {expected}. "
-            "Export the bundle again."
-        )
+def described(tensors: list[Any]) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """Name, data type and shape of a session's tensors, in the manifest's words."""
+    return [(t.name, _DTYPES.get(t.type, t.type), tuple(t.shape)) for t in tensors]

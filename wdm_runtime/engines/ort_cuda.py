@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.engines.fixed_batch import (
     check_answers,
-    count_tiles,
     fixed_shape,
+    fixed_specs,
+    run_in_launches,
     same_answers,
 )
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import (
     check_distribution,
     check_placement,
-    check_tensors,
+    described,
     load_onnxruntime,
     session_options,
 )
@@ -211,8 +213,8 @@ class CudaSession(ABC):
             (self.inputs, self._session.get_inputs()),
             (self.outputs, self._session.get_outputs()),
         ):
-            expected = [(s.name, s.dtype, fixed_shape(s, self.batch)) for s in specs]
-            check_tensors(self._file, expected, found)
+            expected = fixed_specs(specs, self.batch)
+            check_tensors(self._file, self.version, described(found), expected)
 
     def _tensor(self, spec: TensorSpec) -> Any:
         """Room for a tensor on the GPU."""
@@ -262,20 +264,15 @@ class OrtCudaEngine(CudaSession):
         self._bindings = [self._binding(self._tensors, self._tensors)]
 
     def _answer(self, feeds: Mapping[str, Array]) -> Array:
-        tiles = count_tiles(feeds, self.inputs, self.batch, self.version)
         output = self.outputs[0]
-        result = np.empty(fixed_shape(output, tiles), dtype=output.dtype)
-        for first in range(0, tiles, self.batch):
-            rows = slice(first, min(first + self.batch, tiles))
-            for spec in self.inputs:
-                host, values = self._host[spec.name], feeds[spec.name]
-                if isinstance(spec.shape[0], str):
-                    host[: rows.stop - first] = values[rows]
-                else:
-                    host[...] = values
+
+        def launch() -> Array:
             for name, host in self._host.items():
                 self._tensors[name].update_inplace(host)
             self._launch()
             answer: Array = self._tensors[output.name].numpy()
-            result[rows] = answer[: rows.stop - first]
-        return result
+            return answer
+
+        return run_in_launches(
+            feeds, self.inputs, output, self.batch, self.version, self._host, launch
+        )

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
+from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.engines.fixed_batch import (
     check_answers,
-    count_tiles,
     fixed_shape,
+    fixed_specs,
+    run_in_launches,
     same_answers,
 )
 from wdm_runtime.engines.options import EngineOptions
@@ -30,7 +32,6 @@ from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger,
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
     check_target,
-    check_tensors,
     plan_key,
     runtime_cache_key,
     timing_key,
@@ -210,7 +211,8 @@ class LoadedPlan(ABC):
                 for n in names
                 if engine.get_tensor_mode(n) == mode
             ]
-            check_tensors(entry.file, specs, found, self.batch)
+            expected = fixed_specs(specs, self.batch)
+            check_tensors(entry.file, self.version, found, expected)
 
     def _create_context(self, engine: Any) -> Any:
         if not hasattr(self._trt, "IRuntimeCache"):
@@ -278,21 +280,15 @@ class TensorRtEngine(LoadedPlan):
             return self._answer(feeds)
 
     def _answer(self, feeds: Mapping[str, Array]) -> Array:
-        tiles = count_tiles(feeds, self.inputs, self.batch, self.version)
-        output, staged = self.outputs[0], self._tensors[self.outputs[0].name]
-        result = np.empty(fixed_shape(output, tiles), dtype=staged.host.dtype)
-        for first in range(0, tiles, self.batch):
-            rows = slice(first, min(first + self.batch, tiles))
-            for spec in self.inputs:
-                host, values = self._tensors[spec.name].host, feeds[spec.name]
-                if isinstance(spec.shape[0], str):
-                    host[: rows.stop - first] = values[rows]
-                else:
-                    host[...] = values
+        output = self.outputs[0]
+        host = {name: staged.host for name, staged in self._tensors.items()}
+
+        def launch() -> Array:
             self._launch()
             self._device.synchronize()
-            result[rows] = staged.host[: rows.stop - first]  # the caller's own from here on
-        return result
+            return host[output.name]
+
+        return run_in_launches(feeds, self.inputs, output, self.batch, self.version, host, launch)
 
     def _queue(self) -> None:
         """Queue copies to the GPU, the graph's kernels and the copy back."""

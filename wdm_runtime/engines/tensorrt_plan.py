@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 from wdm_runtime.bundle import sha256
-from wdm_runtime.engines.fixed_batch import fixed_shape
+from wdm_runtime.engines.engine import check_tensors
+from wdm_runtime.engines.fixed_batch import fixed_specs
 from wdm_runtime.engines.options import Progress
 from wdm_runtime.engines.plan_cache import Key, PlanCache
 from wdm_runtime.engines.probe import Gpu
@@ -129,36 +130,17 @@ def _parse(trt: Any, builder: Any, graph: bytes, entry: GraphEntry, batch: int) 
         first, *others = tuple(tensor.shape)
         if first == -1:
             tensor.shape = (batch, *others)
-    _compare(inputs, entry.file, entry.inputs, batch)  # shapes of outputs follow from them
+    _compare(trt, inputs, entry.file, entry.inputs, batch)  # shapes of outputs follow from them
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    _compare(outputs, entry.file, entry.outputs, batch)
+    _compare(trt, outputs, entry.file, entry.outputs, batch)
     return network
 
 
-def check_tensors(
-    file: str,
-    specs: tuple[TensorSpec, ...],
-    found: list[tuple[str, str, tuple[int, ...]]],
-    batch: int,
+def _compare(
+    trt: Any, tensors: list[Any], file: str, specs: tuple[TensorSpec, ...], batch: int
 ) -> None:
-    """What TensorRT made of the tensors must be what the manifest says.
-
-    Raises
-    ------
-    EngineError
-        A name, data type or shape differs.
-    """
-    expected = [(spec.name, spec.dtype, fixed_shape(spec, batch)) for spec in specs]
-    if found != expected:
-        raise EngineError(
-            f"{file}: TensorRT has tensors {found}; the manifest says {expected}. Export the "
-            "bundle again."
-        )
-
-
-def _compare(tensors: list[Any], file: str, specs: tuple[TensorSpec, ...], batch: int) -> None:
     found = [(t.name, dtype_name(t.dtype), tuple(t.shape)) for t in tensors]
-    check_tensors(file, specs, found, batch)
+    check_tensors(file, version_of(trt), found, fixed_specs(specs, batch))
 
 
 def check_target(trt: Any, capability: tuple[int, int]) -> str:
