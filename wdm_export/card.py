@@ -9,6 +9,7 @@ from typing import Any
 from wdm_export.config import TrainConfig
 from wdm_export.score_table import DEFINITIONS, digits
 from wdm_export.sources import storm_day
+from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
 from wdm_runtime.presets import Preset
@@ -59,7 +60,8 @@ def model_card(manifest: Manifest) -> str:
         return "\n".join([*lines, "Not evaluated yet: run `wdm-export evaluate`.", ""])
     scores = manifest.scores
     lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
-    way = Preset(*(scores[name] for name in ("sampler", "steps", "noise_scale", "time_grid")))
+    scale, grid = scores.get("noise_scale", 1.0), scores.get("time_grid", LOGSNR)
+    way = Preset(scores["sampler"], scores["steps"], scale, grid)
     lines += [
         f"On {scores['engine']} in {scores['precision']}: {way}. In brackets: 95 % of "
         f"{scores['bootstrap_draws']} bootstrap draws of the tiles. What each score is stands "

@@ -50,7 +50,7 @@ RainWeight = Annotated[
     float | None,
     typer.Option(
         help="Power of the rate by which errors count, 0: alike in light and heavy rain, 2: as in "
-        "mm/h; default: 0"
+        "mm/h (of log10); default: 0"
     ),
 ]
 Rate = Annotated[

@@ -129,23 +129,26 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
             "frame. Give the file a time coordinate."
         )
     quantity = output_quantity(source, "mm h-1")
-    methods = cell_methods(source, quantity, time)
-    if source.period_h is not None and (time is None or time.bounds is None):
-        methods += f" {period_note(source.period_h)}"  # nothing else in the file says how long
     attributes = {
         "standard_name": "lwe_precipitation_rate",
         "long_name": quantity.noun,
         "units": quantity.units,
-        "cell_methods": methods,
+        "cell_methods": cell_methods(source, quantity, time),
     }
+    if source.period_h is not None:  # where nothing else in the file says how long
+        if time is None:
+            attributes["comment"] = f"of sums over {source.period_h:g} hours"
+        elif time.bounds is None:
+            attributes["cell_methods"] += f" {period_note(source.period_h)}"
     coordinates: dict[str, Any] = {
         y: (y, field.grid.y, field.grid.attributes[0]),
         x: (x, field.grid.x, field.grid.attributes[1]),
     }
+    others: dict[str, Any] = {}
     if source.grid_mapping:  # without it nobody knows where metres on a map are
         name = source.grid_mapping.name
         attributes["grid_mapping"] = name
-        coordinates[name] = ((), np.int32(0), source.grid_mapping.attributes)
+        others[name] = ((), np.int32(0), source.grid_mapping.attributes)
     rates, axes = field.load(), [y, x]
     if time is None:
         rates = rates[0]
@@ -155,10 +158,10 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
         said["calendar"] = time.calendar
         if time.bounds is not None:
             said["bounds"] = time.bounds_name
-            coordinates[time.bounds_name] = ((time.name, "bnds"), time.bounds)
+            others[time.bounds_name] = ((time.name, "bnds"), time.bounds)
         coordinates[time.name] = (time.name, time.values, said)
     dataset = xr.Dataset(
-        {"precipitation_rate": (axes, rates, attributes)},
+        {"precipitation_rate": (axes, rates, attributes), **others},
         coords=coordinates,
         attrs={
             "Conventions": "CF-1.11",
@@ -167,6 +170,10 @@ def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None
             "history": "wdm-export coarsen",
         },
     )
-    encoding = {"precipitation_rate": _ENCODING | {"_FillValue": np.float32(-9999)}}
+    encoding: dict[str, dict[str, Any]] = {
+        name: {"_FillValue": None}
+        for name in (*coordinates, *others)  # which CF has no gaps in
+    }
+    encoding["precipitation_rate"] = _ENCODING | {"_FillValue": np.float32(-9999)}
     with whole_file(path, overwrite) as temporary:
         dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)

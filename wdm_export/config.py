@@ -83,7 +83,7 @@ class TrainConfig:
 
     ``rain_weight`` p weighs errors by ((rate + offset) / (1 + offset))^p of the interpolated coarse
     rate [mm h-1]: with 0 errors of log10(rate + offset) count alike in light and heavy rain, with 2
-    those of the rate.
+    those of the rate, if the transform is log10.
 
     ``ema_decay`` is the most that the averaged weights keep of themselves in a step: they span a
     ninth of the steps so far until then, which takes 9000 of them with 0.999.

@@ -152,7 +152,7 @@ def crop_samplers(
 ) -> list[CropSampler]:
     """One for each data shard of this process."""
     stride, shards = network.wavelet.stride, config.shards
-    if config.crop_px < 2 * stride:
+    if config.tv_weight and network.wavelet.levels and config.crop_px < 2 * stride:
         raise InputError(
             f"--crop got {config.crop_px} cells; expected at least {2 * stride}: one coefficient "
             "has no neighbour, and so no total variation. Set --crop."

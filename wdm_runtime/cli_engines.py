@@ -9,6 +9,7 @@ import typer
 
 from wdm_runtime import console, panels
 from wdm_runtime.bundle import Bundle
+from wdm_runtime.cache import cache_folder
 from wdm_runtime.cli_options import (
     BundleOption,
     KeyOption,
@@ -86,6 +87,7 @@ def build_engine(
             f"--engine got '{engine}'; expected tensorrt or tensorrt-rtx, which alone have plans. "
             "Choose one of them, or run 'wdm-run infer' with yours."
         )
+    cache_folder()  # without one there is nothing to build for
     opened_bundle = Bundle.open(bundle, require_signature)
     for size in batch or [1]:
         options = engine_options(str(size), quiet=quiet)

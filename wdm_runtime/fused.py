@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.engines.step import StepEngine
-from wdm_runtime.errors import WdmError
+from wdm_runtime.errors import EngineError, MissingDependencyError, OutputError
 from wdm_runtime.samplers import Noise, Step
 from wdm_runtime.stepping import StepTime
 
@@ -43,14 +43,16 @@ class FusedStep:
 
         Raises
         ------
-        WdmError
+        BundleError
+            The bundle's fused graph is not what it should be.
+        EngineError, MissingDependencyError, OutputError
             It does not open and is required.
         """
         with self._lock:
             if self._engine is None and not self._failed:
                 try:
                     self._engine = self._open()
-                except WdmError as error:
+                except (EngineError, MissingDependencyError, OutputError) as error:
                     if self._required:
                         raise
                     self._failed = True

@@ -57,7 +57,8 @@ def downscale(
         Coarse precipitation as rates or amounts with coordinates, dimensions in any order, with
         or without time: a DataArray, or a Dataset that holds it. Lazy ones are computed one frame
         at a time. Missing cells are NaN, or as the attributes say. A part cut out of a larger
-        array draws noise of its own: `wdm_runtime.select.select_box` keeps the whole's.
+        array draws noise of its own: `wdm_runtime.select.select_box` keeps the whole's, with
+        `snap_cells` of the bundle.
     downscaler
         An open one.
     variable, accumulation_h

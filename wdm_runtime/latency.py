@@ -184,8 +184,8 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> PixelProbe 
     folder = private_folder("measured")
     probes = Remembered(folder / "pixel.json" if folder else None)
     names = [f"{key}|{field.name}" for field in fields(PixelProbe)]
-    known = [number for number in map(probes.get, names) if number is not None]
-    if len(known) == len(names):
+    known = [number for number in map(probes.get, names) if number is not None and number > 0]
+    if len(known) == len(names) and max(known) <= time.time():  # damaged ones are not
         return PixelProbe(*known)
     options = replace(options, batch=1, measure_batch=False)
     pixel = open_engine(bundle.graph(role), graphs[role], choice.kind, choice.precision, options)

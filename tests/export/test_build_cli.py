@@ -203,6 +203,15 @@ def test_train_resumes_and_starts_from_weights(trained, store, tmp_path):
         "--crop", "16", "--weights", copy / "weights.safetensors",
     )  # fmt: skip
     assert (tmp_path / "next" / "weights.safetensors").is_file()
+    for half, code in (
+        (root, 0),
+        (("--transform-offset", "0.2"), 0),
+        (("--transform", "log10"), 2),
+    ):
+        run(
+            "wdm-export", "train", store, "-o", tmp_path / half[-1], "--steps", "1", *QUICK,
+            "--crop", "16", "--weights", copy / "weights.safetensors", *half, code=code,
+        )  # fmt: skip
 
 
 def test_export_and_check(trained, tmp_path):

@@ -1,5 +1,6 @@
 """`wdm-export prepare` and `coarsen` as users call them: which fields become which patches."""
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray
@@ -90,6 +91,10 @@ def test_a_cut_of_a_map_projection_can_be_trained_on(tmp_path):
         assert field.source.grid_mapping == whole.source.grid_mapping
         assert "time: mean" in field.source.cell_methods
         np.testing.assert_array_equal(field.source.time.bounds, whole.source.time.bounds)
+    with netCDF4.Dataset(tmp_path / "coarse.nc") as dataset:  # of CF
+        assert "coordinates" not in (*dataset.ncattrs(), *dataset["precipitation_rate"].ncattrs())
+        for name in ("time", "time_bnds", "y", "x", "aeqd"):
+            assert "_FillValue" not in dataset[name].ncattrs()
     out = run("wdm-export", "prepare", tmp_path / "truth.nc", "-o", tmp_path / "s", "--patch", "64")
     assert "2022-08-09" in out
 
@@ -97,7 +102,14 @@ def test_a_cut_of_a_map_projection_can_be_trained_on(tmp_path):
 def test_coarsen_says_the_period_of_sums_without_bounds(amounts, tmp_path):
     asked = ("--variable", "rain_amount", "--accumulation", "30min")
     run("wdm-export", "coarsen", amounts, "-o", tmp_path / "a.nc", *asked)
-    assert "0.5 hours" in read_field(tmp_path / "a.nc").source.cell_methods
+    methods = read_field(tmp_path / "a.nc").source.cell_methods
+    assert methods == "area: mean time: mean (interval: 0.5 hours comment: accumulation period)"
+    with xr.open_dataset(amounts) as dataset:
+        dataset[["rain_amount"]].isel(time=0, drop=True).to_netcdf(tmp_path / "still.nc")
+    run("wdm-export", "coarsen", tmp_path / "still.nc", "-o", tmp_path / "b.nc", *asked[2:])
+    with xr.open_dataset(tmp_path / "b.nc") as dataset:
+        rate = dataset["precipitation_rate"]
+        assert (rate.cell_methods, rate.comment) == ("area: mean", "of sums over 0.5 hours")
 
 
 def test_files_that_cannot_be_read_are_counted(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODELS, TRUTH
+from conftest import MODELS, TRUTH, edit_manifest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -136,6 +136,10 @@ def test_what_cannot_be_compared_is_refused(tiny: Path, tmp_path: Path, regressi
     assert "names of their own" in evaluate(
         tiny, TRUTH, "--no-rainfarm", "--against", regression, "--against", regression, code=2
     )
+    other = shutil.copytree(tiny, tmp_path / "coarser")
+    edit_manifest(other, domain={"spacing_km": 2.0, "latitudes": [20.0, 55.0]})
+    said = evaluate(tiny, TRUTH, "--no-rainfarm", "--against", other, code=2)
+    assert "refines by a factor of 10 to 2 km; expected 10 and 1 km" in said
     assert "no box" not in evaluate(tiny, TRUTH, "--outside", code=2)
     (tmp_path / "file").write_text("")
     assert "--report" in evaluate(tiny, TRUTH, "--report", tmp_path / "file", code=2)

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from wdm_runtime import batching, timing
+from wdm_runtime.batching import fastest_batch
 from wdm_runtime.bench.models import tile_field
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
-from wdm_runtime.errors import EngineError, InputError
+from wdm_runtime.engines.watched import WatchedEngine
+from wdm_runtime.errors import BundleError, EngineError, InputError
 
 GOLDEN_CHECK = [1]  # the one call of one tile that every engine answers when it is opened
 AUTO_BATCH = EngineOptions(threads=1, measure_batch=True)
@@ -162,3 +164,28 @@ def test_a_remembered_batch_that_cannot_be_had_today_leaves_the_single_tile(tiny
     batch, engine, text = batching.fastest_batch(single.engine, no_room, key)
     assert batch == 1 and engine is single.engine and "cannot be had now: out of memory" in text
     assert len(list(single.downscale(tile_field(bundle.manifest), steps=2))) == 1
+
+
+def test_a_bundle_that_fails_in_between_leaves_no_engine_open(tiny, a_call):
+    a_call(lambda tiles: 1e-3)
+    bundle, open_now = Bundle.open(tiny), []
+
+    class Counted(OrtCpuEngine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            open_now.append(self)
+
+        def close(self):
+            super().close()
+            open_now.remove(self)
+
+    def opened(batch):
+        if batch > 2:
+            raise BundleError("altered meanwhile")
+        entry = bundle.manifest.graphs["score_fp32"]
+        engine = Counted(bundle.graph("score_fp32"), entry, "fp32", 1)
+        return WatchedEngine(engine, None, lambda text: None)
+
+    with pytest.raises(BundleError, match="meanwhile"):
+        fastest_batch(opened(1), opened, "a key of its own")
+    assert open_now == []

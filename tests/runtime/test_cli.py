@@ -17,7 +17,7 @@ from netcdf_files import add, coordinates
 from wdm_runtime import Downscaler, sampling
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cache import cache_folder, private_folder
-from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
 from wdm_runtime.io import read_field
 
 REPORT_KEYS = {
@@ -87,6 +87,9 @@ def test_time_that_a_shell_spent_before_it_became_wdm_run_does_not_count(tmp_pat
     assert 0 < report["wall_s"] <= took_s - waited_s
 
 
+FALSE = (float("nan"), -1.0, 1e300, 0.0)
+
+
 def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_path):
     infer("-o", "a.nc", "--report", "a.json")
     _, out, _ = infer("-o", "b.nc", "--report", "b.json")
@@ -99,7 +102,8 @@ def test_the_probe_is_cached_and_a_damaged_cache_is_measured_anew(infer, tmp_pat
     line = " ".join(out.replace("│", " ").split())
     assert f"{pixel_ms:.0f} and {score_ms:.1f} ms a tile, in turns, at {measured}" in line
     cache = private_folder("measured") / "pixel.json"
-    for damage in ("{", "[]", '{"x": "y"}'):
+    keys = json.loads(cache.read_text())
+    for damage in (*"{", "[]", '{"x": "y"}', *(json.dumps({k: v for k in keys}) for v in FALSE)):
         cache.write_text(damage)
         assert infer("-o", "c.nc", "--overwrite", "--report", "c.json")[0] == 0
         assert json.loads((tmp_path / "c.json").read_text())["pixel_step_latency_ms"] > 0
@@ -142,21 +146,44 @@ def test_plans_are_built_of_tensorrt_alone(run, tiny):
     assert code == InputError.exit_code and "tensorrt or tensorrt-rtx" in err
 
 
+NOT_AN_ENGINES = (InputError, OutputError, MissingDependencyError)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("-o", "a.tif"), "a.tif: has suffix"),
+        (("-o", "a.zarr"), "wdm-edge[xarray]"),
+        (("-o", "a.grib2"), "wdm-edge[grib]"),
         (("--units", "K"), "--units"),
-        (("--bbox", "0"), "--bbox"),
+        ((), "has cells of 10 x 10 km"),
     ],
 )
-def test_what_cannot_be_had_is_said_before_an_engine_is_opened(infer, monkeypatch, words, said):
+def test_what_cannot_be_had_is_said_before_an_engine_is_opened(
+    infer, monkeypatch, tiny_copy, words, said
+):
+    for name in ("zarr", "eccodes"):
+        monkeypatch.setitem(sys.modules, name, None)
+    if not words:
+        edit_manifest(tiny_copy, factor=5)  # of which 10 km are no input
+        words = ("--bundle", tiny_copy)
+
     def opens(*_, **__):
         raise AssertionError("an engine was opened")
 
     monkeypatch.setattr(Downscaler, "open", opens)
     code, _, err = infer(*words)
-    assert code in (InputError.exit_code, OutputError.exit_code) and said in err
+    assert said in err and code in (cls.exit_code for cls in NOT_AN_ENGINES)
+
+
+def test_a_quiet_run_makes_no_calls_only_to_time_them(infer, monkeypatch):
+    timed = []
+    calls = Downscaler.seconds_per_tile
+    monkeypatch.setattr(
+        Downscaler, "seconds_per_tile", lambda self, n: timed.append(n) or calls(self, n)
+    )
+    assert infer("-o", "a.nc", "--quiet", "--no-pixel-probe")[0] == 0 and not timed
+    assert infer("-o", "b.nc", "--no-pixel-probe")[0] == 0 and timed
 
 
 @pytest.mark.parametrize("factor", [5, 3])

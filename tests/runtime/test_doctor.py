@@ -9,7 +9,7 @@ from gpu_box import GPU, WHEEL, Box, OrtBox
 
 from wdm_runtime import doctor
 from wdm_runtime.doctor import diagnose
-from wdm_runtime.engines import ENGINES, ort_libraries, probe, select, tensorrt
+from wdm_runtime.engines import ENGINES, ort_cuda, ort_libraries, probe, select, tensorrt
 from wdm_runtime.engines.ort_libraries import Library, Provider, described
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.errors import EngineError, MissingDependencyError
@@ -72,13 +72,15 @@ def test_a_provider_that_cannot_load_is_advised_on(monkeypatch):
     assert "libcublasLt.so.13" in advice and "libc.so.6" not in advice
 
 
-def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tmp_path, monkeypatch, run):
+def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tiny, tmp_path, monkeypatch):
+    OrtBox(tiny, monkeypatch)  # its GPU has ort-cuda looked at
+    monkeypatch.setattr(ort_cuda, "providers", ort_libraries.providers)
     capi = tmp_path / "onnxruntime" / "capi"
     capi.mkdir(parents=True)
     (capi / "libonnxruntime_providers_shared.so").write_bytes(b"\x7fELF")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     found = diagnose()
-    assert found.auto and found.providers == ()
+    assert found.auto and "ort-cuda in" not in found.auto and found.providers == ()
     assert any("cannot be read as a shared library" in text for text in found.advice)
 
 

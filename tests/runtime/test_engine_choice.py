@@ -105,3 +105,12 @@ def test_unknown_names_list_the_known():
         select("cuda")
     with pytest.raises(EngineError, match="bf16"):
         select("auto", "int8")
+
+
+def test_what_several_engines_lack_is_told_once(monkeypatch):
+    def nothing():
+        raise EngineError("The driver shows no GPU.")
+
+    for kind in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
+        monkeypatch.setitem(FAMILIES, kind, replace(FAMILIES[kind], probe=nothing))
+    assert select().why.count("The driver shows no GPU.") == 1

@@ -180,7 +180,7 @@ def test_only_what_overflowed_is_drawn_again_and_no_step_is_counted_twice(tiny):
     assert [(s.fused, s.tiles) for s in taken] == [(True, 2)] * STEPS + [(False, 1)] * STEPS
 
 
-@pytest.mark.parametrize("error", [EngineError, BundleError, OutputError])
+@pytest.mark.parametrize("error", [EngineError, OutputError])
 @pytest.mark.parametrize("required", [True, False])
 def test_an_engine_that_does_not_open_is_an_error_only_if_asked_for(tiny, required, error):
     tries, notes = [], []

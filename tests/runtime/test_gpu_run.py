@@ -1,6 +1,7 @@
 """`wdm-run` on a box with a (fake) GPU: plans, what auto takes, and whole runs."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from wdm_runtime.engines import select
 from wdm_runtime.engines import tensorrt as engine_module
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.probe import Gpu
-from wdm_runtime.errors import EngineError, NoDeviceError
+from wdm_runtime.errors import EngineError, NoDeviceError, OutputError
 
 
 @pytest.fixture(params=VERSIONS)
@@ -100,6 +101,21 @@ def test_no_build_refuses_until_the_plan_is_there(box, infer, run, tiny):
     with Downscaler.open(tiny, box.kind, options=options) as downscaler:
         assert downscaler.choice.precision == "fp16"
         assert downscaler.engine.full.precision == "fp32"  # for batches that fp16 cannot hold
+
+
+def test_a_user_without_a_home_builds_plans_and_keeps_none(box10, infer, run, tiny, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    words = ("--engine", box10.kind, "--no-pixel-probe")
+    code, _, error = infer(*words, "-o", "out.nc")
+    assert code == 0 and "is not kept: there is no cache folder. Set XDG_CACHE_HOME" in error
+    code, _, error = infer(*words, "-o", "next.nc", "--no-build")
+    assert code == EngineError.exit_code and "XDG_CACHE_HOME" in error
+    code, _, error = run("build-engine", "--bundle", tiny)
+    assert code == OutputError.exit_code and "XDG_CACHE_HOME" in error
 
 
 def test_one_command_builds_plans_of_several_batches(box10, infer, run, tiny):

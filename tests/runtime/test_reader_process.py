@@ -306,6 +306,19 @@ def test_relative_paths_are_those_of_the_moment(reader, tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.load(), RAIN)
 
 
+def test_a_folder_that_is_gone_matters_to_relative_paths_alone(reader, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    rain_file(tmp_path / "in.nc")
+    rain_file(tmp_path / "gone" / "in.nc")
+    monkeypatch.chdir(tmp_path / "gone")
+    absolute, relative = reader.read_field(tmp_path / "in.nc"), reader.read_field("in.nc")
+    monkeypatch.chdir("/")
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"in\.nc: cannot be read"):
+        relative.frame(0)
+    np.testing.assert_array_equal(absolute.load(), RAIN)
+
+
 def test_a_field_stays_readable_when_another_is_read_from_elsewhere(reader, tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

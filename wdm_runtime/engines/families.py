@@ -70,11 +70,10 @@ def _open_openvino_step(
     return HostStep(OpenVinoEngine(graph, entry, precision, options.cpu_threads))
 
 
-def _plans_folder(note: Callable[[str], None]) -> Path | None:
+def _plans_folder() -> Path | None:
     try:
         return cache_folder() / "plans"
-    except OutputError as error:
-        note(f"Plans are not kept, the next start makes them again. {error}")
+    except OutputError:  # who builds a plan is told
         return None
 
 
@@ -85,7 +84,7 @@ def _tensorrt(kind: str) -> Family:
         def open_plan(
             graph: bytes, entry: GraphEntry, precision: str, options: EngineOptions
         ) -> _Opened:
-            cache = PlanCache(_plans_folder(options.note), options.note)
+            cache = PlanCache(_plans_folder(), options.note)
             return engine(graph, entry, precision, kind, cache, options)
 
         return open_plan

@@ -181,6 +181,14 @@ class LoadedPlan(ABC):
 
     def _built(self, graph: bytes, entry: GraphEntry) -> bytes:
         options = self._options
+        if self._cache.folder is None:
+            nowhere = "there is no cache folder. Set XDG_CACHE_HOME"
+            if not options.build:
+                raise EngineError(
+                    f"There is no plan of {self._file}; expected one: {nowhere}, or leave out "
+                    "--no-build."
+                )
+            options.note(f"The plan of {self._file} is not kept: {nowhere}.")
         if not options.build:
             raise EngineError(
                 f"There is no plan of {self._file} for {self.version}, {self.device} and batch "

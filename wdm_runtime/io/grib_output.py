@@ -79,11 +79,12 @@ def _require_no_row_at_a_pole(path: Path, grid: Grid, factor: int) -> None:
     beyond = np.abs(grid.refined(factor).y).max()
     if beyond <= _POLE:
         return
-    # --bbox takes even cells, so a pole's row would come along with its neighbour.
+    # --bbox takes blocks of cells, so a pole's row would come along with its neighbours.
     raise OutputError(
         f"{path}: got fine cells at latitudes up to {beyond:g}, on the far side of a pole; "
-        "expected up to 90 in GRIB2. Leave out the two rows next to the pole with --bbox, up to "
-        f"{90 - 2 * grid.spacing[0]:g} degrees, or write NetCDF (.nc) or Zarr (.zarr) instead."
+        "expected up to 90 in GRIB2. Leave out the rows next to the pole with --bbox, up to "
+        f"{90 - 2 * grid.spacing[0]:g} degrees or, where it snaps to more cells, less, or "
+        "write NetCDF (.nc) or Zarr (.zarr) instead."
     )
 
 

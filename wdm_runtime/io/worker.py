@@ -72,9 +72,9 @@ class Worker:
         for token in asked["forget"]:
             self._fields.pop(token, None)
         try:
-            if asked["folder"]:
-                os.chdir(asked["folder"])
             with warnings.catch_warnings(record=True) as caught:
+                if not os.path.isabs(asked["path"]) and asked["folder"]:
+                    os.chdir(asked["folder"])
                 message = self._open(asked) if asked["do"] == "open" else self._frame(asked)
         except (EOFError, BrokenPipeError):
             raise

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError, OutputError
+from wdm_runtime.errors import InputError, OutputError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.io.array_output import ArrayOutput, NetCDFArrays, Output
 from wdm_runtime.io.atomic import (
@@ -64,11 +64,14 @@ def open_writer(
     if suffix == ZARR_SUFFIX:
         from wdm_runtime.io.zarr_output import open_zarr
 
+        require("zarr", "xarray", "Writing Zarr")  # now, and not when a member is there
         open_output = open_zarr
     elif suffix in GRIB_SUFFIXES:
+        from wdm_runtime.io.grib_header import load_eccodes
         from wdm_runtime.io.grib_output import GribOutput, check_grib
 
         check_grib(path, field, factor, members, statistics)
+        load_eccodes("Writing GRIB2")
         open_output = GribOutput
     elif suffix not in NETCDF_SUFFIXES:
         known = ", ".join((*NETCDF_SUFFIXES, ZARR_SUFFIX, *GRIB_SUFFIXES))
