@@ -72,7 +72,8 @@ class PrecipTransform:
     def inverse(self, z: Array) -> npt.NDArray[np.float32]:
         """z, any shape -> rates [mm h-1], float32, never negative; faint ones are kept."""
         rate: npt.NDArray[np.float32] = z.astype(np.float32) - np.float32(self.shift)
-        _FUNCTIONS[self.name][1](rate, out=rate)
+        with np.errstate(over="ignore"):  # infinite rates are refused with the member they are in
+            _FUNCTIONS[self.name][1](rate, out=rate)
         rate -= np.float32(self.offset_mm_h)
         return np.maximum(rate, 0, out=rate)
 
