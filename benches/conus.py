@@ -1,8 +1,8 @@
 """A whole MRMS CONUS frame: time, tiles, memory, and how they grow with the domain.
 
 Averages one 1 km frame to 10 km and runs `wdm-run infer` on quarters of the domain and on all of
-it, each in a process of its own, so that peak memory is that run's. Prints wall time, tiles, dry
-share, peak memory and km2/s, and time and memory per wet tile side by side.
+it, each in a process of its own, so that peak memory is that run's. Prints wall time, tiles, share
+that needs none, peak memory and km2/s, and time and memory per wet tile side by side.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def infer(coarse: Path, folder: Path, bbox: str, options: argparse.Namespace) ->
 
 def show(results: dict[str, dict[str, Any]], console: Console) -> None:
     """One row a domain; the last column is linear growth if it stays the same."""
-    table = Table("domain", "wall [s]", "tiles", "dry", "peak [MiB]", "km2/s", "ms a tile")
+    table = Table("domain", "wall [s]", "tiles", "untiled", "peak [MiB]", "km2/s", "ms a tile")
     for name, report in results.items():
         evaluations = report["tiles_total"]
         table.add_row(
             name,
             f"{report['wall_s']:.1f}",
             str(evaluations // (report["steps"] * report["members"])),
-            f"{report['dry_share']:.0%}",
+            f"{report['untiled_share']:.0%}",
             f"{report['peak_rss_mib']:.0f}",
             f"{report['km2_per_s']:,.0f}",
             f"{1e3 * report['wall_s'] / evaluations:.1f}",

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wdm_export.methods import Array, Places, window
+from wdm_export.residual_frame import ResidualFrame
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import require
 from wdm_runtime.field import PrecipField
+from wdm_runtime.manifest import Manifest
+from wdm_runtime.noise import INITIAL_STEP, noise_of
 from wdm_runtime.skill import WET_MM_H
 
 if TYPE_CHECKING:
@@ -24,6 +28,32 @@ EXTRA = "verify"
 # Coarse cells around a tile that it is drawn with, where the domain has them. With so many, fields
 # with spectral fusion are better, which wants the larger scales; plain ones stay the same.
 _MARGIN = 8
+
+
+@dataclass(frozen=True)
+class DressedBicubic:
+    """Bicubic interpolation dressed with white noise: an ensemble without any network.
+
+    Where it may rain each subband's residual is Gaussian noise of the mean and standard deviation
+    that it has in the training data, cell by cell its own; block means become the input's as the
+    model's do. So it says what of a score the mere presence of noise is worth. Dressing: Roulston
+    and Smith 2003, Tellus A 55, 16.
+    """
+
+    manifest: Manifest
+    consistency: str = DEFAULT_CONSISTENCY
+    name: str = "dressed bicubic"
+    random: bool = True
+
+    def draw(
+        self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
+    ) -> Iterator[Array]:
+        frame = ResidualFrame(coarse, places, size, self.manifest, self.consistency)
+        subbands, height, width = frame.standardised.shape
+        for member in range(members):
+            noise = noise_of(seed, coarse.valid_times[0], member)
+            covered = frame.tiling.covered
+            yield frame.tiles(noise.draw(INITIAL_STEP, subbands, (0, height), (0, width), covered))
 
 
 @dataclass(frozen=True)

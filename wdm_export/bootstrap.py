@@ -13,6 +13,7 @@ import numpy as np
 from wdm_export.score_table import REFERENCE, ForecastRow, Intervals
 
 DRAWS = 1000
+_LEAST_SHARE = 0.9  # of the draws, that define a score
 
 
 def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
@@ -27,8 +28,9 @@ def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
 
     Returns
     -------
-    (low, high) by forecast and score. Nothing with a single tile, or for scores that a draw leaves
-    undefined or infinite, or that an interval says nothing about (a maximum over the tiles).
+    (low, high) by forecast and score, of the draws that define it. Nothing with a single tile, or
+    for scores that more than a tenth of the draws leave undefined or infinite, as those of events
+    in a tile or two are, or that an interval says nothing about (a maximum over the tiles).
     """
     tiles = len(rows[0].tiles.cells)
     if tiles < 2 or draws < 1:
@@ -55,8 +57,9 @@ def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
 
 
 def _percentiles(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    """(2, scores), NaN for a score that is not finite in every draw."""
-    whole = np.isfinite(values).all(axis=0)
+    """(2, scores), NaN for a score that is finite in too few draws."""
+    finite = np.isfinite(values)
     found = np.full((2, values.shape[1]), np.nan)
-    found[:, whole] = np.percentile(values[:, whole], ends, axis=0)
+    for score in np.flatnonzero(finite.mean(axis=0) >= _LEAST_SHARE):
+        found[:, score] = np.percentile(values[finite[:, score], score], ends)
     return found

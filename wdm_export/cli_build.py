@@ -32,11 +32,14 @@ from wdm_export.cli_train import (
     RainWeight,
     Rate,
     Seed,
+    Transform,
+    TransformOffset,
     TvWeight,
     Wavelet,
     network_of,
     refuse_other_settings,
     run_training,
+    transform_of,
 )
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
@@ -104,6 +107,8 @@ def build(
     learning_rate: Rate = None,
     tv_weight: TvWeight = None,
     rain_weight: RainWeight = None,
+    transform: Transform = None,
+    transform_offset: TransformOffset = None,
     seed: Seed = None,
     threads: Threads = None,
     patch: Patch = None,
@@ -114,7 +119,7 @@ def build(
     overwrite: Overwrite = False,
 ) -> None:
     """Prepare, train (on CPUs), export and check; run again, it continues where it stopped."""
-    from wdm_export.config import TrainConfig
+    from wdm_export.config import DEFAULT_TRANSFORM, TrainConfig
     from wdm_export.data import PatchStore
     from wdm_export.loss_plot import plot_log
     from wdm_export.package import check_target
@@ -132,6 +137,7 @@ def build(
     )  # fmt: skip
     network = network_of(wavelet, levels, base, depths, blocks, attention)
     training = TrainConfig(**settings)
+    rain = transform_of(transform, transform_offset, DEFAULT_TRANSFORM)
     network.check_edge(training.crop_px, "--crop")
     network.check_edge(TILE_PX if tile is None else tile, "--tile")
     folder, hours = work or output.with_name(f"{output.name}-work"), period_h(accumulation)
@@ -144,9 +150,9 @@ def build(
             patches = prepared_store(files, store, progress, patch, variable, hours, factor)
         if (run / CHECKPOINT_NAME).exists():
             trainer = Trainer.resume(patches, run, minutes, **given(threads=threads))
-            refuse_other_settings(trainer, network, training, folder, "--work")
+            refuse_other_settings(trainer, network, training, folder, "--work", rain)
         else:
-            trainer = Trainer.start(patches, run, network, training)
+            trainer = Trainer.start(patches, run, network, training, transform=rain)
         checkpoint = run_training(trainer, progress)
         plot_log(run)
         _export(checkpoint, output, name, tile, overwrite, progress)

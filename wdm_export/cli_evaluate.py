@@ -75,6 +75,10 @@ def evaluate(
     variable: VariableOption = None,
     accumulation: AccumulationOption = None,
     outside: Annotated[bool, typer.Option("--outside", help="Only tiles outside --bbox")] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(help=f"Edge of the scored tiles in fine cells; default: {TILE_PX}"),
+    ] = None,
     draws: Annotated[
         int | None,
         typer.Option(
@@ -113,7 +117,7 @@ def evaluate(
         members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
         noise_scale=noise_scale, time_grid=time_grid, consistency=consistency, engine=engine,
         precision=precision, threads=threads, bbox=bbox, bootstrap=draws, variable=variable,
-        accumulation=accumulation,
+        accumulation=accumulation, tile=tile,
     )  # fmt: skip
     command = _command(bundle, files, options, against or [], rainfarm, outside)
     asked = {
@@ -143,7 +147,7 @@ def evaluate(
                 baselines=baselines,
                 region=region,
                 gallery=gallery,
-                **given(bootstrap_draws=draws),
+                **given(bootstrap_draws=draws, tile_px=tile),
             )
         result = _named(result, downscaler, files)
         console.out.print(ScoreTable(result))  # first of all: nothing that fails below takes it
@@ -212,13 +216,14 @@ def _baselines(
     consistency: str,
     stack: ExitStack,
 ) -> list[Method]:
-    """Interpolations, RainFARM if it is wanted or to be had, and what was named."""
-    from wdm_export.baselines import RainFarm
+    """Interpolations, bare and dressed, RainFARM if wanted or to be had, and what was named."""
+    from wdm_export.baselines import DressedBicubic, RainFarm
     from wdm_export.methods import Ensemble, interpolations
     from wdm_runtime.select import same_spacing
 
     factor, spacing_km = downscaler.factor, downscaler.manifest.domain.spacing_km
-    methods: list[Method] = [*interpolations(factor)]
+    dressed = DressedBicubic(downscaler.manifest, consistency)
+    methods: list[Method] = [*interpolations(factor), dressed]
     if rainfarm is not False:
         try:
             methods.extend(RainFarm.both(factor))

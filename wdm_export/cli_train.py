@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from wdm_export.cli_parts import Threads, given, progress_bars
-from wdm_export.config import NetworkConfig, TrainConfig
+from wdm_export.config import DEFAULT_TRANSFORM, NetworkConfig, TrainConfig
 from wdm_runtime import console
 from wdm_runtime.errors import InputError
 from wdm_runtime.transform import PrecipTransform
@@ -50,7 +50,21 @@ RainWeight = Annotated[
     float | None,
     typer.Option(
         help="Power of the rate by which errors count, 0: alike in light and heavy rain, 2: as in "
-        "mm/h (of log10); default: 0"
+        "mm/h with log10, 4/3 with cube-root; default: 0"
+    ),
+]
+Transform = Annotated[
+    str | None,
+    typer.Option(
+        help="Of rates, for the network: log10 | cube-root; default: that of weights it begins "
+        f"with, or {DEFAULT_TRANSFORM.name}"
+    ),
+]
+TransformOffset = Annotated[
+    float | None,
+    typer.Option(
+        help="mm/h added to rates before it; default: that of weights it begins with, or "
+        f"{DEFAULT_TRANSFORM.offset_mm_h:g}"
     ),
 ]
 Rate = Annotated[
@@ -132,17 +146,8 @@ def train(
             help=f"Most that averaged weights keep in a step; default: {TrainConfig.ema_decay:g}"
         ),
     ] = None,
-    transform: Annotated[
-        str | None,
-        typer.Option(
-            help="Of rates, for the network: log10 | cube-root; default: that of --weights, or "
-            "log10"
-        ),
-    ] = None,
-    transform_offset: Annotated[
-        float | None,
-        typer.Option(help="mm/h added to rates before it; default: that of --weights, or 0.1"),
-    ] = None,
+    transform: Transform = None,
+    transform_offset: TransformOffset = None,
     objective: Objective = None,
     weights: Annotated[Path | None, typer.Option(help="Start from these weights")] = None,
     checkpoint_minutes: Annotated[
@@ -178,13 +183,9 @@ def train(
         turns=turns, rate_schedule=rate_schedule, ema_decay=ema_decay, seed=seed, threads=threads,
         shards=shards, objective=objective, checkpoint_minutes=checkpoint_minutes,
     )  # fmt: skip
-    wanted = given(name=transform, offset_mm_h=transform_offset)
     initial = Checkpoint.load(weights) if weights and not resume else None
-    rain = None
-    if wanted:
-        before = initial.model.transform if initial else PrecipTransform()
-        usual = {"name": before.name, "offset_mm_h": before.offset_mm_h}
-        rain = PrecipTransform.zero_where_dry(**{**usual, **wanted})
+    before = initial.model.transform if initial else DEFAULT_TRANSFORM
+    rain = transform_of(transform, transform_offset, before)
     how = {name: settings[name] for name in MAY_CHANGE if name in settings}
     if resume:
         kept = given(base=base, depths=depths, blocks=blocks, weights=weights, transform=rain) | {
@@ -257,6 +258,18 @@ def network_of(
     )
 
 
+def transform_of(
+    name: str | None, offset_mm_h: float | None, usual: PrecipTransform
+) -> PrecipTransform | None:
+    """The transform that the options ask for, what they leave open as in ``usual``; or None."""
+    if name is None and offset_mm_h is None:
+        return None
+    return PrecipTransform.zero_where_dry(
+        usual.name if name is None else name,
+        usual.offset_mm_h if offset_mm_h is None else offset_mm_h,
+    )
+
+
 def refuse_other_settings(
     trainer: Any, network: Any, training: Any, folder: Path, option: str, transform: Any = None
 ) -> None:
@@ -264,7 +277,7 @@ def refuse_other_settings(
 
     A ``transform`` that was not asked for is that of the initial weights, or else the default.
     """
-    transform = transform or (trainer.model.transform if trainer.earlier else PrecipTransform())
+    transform = transform or (trainer.model.transform if trainer.earlier else DEFAULT_TRANSFORM)
     had = asdict(trainer.model.network) | asdict(trainer.config)
     had["transform"] = trainer.model.transform
     asked = asdict(network) | asdict(training) | {"transform": transform}

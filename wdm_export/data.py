@@ -217,8 +217,9 @@ def _fill(
     if domain is None or not total:
         raise InputError(
             f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
-            f"with at least {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing. "
-            "Hand in larger or wetter fields, or cut smaller patches with --patch."
+            f"with at least {MIN_WET_SHARE:.0%} wet, under {MAX_MISSING_SHARE:.0%} missing and no "
+            "coarse cell missing in it or near it. Hand in larger or wetter fields, or cut smaller "
+            "patches with --patch."
         )
     for name in ("fine", "coarse"):
         _raw_to_npy(store / f"{name}.raw", store / f"{name}.npy", (total, size, size))

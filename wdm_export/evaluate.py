@@ -183,7 +183,7 @@ def evaluate(
     if tile_px < _LEAST_TILE_PX or tile_px % PHASE_PX:
         raise InputError(
             f"Got tiles of {tile_px} cells; expected a multiple of {PHASE_PX}, at least "
-            f"{_LEAST_TILE_PX}. Choose another edge."
+            f"{_LEAST_TILE_PX}. Correct --tile."
         )
     if baselines is None:
         baselines = (Interpolation(REFERENCE, interpolate, downscaler.factor),)
@@ -200,8 +200,9 @@ def evaluate(
         raise InputError(
             f"{seen} fields have no tile to score; expected one of {tile_px} x {tile_px} cells "
             f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing"
-            f"{' in the region' if region else ''}. Hand in larger or wetter fields"
-            f"{', or another --bbox' if region else ''}."
+            f"{' in the region' if region else ''}, cells near a missing coarse one among them. "
+            "Hand in larger or wetter fields, score smaller tiles with --tile"
+            f"{', or name another --bbox' if region else ''}."
         )
     settings = {"members": members, "seed": seed, **asdict(way)}
     settings |= {"consistency": consistency, "tile_px": tile_px}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wdm_export.checkpoint import Checkpoint
-from wdm_export.config import ModelConfig, NetworkConfig, TrainConfig
+from wdm_export.config import DEFAULT_TRANSFORM, ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.crops import Coefficients, crop_samplers, measure_scales
 from wdm_export.data import PatchStore
 from wdm_export.parallel import Processes
@@ -24,7 +24,7 @@ def untrained(
     processes: Processes,
 ) -> Checkpoint:
     """A model whose scales are those of the store's crops; its weights come from the seed."""
-    transform = transform or PrecipTransform()
+    transform = transform or DEFAULT_TRANSFORM
     samplers = crop_samplers(store, config, network, processes)
     coefficients = Coefficients(network.wavelet, transform)
     scales = measure_scales(samplers, coefficients, config.seed, processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,11 @@ import numpy.typing as npt
 
 from wdm_runtime.grid import block_mean, interpolate
 from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H
+
+# The stride of two wavelet levels. Crops lie at multiples of it in a patch, and sampling's tiles at
+# multiples of it in the field: patches have to begin at such places too, or the network would see
+# coarse cells where it never meets them.
+_STRIDE_PX = 4
 
 
 def cut_patches(
@@ -34,8 +40,8 @@ def cut_patches(
     rows, columns = coarse.shape[0] * factor, coarse.shape[1] * factor
     fine = fine[:rows, :columns]
     smooth = interpolate(coarse, factor)  # NaN where it reads a missing block
-    for row in _starts(rows, size):
-        for column in _starts(columns, size):
+    for row in _starts(rows, size, factor):
+        for column in _starts(columns, size, factor):
             window = slice(row, row + size), slice(column, column + size)
             patch, given = fine[window], smooth[window]
             missing = np.isnan(patch)
@@ -45,8 +51,13 @@ def cut_patches(
                 yield np.where(missing, given, patch), given
 
 
-def _starts(length: int, size: int) -> list[int]:
-    """Where patches begin along an axis: half a patch apart, and the last one at the far edge."""
-    starts = list(range(0, length - size + 1, size // 2))
+def _starts(length: int, size: int, factor: int) -> list[int]:
+    """Where patches begin along an axis: half a patch apart, and the last one at the far edge.
+
+    Both as nearly as keeps the phase between coarse cells and coefficients one that tiles have.
+    """
+    step = max(_STRIDE_PX, size // 2 // _STRIDE_PX * _STRIDE_PX)
+    starts = list(range(0, length - size + 1, step))
     end = length - size
+    end -= end % math.gcd(_STRIDE_PX, factor)
     return [*starts, end] if starts and starts[-1] < end else starts

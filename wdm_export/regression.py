@@ -6,7 +6,7 @@ torch, on the runtime's own tiles and with its own condition, transforms and con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +16,13 @@ import torch
 
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import REGRESSION
-from wdm_export.methods import Array, Places, cut, wanted_cells
+from wdm_export.methods import Array, Places
+from wdm_export.residual_frame import ResidualFrame
 from wdm_export.unet import UNet
-from wdm_runtime.conditioning import condition, finish, interpolated, look_at, valid_cells
-from wdm_runtime.consistency import DEFAULT_CONSISTENCY, make_consistent
+from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import SCHEMA_VERSION, Manifest
-from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
-
-
-@dataclass(frozen=True)
-class _Transform:
-    """A wavelet transform in NumPy as `conditioning` calls one: (1, c, y, x) by any name."""
-
-    inverse: bool
-    spec: WaveletSpec
-
-    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        (values,) = feeds.values()
-        return np.asarray((idwt if self.inverse else dwt)(values[0], self.spec))[None]
 
 
 @dataclass(frozen=True)
@@ -72,21 +59,12 @@ class Regression:
     def draw(
         self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
     ) -> Iterator[Array]:
-        manifest, spec = self.manifest, self.manifest.wavelet
-        rates = coarse.frame(0)
-        shape = tuple(n * manifest.factor for n in rates.shape)
-        frame = look_at(rates, manifest, wanted_cells(shape, places, size))
-        given = condition(frame, manifest, _Transform(False, spec))
-        residual = np.zeros_like(given.standardised)
+        frame = ResidualFrame(coarse, places, size, self.manifest, self.consistency)
+        residual = np.zeros_like(frame.standardised)
         for tile in range(len(frame.tiling.tiles)):
-            mean = self._mean(frame.tiling.cut(given.standardised, tile))
+            mean = self._mean(frame.tiling.cut(frame.standardised, tile))
             frame.tiling.blend(mean, tile, residual)
-        rate = finish(frame, given, residual, manifest, _Transform(True, spec))
-        rate[~valid_cells(rates, manifest.factor)] = np.nan
-        smooth = interpolated(rates, manifest.factor)
-        dry_mm_h = manifest.transform.dry_threshold_mm_h
-        rate = make_consistent(rate, rates, smooth, manifest.factor, self.consistency, dry_mm_h)
-        yield cut(rate, places, size)
+        yield frame.tiles(residual)
 
     @torch.no_grad()
     def _mean(self, given: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -114,7 +114,10 @@ _SPECTRA = (
     "Mean over the tiles of the radially averaged power of z = log10(rate + 0.1) + 1; the bands of "
     "the table are shaded in turn. A mean of members is smoother than any of them by design."
 )
-_THRESHOLDS = "Pooled over all cells. Beyond 50 mm/h there are few events: see the intervals."
+_THRESHOLDS = (
+    "Pooled over all cells. Beyond 50 mm/h there are few events: see the intervals; a score "
+    "without one rests on a tile or two."
+)
 _RELIABILITY = (
     "Points on the diagonal: of the cells given a probability, that share had the event. Dotted: "
     f"how often it happens at all. Probabilities given to under {figures.LEAST_CELLS} cells are "

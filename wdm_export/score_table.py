@@ -74,6 +74,8 @@ DEFINITIONS = (
     f"checkerboard: power of what repeats every {PHASE_PX} cells over that of nearby wavenumbers, "
     "less the truth's; 0 dB is as the truth; a mean of tiles",
     "conservative bicubic: with the input's block means, by the step that members end with",
+    "dressed bicubic: its coefficients with white noise of the residual's mean and standard "
+    "deviation in the training data, subband by subband, no network; then as conservative bicubic",
     "RainFARM: pysteps' defaults (no smoothing kernel), each tile from its own input and what is "
     "around (Rebora et al. 2006); spectral fusion: with the input's own spectrum at the scales it "
     "has (D'Onofrio et al. 2014)",
@@ -263,7 +265,8 @@ def bootstrap_line(evaluation: Evaluation) -> str:
         return "No intervals: " + ("they need two tiles" if draws else "none were asked for")
     return (
         f"Below each score its 95 % interval: percentiles of {draws} bootstrap draws of the "
-        f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}"
+        f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}; none where "
+        "over a tenth of the draws leave a score undefined, as those of few events do"
     )
 
 

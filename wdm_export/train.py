@@ -149,7 +149,7 @@ class Trainer:
         ----------
         transform
             Between rates and what the network works on; default: that of the weights, or
-            log10(rate + 0.1 mm/h) + 1.
+            ``DEFAULT_TRANSFORM``.
 
         Raises
         ------

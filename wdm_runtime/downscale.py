@@ -152,7 +152,7 @@ class Downscaler:
             tiles=tuple(tiles),
             members=members,
             steps=chosen(self.manifest.presets, preset, steps=steps).steps,
-            dry_share=1.0 - covered / len(tiles),
+            untiled_share=1.0 - covered / len(tiles),
             memory_bytes=self._sampling_bytes(field, at_once),
         )
 

@@ -50,8 +50,8 @@ class StepLatency:
 class Report:
     """What ``--report`` writes.
 
-    ``tiles_total``: network evaluations of single tiles; ``dry_share``: share of the domain's fine
-    cells that needed none. ``step_latency_ms``: wall time of a sampler step divided by its tile
+    ``tiles_total``: network evaluations of single tiles; ``untiled_share``: share of the domain's
+    fine cells that needed none. ``step_latency_ms``: wall time of a sampler step over its tile
     evaluations, the first step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop -
     engine calls) / sampling loop, without load, I/O, interpolation and probe. ``fp32_reruns``:
     batches that half precision could not hold and fp32 computed again. ``fused_steps``: sampler
@@ -74,7 +74,7 @@ class Report:
     members: int
     frames: int
     tiles_total: int
-    dry_share: float
+    untiled_share: float
     step_latency_ms: StepLatency | None
     outside_engine_fraction: float | None
     fp32_reruns: int
@@ -115,7 +115,7 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         members=plan.members,
         frames=frames,
         tiles_total=sum(step.tiles for step in steps),
-        dry_share=round(plan.dry_share, 4),
+        untiled_share=round(plan.untiled_share, 4),
         step_latency_ms=StepLatency.of(steps[1:]),
         outside_engine_fraction=outside_engine_fraction(steps),
         fp32_reruns=outcome.fp32_reruns,

@@ -52,11 +52,12 @@ def note(text: str) -> None:
 
 
 def plan_line(plan: Plan, seconds_per_tile: float) -> str:
-    """One line: tiles, dry share, memory and expected time."""
+    """One line: tiles, the share that needs none, memory and expected time."""
     frames, tiles = len(plan.tiles), sum(plan.tiles)
     return (
         f"plan: {_count(frames, 'frame')}, {_count(tiles, 'tile')} x "
-        f"{_count(plan.members, 'member')} x {plan.steps} steps, {plan.dry_share:.0%} dry; "
+        f"{_count(plan.members, 'member')} x {plan.steps} steps, {plan.untiled_share:.0%} needs no "
+        "tile; "
         f"about {_duration(plan.evaluations * seconds_per_tile)}, "
         f"{plan.memory_bytes / 2**20:,.0f} MiB of arrays"
     )
@@ -143,7 +144,8 @@ def latency_panel(report: Report, target: Path) -> Panel:
     rows.add_row(
         "work",
         f"{_count(report.frames, 'frame')} x {_count(report.members, 'member')}, {report.way}; "
-        f"{report.tiles_total} tile evaluations, {report.dry_share:.0%} dry",
+        f"{report.tiles_total} tile evaluations, {report.untiled_share:.0%} of the domain needed "
+        "no tile",
     )
     step = report.step_latency_ms
     if step:

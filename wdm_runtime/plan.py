@@ -32,7 +32,7 @@ class Plan:
         Tiles of each frame; times members times steps they are the network's evaluations.
     members, steps
         As asked for.
-    dry_share
+    untiled_share
         Share of the domain's fine cells, over all frames, that no tile covers.
     memory_bytes
         The arrays of sampling and output; the interpreter and the engine come on top.
@@ -41,7 +41,7 @@ class Plan:
     tiles: tuple[int, ...]
     members: int
     steps: int
-    dry_share: float
+    untiled_share: float
     memory_bytes: int
 
     @property

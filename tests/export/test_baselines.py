@@ -1,15 +1,16 @@
-"""What the model is compared with: interpolations, RainFARM, and a regression network."""
+"""What the model is compared with: interpolations, noise, RainFARM, a regression network."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from test_evaluate import FACTOR, field_of, showers
 
-from wdm_export.baselines import RainFarm
+from wdm_export.baselines import DressedBicubic, RainFarm
 from wdm_export.coarsen import coarsen
 from wdm_export.methods import (
     bilinear,
@@ -17,9 +18,12 @@ from wdm_export.methods import (
     interpolations,
     nearest,
 )
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.errors import InputError, MissingDependencyError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean, interpolate
+from wdm_runtime.transform import SubbandScale
+from wdm_runtime.wavelets import dwt
 
 SIZE = 64
 PLACES = [(0, 0), (64, 64)]
@@ -88,6 +92,44 @@ def test_conservative_bicubic_keeps_block_means_and_is_bicubic_where_these_agree
     assert np.abs(block_mean(interpolate(rates, FACTOR), FACTOR) - rates).max() > 0.01
     even = np.full((6, 6), 2.5, np.float32)
     assert np.array_equal(conservative_bicubic(even, FACTOR), interpolate(even, FACTOR))
+
+
+# --- noise without a network ---------------------------------------------------------------------
+
+
+def test_dressed_members_differ_and_keep_the_inputs_block_means(tiny, coarse: PrecipField) -> None:
+    method = DressedBicubic(Bundle.open(tiny).manifest)
+    tiles = drawn(method, coarse, members=3)
+    assert tiles.shape == (3, 2, SIZE, SIZE) and method.random
+    for member in tiles:
+        means = block_mean(member[0][:60, :60], FACTOR)
+        assert means == pytest.approx(coarse.frame(0)[:6, :6], abs=2e-4)
+    assert np.abs(tiles[0] - tiles[1]).mean() > 0.01
+    assert np.array_equal(tiles[:2], drawn(method, coarse))  # whatever the number of members
+    assert not np.array_equal(tiles[:2], drawn(method, coarse, seed=4))
+
+
+def test_the_noise_has_the_residuals_own_mean_and_deviation(tiny, coarse: PrecipField) -> None:
+    manifest = Bundle.open(tiny).manifest
+    wet = replace(
+        coarse, rate_mm_h=np.full((1, *coarse.grid.shape), 5.0, np.float32)
+    )  # nothing is cut at 0
+    (tile,) = next(DressedBicubic(manifest, "none").draw(wet, [(0, 0)], 120, 1, 0))
+    smooth = np.full((120, 120), 5.0, np.float32)
+    found, flat = (
+        dwt(manifest.transform.forward(f)[None], manifest.wavelet) for f in (tile, smooth)
+    )
+    residual, scale = (found - flat).reshape(len(found), -1), manifest.residual_scale
+    assert residual.std(axis=1) == pytest.approx(scale.std, rel=0.15)
+    assert residual.mean(axis=1) == pytest.approx(scale.mean, abs=0.1 * max(scale.std))
+
+
+def test_without_noise_it_is_conservative_bicubic(tiny, coarse: PrecipField) -> None:
+    manifest = Bundle.open(tiny).manifest
+    none = SubbandScale((0.0,) * 16, (1e-9,) * 16)
+    tiles = drawn(DressedBicubic(replace(manifest, residual_scale=none)), coarse, members=1)
+    bicubic = conservative_bicubic(coarse.frame(0), FACTOR)[:SIZE, :SIZE]
+    assert tiles[0, 0] == pytest.approx(bicubic, abs=1e-3)
 
 
 # --- RainFARM ------------------------------------------------------------------------------------
@@ -167,7 +209,7 @@ def regression_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regression")
     store = sample_store(folder / "store")
     config = TrainConfig(
-        steps=150, batch=8, crop_px=32, learning_rate=1e-2, warmup_steps=5, threads=1,
+        steps=300, batch=8, crop_px=32, learning_rate=1e-2, warmup_steps=5, threads=1,
         objective="regression", tv_weight=0.0,
     )  # fmt: skip
     Trainer.start(store, folder / "run", SMALL, config).run()

@@ -17,6 +17,7 @@ from small_training import random_network  # noqa: E402
 
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
+from wdm_runtime.transform import PrecipTransform  # noqa: E402
 from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 
 
@@ -48,7 +49,7 @@ def trained(store, tmp_path_factory):
         "--seed", "7", "--tv-weight", "0.001", "--learning-rate", "0.002", "--threads", "1",
         "--time-sampling", "logsnr", "--loss-target", "x0", "--intensity-spread", "0.2",
         "--ema-decay", "0.5", "--even-patches", "--no-turns", "--rate-schedule", "linear",
-        "--transform", "cube-root", "--transform-offset", "0.2",
+        "--transform", "log10", "--transform-offset", "0.2",
     )  # fmt: skip
     assert str(folder) in out
     return folder
@@ -65,6 +66,7 @@ def test_build_makes_a_bundle_that_infer_takes(built, tmp_path):
     training = opened.manifest.training
     assert training["steps"] >= 1 and training["seconds"] >= 5.9
     assert training["sources"][0]["file"] == TRUTH.name
+    assert opened.manifest.transform == PrecipTransform.zero_where_dry("cube-root")
     target = tmp_path / "fine.nc"
     code, _, err = run_script(
         "wdm-run", "infer", SAMPLE, "--bundle", bundle, "-o", target, "--steps", "3",
@@ -93,13 +95,14 @@ def test_build_keeps_its_work_beside_the_bundle(built):
 def test_build_again_refuses_settings_that_the_run_does_not_have(built, tmp_path):
     bundle, _ = built
     work = bundle.with_name("mine-work")
-    err = run(
-        "wdm-export", "build", TRUTH, "--minutes", "0.1", *NETWORK, "--tile", "64",
-        "--patch", "64", "--seed", "3", "--threads", "1", "--work", work,
-        "-o", tmp_path / "other", code=2,
-    )  # fmt: skip
-    assert "seed" in err and "--work" in err
-    assert not (tmp_path / "other").exists()
+    for option, value in (("--seed", "3"), ("--transform", "log10"), ("--transform-offset", "1")):
+        err = run(
+            "wdm-export", "build", TRUTH, "--minutes", "0.1", *NETWORK, "--tile", "64",
+            "--patch", "64", option, value, "--threads", "1", "--work", work,
+            "-o", tmp_path / "other", code=2,
+        )  # fmt: skip
+        assert option.removeprefix("--").split("-")[0] in err and "--work" in err
+        assert not (tmp_path / "other").exists()
 
 
 def test_build_again_refuses_files_and_patches_that_the_run_does_not_have(built, tmp_path):
@@ -183,7 +186,7 @@ def test_train_sets_what_was_asked_for(trained):
     assert (training.intensity_spread, training.ema_decay) == (0.2, 0.5)
     assert (training.even_days, training.turns, training.rate_schedule) == (False, False, "linear")
     transform = weights.model.transform
-    assert (transform.name, transform.offset_mm_h) == ("cube-root", 0.2)
+    assert (transform.name, transform.offset_mm_h) == ("log10", 0.2)
     assert network.base_channels == 4 and network.multipliers == (1,) and not network.attention
     assert weights.step == 25
 
@@ -195,8 +198,8 @@ def test_train_resumes_and_starts_from_weights(trained, store, tmp_path):
     assert (copy / "weights.safetensors").read_bytes() == before
     message = run("wdm-export", "train", store, "-o", copy, "--steps", "2", *QUICK, code=2)
     assert "--resume" in message
-    root = ("--transform", "cube-root")
-    message = run("wdm-export", "train", store, "-o", copy, "--resume", *root, code=2)
+    logarithm = ("--transform", "log10")
+    message = run("wdm-export", "train", store, "-o", copy, "--resume", *logarithm, code=2)
     assert "transform" in message
     run(
         "wdm-export", "train", store, "-o", tmp_path / "next", "--steps", "2", *QUICK,
@@ -204,9 +207,9 @@ def test_train_resumes_and_starts_from_weights(trained, store, tmp_path):
     )  # fmt: skip
     assert (tmp_path / "next" / "weights.safetensors").is_file()
     for half, code in (
-        (root, 0),
+        (logarithm, 0),
         (("--transform-offset", "0.2"), 0),
-        (("--transform", "log10"), 2),
+        (("--transform", "cube-root"), 2),
     ):
         run(
             "wdm-export", "train", store, "-o", tmp_path / half[-1], "--steps", "1", *QUICK,

@@ -54,6 +54,8 @@ def test_baselines_report_and_kept_scores(tiny_copy: Path, tmp_path: Path, regre
     names = [row["forecast"] for row in content["rows"]]
     assert names == [
         "nearest cell", "bilinear", "bicubic", "conservative bicubic",
+        "dressed bicubic, one member", "dressed bicubic, median of 2 members",
+        "dressed bicubic, mean of 2 members",
         "twin, one member", "twin, median of 2 members", "twin, mean of 2 members",
         "regression mean", "one member", "median of 2 members", "mean of 2 members",
     ]  # fmt: skip
@@ -127,6 +129,20 @@ def test_a_region_leaves_tiles_out(tiny: Path, tmp_path: Path) -> None:
             assert "in the region" in str(error)
             counts.append(0)
     assert counts[0] == counts[1] + counts[2] > 0
+
+
+def test_tiles_may_be_smaller_than_the_default(tiny: Path, tmp_path: Path) -> None:
+    """A single radar's disc has no room for the default's."""
+    run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "c.nc", "--truth", tmp_path / "t.nc",
+        "--crop", "10,20,16,18")  # fmt: skip
+    said = evaluate(tiny, tmp_path / "t.nc", "--no-rainfarm", code=2)
+    assert "one of 288 x 288 cells" in said and "--tile" in said
+    report = tmp_path / "report"
+    evaluate(tiny, tmp_path / "t.nc", "--no-rainfarm", "--tile", 80, "--report", report)
+    content = json.loads((report / "scores.json").read_text())
+    assert content["tile_px"] == 80 and content["tiles"] > 1
+    assert "--tile 80" in (report / "report.html").read_text()
+    assert "Correct --tile" in evaluate(tiny, TRUTH, "--no-rainfarm", "--tile", 50, code=2)
 
 
 def test_what_cannot_be_compared_is_refused(tiny: Path, tmp_path: Path, regression) -> None:

@@ -103,6 +103,17 @@ def test_patches_reach_the_far_edges(shape):
     assert seen[: whole[0], : whole[1]].all()
 
 
+@pytest.mark.parametrize(("size", "factor"), [(50, 10), (26, 10), (30, 8), (35, 10)])
+def test_patches_begin_where_coarse_cells_and_coefficients_meet_as_in_tiles(size, factor):
+    fine = rain((10 * factor, 13 * factor))
+    phases = {n * 4 % factor for n in range(factor)}  # tiles begin at multiples of the stride 4
+    starts = set()
+    for patch, _ in cut_patches(fine, factor, size):
+        starts |= {(int(r), int(c)) for r, c in np.argwhere(fine == patch[0, 0])}
+    assert len(starts) > 4
+    assert {start % factor for place in starts for start in place} <= phases
+
+
 def test_a_field_smaller_than_a_patch_gives_none():
     assert not list(cut_patches(rain((39, 400)), FACTOR, SIZE))
     assert not list(cut_patches(rain((5, 5)), FACTOR, SIZE))

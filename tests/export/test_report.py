@@ -128,6 +128,20 @@ def test_intervals_have_the_width_of_the_standard_error() -> None:
     )
 
 
+def test_events_in_a_few_tiles_have_an_interval_and_those_in_one_have_none() -> None:
+    for tiles_with_hail, known in ((1, False), (4, True)):
+        rates = [np.minimum(showers(seed), 40) for seed in range(6)]  # 24 tiles of 64 cells
+        for number in range(tiles_with_hail):
+            rates[number][10:20, 10:20] = 120
+        truths = field_of(*rates)
+        found = evaluate(
+            Oracle(truths_of(truths)), [truths], 1, seed=0, tile_px=TILE, bootstrap_draws=400
+        )
+        assert len(found.places) == 24
+        assert ("bias 50 mm/h" in found.intervals["bicubic"]) is known
+        assert found.rows[0].labelled()["bias 50 mm/h"] >= 0
+
+
 def test_intervals_are_the_same_in_every_run_and_seeded(result: Evaluation) -> None:
     assert intervals(result.rows, DRAWS, 2) == result.intervals
     assert intervals(result.rows, DRAWS, 3) != result.intervals

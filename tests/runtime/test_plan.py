@@ -59,10 +59,10 @@ def test_the_plan_counts_what_the_run_does(tiny, wet_field):
         plan = downscaler.plan(wet_field, members=2, steps=3)
         list(downscaler.downscale(wet_field, 2, steps=3, on_step=seen.append))
     assert sum(step.tiles for step in seen) == plan.evaluations
-    assert plan.dry_share == 0
+    assert plan.untiled_share == 0
     dry = replace(wet_field, rate_mm_h=np.zeros((1, 60, 60), np.float32))
     with Downscaler.open(tiny) as downscaler:
-        assert downscaler.plan(dry).dry_share == 1 and downscaler.plan(dry).evaluations == 0
+        assert downscaler.plan(dry).untiled_share == 1 and downscaler.plan(dry).evaluations == 0
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (17, 16), (32, 48), (83, 65)])

@@ -1,0 +1,73 @@
+"""From residual coefficients to tiles without an engine, for baselines that no sampler draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wdm_export.methods import Array, Places, cut, wanted_cells
+from wdm_runtime.conditioning import condition, finish, interpolated, look_at, valid_cells
+from wdm_runtime.consistency import make_consistent
+from wdm_runtime.field import PrecipField
+from wdm_runtime.manifest import Manifest
+from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """A wavelet transform in NumPy as `conditioning` calls one: (1, c, y, x) by any name."""
+
+    inverse: bool
+    spec: WaveletSpec
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        (values,) = feeds.values()
+        return np.asarray((idwt if self.inverse else dwt)(values[0], self.spec))[None]
+
+
+class ResidualFrame:
+    """One frame on the runtime's own tiles, with its condition, transforms and block means.
+
+    Parameters
+    ----------
+    coarse
+        The input; its first frame is meant.
+    places, size
+        The tiles that are wanted, in fine cells.
+    manifest
+        What is read of one: wavelet, transform, scales, factor and tile.
+    consistency
+        One of the runtime's modes.
+    """
+
+    def __init__(
+        self, coarse: PrecipField, places: Places, size: int, manifest: Manifest, consistency: str
+    ) -> None:
+        self.coarse_mm_h = coarse.frame(0)
+        self.places, self.size = places, size
+        self.manifest, self.consistency = manifest, consistency
+        shape = tuple(n * manifest.factor for n in self.coarse_mm_h.shape)
+        frame = look_at(self.coarse_mm_h, manifest, wanted_cells(shape, places, size))
+        self.tiling = frame.tiling
+        self._frame = frame
+        self._condition = condition(frame, manifest, _Transform(False, manifest.wavelet))
+        self.standardised = self._condition.standardised
+
+    def tiles(self, residual: npt.NDArray[np.float32]) -> Array:
+        """Standardised residual coefficients (c, h, w) to (tile, size, size) [mm h-1].
+
+        NaN where interpolation reads a missing coarse cell.
+        """
+        manifest, rates = self.manifest, self.coarse_mm_h
+        inverse = _Transform(True, manifest.wavelet)
+        rate = finish(self._frame, self._condition, residual, manifest, inverse)
+        rate[~valid_cells(rates, manifest.factor)] = np.nan
+        smooth, dry_mm_h = (
+            interpolated(rates, manifest.factor),
+            manifest.transform.dry_threshold_mm_h,
+        )
+        rate = make_consistent(rate, rates, smooth, manifest.factor, self.consistency, dry_mm_h)
+        return cut(rate, self.places, self.size)
