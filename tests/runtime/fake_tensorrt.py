@@ -20,6 +20,7 @@ import onnxruntime
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
 VERSIONS = tuple(API)
 _MAGIC = b"fake plan "
+NO_CUDA = "CUDA initialization failure with error: 35"
 
 
 def parameters(function):
@@ -191,6 +192,9 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
     class Builder:
         def __init__(self, logger):
             assert logger._ready
+            if trt.behaviour.get("no cuda"):
+                logger.log(severity.ERROR, NO_CUDA)
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self._log = logger
 
         def create_network(self, flags=0):
@@ -220,9 +224,12 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
     class Runtime:
         def __init__(self, logger):
             assert logger._ready
+            if trt.behaviour.get("no cuda"):  # is told to the log alone
+                logger.log(severity.ERROR, NO_CUDA)
             self._log = logger
 
         def deserialize_cuda_engine(self, serialized_engine):
+            assert not trt.behaviour.get("no cuda"), "ends the process with SIGSEGV"
             head, _, graph = serialized_engine.partition(b"\n")
             if not head.startswith(_MAGIC) or trt.behaviour.get("deserialize"):
                 self._log.log(severity.ERROR, "Serialization assertion failed")

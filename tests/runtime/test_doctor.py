@@ -87,9 +87,28 @@ def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tiny, tmp_p
 def test_bindings_newer_than_the_driver_are_advised_on(monkeypatch):
     monkeypatch.setattr(doctor, "probe_gpu", lambda: GPU)
     monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "14.1.0"})
-    assert any("pip install 'cuda-bindings<14'" in text for text in diagnose().advice)
+    assert any("pip install 'cuda-bindings>=12.9,<14'" in text for text in diagnose().advice)
     monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "13.0.1"})
     assert not any("cuda-bindings" in text for text in diagnose().advice)
+
+
+@pytest.mark.parametrize(("wheel", "advised"), [(12, True), (13, False), (None, True)])
+def test_older_bindings_are_advised_only_where_tensorrt_fits_the_driver(
+    tiny, tmp_path, monkeypatch, wheel, advised
+):
+    """Without them a TensorRT for a newer CUDA is refused; with them it would be started."""
+    box = Box("rtx-1.7", tiny, tmp_path, monkeypatch)
+    gpu = Gpu("Old", (8, 6), 8 << 30, (12, 8))
+    box.set_gpu(gpu)
+    box.set_wheel(wheel)
+    monkeypatch.setattr(doctor, "probe_gpu", lambda: gpu)
+    monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "13.0.1"})
+    found = diagnose()
+    pin = "'cuda-bindings>=12.9,<13'"
+    assert any(pin in text for text in found.advice) is advised
+    (rtx,) = (engine for engine in found.engines if engine.kind == "tensorrt-rtx")
+    if not advised:
+        assert f"pip install tensorrt-rtx-cu12 {pin}" in rtx.problem
 
 
 def test_jetson_is_told_of_its_own_module(tmp_path, monkeypatch):

@@ -59,6 +59,14 @@ def test_an_engine_that_does_not_open_is_passed_over_by_auto_and_named(box10, in
     assert "engine: " in out and "does not build score_fp16.onnx" in out
 
 
+def test_a_tensorrt_that_does_not_start_is_passed_over_by_auto_and_named(box, infer):
+    box.set_wheel(None)
+    box.trt.behaviour["no cuda"] = True
+    code, out, error = infer("-o", "out.nc")
+    assert code == 0, error
+    assert f"{box.trt.__name__} {box.trt.__version__} does not start" in " ".join(out.split())
+
+
 def test_auto_goes_on_to_fp32_where_no_lower_precision_opens(box10):
     lower = (("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("ort-cuda", "fp16"))
     chosen = select(rejected={way: "does not\nopen." for way in (*lower, ("openvino", "bf16"))})

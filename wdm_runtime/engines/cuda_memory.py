@@ -19,8 +19,8 @@ from wdm_runtime.errors import EngineError, MissingDependencyError
 _REMEDIES = {
     "cudaErrorMemoryAllocation": "Lower --batch, or close other programs on the GPU.",
     "cudaErrorInsufficientDriver": (
-        "Update the NVIDIA driver, or install the cuda-bindings of the CUDA version that "
-        "nvidia-smi shows."
+        "Update the NVIDIA driver, or, where nvidia-smi shows CUDA 12, run: pip install "
+        "'cuda-bindings>=12.9,<13'"
     ),
 }
 _OTHER_REMEDY = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
@@ -162,7 +162,7 @@ def cuda_runtime(gpu: Gpu) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         # Not by an extra: whatever brought TensorRT, JetPack or pip, the driver decides which.
-        install = f"pip install 'cuda-bindings<{gpu.cuda[0] + 1}'"
+        install = f"pip install {gpu.bindings}"
         raise MissingDependencyError(
             f"Running on an NVIDIA GPU needs the Python package '{module}', which cannot be "
             f"imported ({error}). Install it with: {install}",

@@ -27,8 +27,15 @@ from wdm_runtime.engines.fixed_batch import (
 )
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
-from wdm_runtime.engines.probe import probe_gpu
-from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger, version_of
+from wdm_runtime.engines.probe import Gpu, probe_gpu
+from wdm_runtime.engines.tensorrt_module import (
+    check_driver,
+    dtype_name,
+    load_module,
+    logger,
+    start,
+    version_of,
+)
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
     check_target,
@@ -49,16 +56,22 @@ def precisions(kind: str) -> tuple[str, ...]:
     Raises
     ------
     EngineError
-        There is no driver or GPU, the TensorRT found is older than 10, or it has no kernels for
-        this GPU.
+        There is no driver or GPU, or the TensorRT found is older than 10, for a newer CUDA than
+        the driver's, or without kernels for this GPU.
     MissingDependencyError
         TensorRT or cuda-bindings is not installed.
     """
+    _parts(kind)
+    return ("fp16", "fp32")
+
+
+def _parts(kind: str) -> tuple[Gpu, Any, Any]:
+    """The GPU, and the modules of TensorRT and of CUDA, both of which can run on it."""
     gpu = probe_gpu()
     trt = load_module(kind)  # first: without it nobody asks for what it would run on
     check_target(trt, gpu.capability)
-    cuda_runtime(gpu)
-    return ("fp16", "fp32")
+    check_driver(kind, gpu)
+    return gpu, trt, cuda_runtime(gpu)
 
 
 class LoadedPlan(ABC):
@@ -96,9 +109,7 @@ class LoadedPlan(ABC):
         cache: PlanCache,
         options: EngineOptions,
     ) -> None:
-        self._gpu = probe_gpu()
-        runtime = cuda_runtime(self._gpu)  # cheap, where TensorRT takes its time
-        self._trt = load_module(kind)
+        self._gpu, self._trt, runtime = _parts(kind)
         self.kind, self.precision, self.batch = kind, precision, options.batch or 1
         self.device, self.version = str(self._gpu), version_of(self._trt)
         self.inputs, self.outputs = entry.inputs, entry.outputs
@@ -152,7 +163,7 @@ class LoadedPlan(ABC):
     def _load(self, graph: bytes, entry: GraphEntry, owned: ExitStack) -> None:
         """The plan from the cache or the builder, as an engine with a context to run it."""
         self._log = logger(self._trt)
-        runtime = self._trt.Runtime(self._log)
+        runtime = start(self._trt, self._trt.Runtime)
         plan = self._cache.read(self._key)
         if plan is None:
             plan = self._built(graph, entry)

@@ -17,7 +17,7 @@ from wdm_runtime.engines.fixed_batch import fixed_specs
 from wdm_runtime.engines.options import Progress
 from wdm_runtime.engines.plan_cache import Key, PlanCache
 from wdm_runtime.engines.probe import Gpu
-from wdm_runtime.engines.tensorrt_module import dtype_name, logger, version_of
+from wdm_runtime.engines.tensorrt_module import dtype_name, logger, start, version_of
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import GraphEntry, TensorSpec
 
@@ -87,7 +87,7 @@ def build_plan(
     """
     log = logger(trt)
     log.take()
-    builder = trt.Builder(log)
+    builder = start(trt, trt.Builder)
     network = _parse(trt, builder, graph, entry, batch)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to be fp32; half precision is in the graph
