@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_cuda import cudaError_t
 from gpu_box import GPU, WHEEL, Box, OrtBox
 
 from wdm_runtime import doctor
@@ -90,6 +91,16 @@ def test_bindings_newer_than_the_driver_are_advised_on(monkeypatch):
     assert any("pip install 'cuda-bindings>=12.9,<14'" in text for text in diagnose().advice)
     monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "13.0.1"})
     assert not any("cuda-bindings" in text for text in diagnose().advice)
+
+
+def test_a_cuda_that_does_not_start_is_found_without_a_run(tiny, tmp_path, monkeypatch):
+    """Of doctor and of auto: modules that import may be of no use."""
+    box = Box("10.16", tiny, tmp_path, monkeypatch)
+    box.cuda.faults["cudaSetDevice"] = cudaError_t.cudaErrorInsufficientDriver
+    found = diagnose()
+    (engine,) = (engine for engine in found.engines if engine.kind == "tensorrt")
+    assert engine.precisions == () and "cudaErrorInsufficientDriver" in engine.problem
+    assert "tensorrt in" not in found.auto
 
 
 @pytest.mark.parametrize(("wheel", "advised"), [(12, True), (13, False), (None, True)])

@@ -56,8 +56,8 @@ def precisions(kind: str) -> tuple[str, ...]:
     Raises
     ------
     EngineError
-        There is no driver or GPU, or the TensorRT found is older than 10, for a newer CUDA than
-        the driver's, or without kernels for this GPU.
+        There is no driver or GPU, CUDA does not start, or the TensorRT found is older than 10, for
+        a newer CUDA than the driver's, or without kernels for this GPU.
     MissingDependencyError
         TensorRT or cuda-bindings is not installed.
     """
@@ -66,7 +66,7 @@ def precisions(kind: str) -> tuple[str, ...]:
 
 
 def _parts(kind: str) -> tuple[Gpu, Any, Any]:
-    """The GPU, and the modules of TensorRT and of CUDA, both of which can run on it."""
+    """The GPU, and the modules of TensorRT and of CUDA, which has started on it."""
     gpu = probe_gpu()
     trt = load_module(kind)  # first: without it nobody asks for what it would run on
     check_target(trt, gpu.capability)
