@@ -39,6 +39,7 @@ from wdm_runtime.engines.tensorrt_module import (
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
     check_target,
+    has_fp32,
     plan_key,
     runtime_cache_key,
     timing_key,
@@ -61,8 +62,8 @@ def precisions(kind: str) -> tuple[str, ...]:
     MissingDependencyError
         TensorRT or cuda-bindings is not installed.
     """
-    _parts(kind)
-    return ("fp16", "fp32")
+    gpu, trt, _ = _parts(kind)
+    return ("fp16", "fp32") if has_fp32(trt, gpu.capability) else ("fp16",)
 
 
 def _parts(kind: str) -> tuple[Gpu, Any, Any]:

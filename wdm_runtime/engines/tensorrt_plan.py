@@ -163,6 +163,11 @@ def check_target(trt: Any, capability: tuple[int, int]) -> str:
     return wanted
 
 
+def has_fp32(trt: Any, capability: tuple[int, int]) -> bool:
+    """Whether fp32 graphs build: TensorRT-RTX has no such matrix products for one GPU it serves."""
+    return not hasattr(trt, "ComputeCapability") or capability != (7, 5)
+
+
 def _set_target(trt: Any, config: Any, capability: tuple[int, int]) -> None:
     """TensorRT-RTX compiles for the named GPU alone, instead of for all since 8.0."""
     wanted = check_target(trt, capability)
