@@ -215,11 +215,29 @@ def test_a_plan_that_does_not_load_is_an_error_where_none_may_be_built(box10):
         box10.open(build=False)
 
 
-def test_a_plan_that_never_loads_is_an_error(box10):
-    box10.trt.behaviour["deserialize"] = True
+def test_a_plan_that_never_loads_is_an_error_and_is_not_kept(box):
+    """Kept, it would be built again at every start."""
+    box.trt.behaviour["deserialize"] = True
     with pytest.raises(EngineError, match=r"just built.*Serialization assertion failed"):
-        box10.open()
-    assert box10.cuda.live == 0
+        box.open()
+    assert box.cuda.live == 0
+    del box.trt.behaviour["deserialize"]
+    with pytest.raises(EngineError, match="There is no plan of"):
+        box.open(build=False)
+
+
+def test_a_plan_that_another_process_built_meanwhile_is_taken(box):
+    box.open().close()
+    read = box.cache.read
+    looks = []
+
+    def too_early(key):
+        looks.append(key)
+        return None if len(looks) == 1 else read(key)
+
+    box.patch.setattr(box.cache, "read", too_early)
+    box.open().close()
+    assert len(box.trt.built) == 1
 
 
 def test_a_build_that_fails_says_why(box):

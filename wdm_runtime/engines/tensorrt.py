@@ -165,21 +165,9 @@ class LoadedPlan(ABC):
         """The plan from the cache or the builder, as an engine with a context to run it."""
         self._log = logger(self._trt)
         runtime = start(self._trt, self._trt.Runtime)
-        plan = self._cache.read(self._key)
-        if plan is None:
-            plan = self._built(graph, entry)
-        engine = runtime.deserialize_cuda_engine(plan)
+        engine = self._kept(runtime)
         if engine is None:
-            if not self._options.build:
-                raise self._error("does not load its plan of", "Build it again without --no-build.")
-            self._options.note(
-                f"{self.version} does not load its plan of {self._file} ({self._log.take()}); it "
-                "is built again."
-            )
-            self._cache.remove(self._key)
-            engine = runtime.deserialize_cuda_engine(self._built(graph, entry))
-        if engine is None:
-            raise self._error("does not load the plan it has just built of", _REPORT)
+            engine = self._built(runtime, graph, entry)
         self._compare(engine, entry)
         self._context = self._create_context(engine)
         # Each needs the one before it for as long as it lives, and all of them CUDA.
@@ -191,7 +179,22 @@ class LoadedPlan(ABC):
         while self._objects:
             self._objects.pop()
 
-    def _built(self, graph: bytes, entry: GraphEntry) -> bytes:
+    def _kept(self, runtime: Any) -> Any:
+        """The engine of the plan in the cache; None without one that loads."""
+        plan = self._cache.read(self._key)
+        engine = None if plan is None else runtime.deserialize_cuda_engine(plan)
+        if plan is not None and engine is None:
+            if not self._options.build:
+                raise self._error("does not load its plan of", "Build it again without --no-build.")
+            self._options.note(
+                f"{self.version} does not load its plan of {self._file} ({self._log.take()}); it "
+                "is built again."
+            )
+            self._cache.remove(self._key)
+        return engine
+
+    def _built(self, runtime: Any, graph: bytes, entry: GraphEntry) -> Any:
+        """The engine of a plan that is built and, once it has loaded, kept."""
         options = self._options
         if self._cache.folder is None:
             nowhere = "there is no cache folder. Set XDG_CACHE_HOME"
@@ -208,8 +211,8 @@ class LoadedPlan(ABC):
                 "build-engine', or leave out --no-build."
             )
         with self._cache.only_one(self._key):
-            plan = self._cache.read(self._key)
-            if plan is None:  # else another process built it while this one waited
+            engine = self._kept(runtime)
+            if engine is None:  # else another process built it while this one waited
                 plan = build_plan(
                     self._trt,
                     graph,
@@ -219,8 +222,11 @@ class LoadedPlan(ABC):
                     (self._cache, timing_key(self._key)),
                     options.progress,
                 )
+                engine = runtime.deserialize_cuda_engine(plan)
+                if engine is None:
+                    raise self._error("does not load the plan it has just built of", _REPORT)
                 self._cache.write(self._key, plan)
-        return plan
+        return engine
 
     def _compare(self, engine: Any, entry: GraphEntry) -> None:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
