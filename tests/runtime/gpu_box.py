@@ -93,7 +93,9 @@ class OrtBox:
         """The providers of the real wheel, with the libraries found that ``found`` says."""
         self.patch.setattr(ort_libraries, "_found", found)
         listed = tuple(ort_libraries.described(*item) for item in WHEEL["needed"].items())
-        self.patch.setattr(ort_cuda, "providers", lambda: listed)
+        self.patch.setattr(
+            ort_cuda, "providers", lambda name: tuple(p for p in listed if p.file == name)
+        )
 
     def options(self, **options):
         return EngineOptions(note=self.notes.append, **options)

@@ -78,7 +78,7 @@ def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tiny, tmp_p
     monkeypatch.setattr(ort_cuda, "providers", ort_libraries.providers)
     capi = tmp_path / "onnxruntime" / "capi"
     capi.mkdir(parents=True)
-    (capi / "libonnxruntime_providers_shared.so").write_bytes(b"\x7fELF")
+    (capi / ort_libraries.CUDA_PROVIDER).write_bytes(b"\x7fELF")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     found = diagnose()
     assert found.auto and "ort-cuda in" not in found.auto and found.providers == ()
@@ -200,14 +200,19 @@ def test_a_driver_older_than_the_wheels_cuda_is_advised_on(wheel):
 
 
 def test_libraries_of_pips_own_folders_are_found(tmp_path, monkeypatch):
-    # The loader does not search them; ONNX Runtime and TensorRT load them from there.
+    # The loader does not search them; ONNX Runtime and TensorRT load them from there. What a search
+    # loads stays, and is taken by all that ask for the name: the system's copy, not the wheel's.
+    looked = []
+    monkeypatch.setattr(ort_libraries, "library_loads", lambda name: bool(looked.append(name)))
     name = "libcublasLt.so.98"
     assert not ort_libraries._found(name)
     folder = tmp_path / "nvidia" / "cu98" / "lib"
     folder.mkdir(parents=True)
     (folder / name).touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert ort_libraries._found(name) and not ort_libraries._found("libcublasLt.so.99")
+    looked.clear()
+    assert ort_libraries._found(name) and looked == []
+    assert not ort_libraries._found("libcublasLt.so.99") and looked == ["libcublasLt.so.99"]
 
 
 def test_one_cause_is_told_once(run, monkeypatch):

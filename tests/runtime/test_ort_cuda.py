@@ -13,10 +13,10 @@ import weakref
 import numpy as np
 import pytest
 from fake_ort_gpu import FELL_BACK, NO_MEMORY
-from gpu_box import GPU, OrtBox
+from gpu_box import GPU, WHEEL, OrtBox
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import open_engine, ort_cuda, select
+from wdm_runtime.engines import open_engine, ort_cuda, ort_libraries, select
 from wdm_runtime.engines.ort_cuda import precisions
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, described
 from wdm_runtime.engines.probe import Gpu
@@ -258,6 +258,21 @@ def test_missing_libraries_are_named_with_what_brings_them(box):
     with pytest.raises(EngineError, match=r"libcudnn\.so\.9"):
         box.open()
     assert box.ort.sessions == []
+
+
+def test_only_what_the_cuda_provider_needs_is_looked_for(box, tmp_path, monkeypatch):
+    """A library that was looked for stays loaded, and tensorrt's own wheel would be given it."""
+    capi = tmp_path / "onnxruntime" / "capi"
+    capi.mkdir(parents=True)
+    for file in WHEEL["needed"]:
+        (capi / file).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(ort_libraries, "needed_libraries", lambda file: WHEEL["needed"][file.name])
+    monkeypatch.setattr(ort_cuda, "providers", ort_libraries.providers)
+    looked = set()
+    monkeypatch.setattr(ort_libraries, "_found", lambda name: not looked.add(name))
+    assert precisions() == ("fp16", "fp32")
+    assert looked == {*WHEEL["needed"][CUDA_PROVIDER], "libcudnn.so.9"}
 
 
 def test_a_driver_older_than_the_provider_is_an_error(box):

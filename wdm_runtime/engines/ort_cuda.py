@@ -67,7 +67,7 @@ def precisions() -> tuple[str, ...]:
 def _load(gpu: Gpu) -> Any:
     """ONNX Runtime with all that its CUDA provider needs in the process."""
     ort = load_onnxruntime(_KIND, "gpu")
-    provider = next((p for p in providers() if p.file == CUDA_PROVIDER), None)
+    provider = next(iter(providers(CUDA_PROVIDER)), None)  # the others' libraries stay unloaded
     if _PROVIDER not in ort.get_available_providers() or provider is None:
         raise EngineError(
             f"Engine '{_KIND}' found onnxruntime {ort.__version__} without {_PROVIDER}; expected "
