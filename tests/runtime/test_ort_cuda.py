@@ -8,7 +8,9 @@ import gc
 import importlib.metadata
 import subprocess
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,6 +97,25 @@ def test_wrong_inputs_are_refused_not_broadcast(box):
     ):
         with pytest.raises(EngineError, match="failed on inputs"):
             engine.run(wrong)
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(box):
+    """A session with a CUDA graph may be run from one thread only, at whatever time."""
+    engine = box.open()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(engine.run, [feeds(2, seed) for seed in range(8)]))
+    for seed, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, box.reference(feeds(2, seed)), atol=1e-5)
+
+
+def test_an_engine_leaves_no_thread_behind(box):
+    before = threading.active_count()
+    engine = box.open()
+    engine.close()
+    box.ort.behaviour["does not load"] = "no"
+    with pytest.raises(EngineError, match="does not load"):
+        box.open()
+    assert threading.active_count() == before
 
 
 def test_a_closed_engine_is_an_error(box):

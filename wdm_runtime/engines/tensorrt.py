@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
 from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.engines.fixed_batch import (
+    Result,
     check_answers,
     fixed_shape,
     fixed_specs,
@@ -144,15 +145,14 @@ class LoadedPlan(ABC):
     def _answer(self, feeds: Mapping[str, Array]) -> Array:
         """All that one launch makes of a whole batch of inputs."""
 
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """One call at a time, and none after `close`."""
+    def _alone(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Do a piece of work: one at a time, and none after `close`."""
         with self._lock:
             if self._owned is None:
                 raise EngineError(
                     f"{self._file}: this engine was closed; expected an open one. Open another."
                 )
-            yield
+            return work(*arguments)
 
     def close(self) -> None:
         """Free the GPU's memory; later calls are errors."""
@@ -302,8 +302,7 @@ class TensorRtEngine(LoadedPlan):
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The graph's output for the inputs by name; any number of tiles."""
-        with self._in_use():
-            return self._answer(feeds)
+        return self._alone(self._answer, feeds)
 
     def _answer(self, feeds: Mapping[str, Array]) -> Array:
         output = self.outputs[0]
