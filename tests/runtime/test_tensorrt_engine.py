@@ -281,6 +281,14 @@ def test_a_capture_that_fails_leaves_plain_launches(box):
     assert box.cuda.live == 0
 
 
+def test_rtx_is_asked_whether_its_work_can_be_captured(rtx):
+    rtx.trt.behaviour["not capturable"] = True
+    engine = rtx.open()
+    assert not engine.replays and "cannot be captured" in rtx.notes[0]
+    assert "cudaStreamBeginCapture" not in rtx.cuda.calls
+    np.testing.assert_allclose(engine.run(feeds(1)), rtx.reference(feeds(1)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"]
 )

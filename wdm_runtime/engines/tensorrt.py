@@ -279,7 +279,10 @@ class LoadedPlan(ABC):
         TensorRT may allocate and synchronize in the first run, which a capture forbids: the check
         that gave ``answer`` was that run.
         """
+        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX only
         try:
+            if capturable and not capturable(self._device.stream):
+                raise self._error("cannot be captured in a CUDA graph with", _REPORT)
             self._launch = self._device.capture(self._queue)
             if not same_answers(self._check_answers(), answer):
                 raise self._error("gives other values with a CUDA graph in", _REPORT)

@@ -21,8 +21,8 @@ from wdm_runtime.engines.tensorrt_module import dtype_name, logger, start, versi
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import GraphEntry, TensorSpec
 
-_KEY_VERSION = 1  # goes up with every change of what this module asks of the builder
-_FLAGS = "strongly typed, no TF32"
+_KEY_VERSION = 2  # goes up with every change of what this module asks of the builder
+_FLAGS = "strongly typed, no TF32, user allocation where there is such a flag"
 
 
 def plan_key(trt: Any, kind: str, graph: bytes, batch: int, gpu: Gpu) -> dict[str, str | int]:
@@ -91,6 +91,9 @@ def build_plan(
     network = _parse(trt, builder, graph, entry, batch)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to be fp32; half precision is in the graph
+    if "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__:
+        # TensorRT-RTX's plans may else allocate while they run, which a capture forbids.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(config, "set_compute_capability"):  # TensorRT-RTX: any GPU, and no timings
         _set_target(trt, config, capability)
         timings = None
