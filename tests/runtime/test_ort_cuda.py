@@ -72,6 +72,26 @@ def test_an_engine_says_what_it_is(box):
     assert precisions() == ("fp16", "fp32")
 
 
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [("1.23.2", False), ("1.24.0", False), ("1.25.0", True), ("1.25.0.dev20260401", True)],
+)
+def test_fp16_is_offered_from_the_version_that_loads_its_graph(box, monkeypatch, version, works):
+    """Before 1.25 the CUDA provider has no Resize of opset 19 in half precision."""
+    box.ort.__version__ = version
+    assert precisions() == (("fp16", "fp32") if works else ("fp32",))
+    if works:
+        return
+    with pytest.raises(EngineError, match=r"'fp16'; engine 'ort-cuda' does fp32.*before 1\.25"):
+        select("ort-cuda", "fp16")
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "ort-cuda does not compute in fp16 on this machine: onnxruntime-gpu before 1.25" in (
+        select().why
+    )
+    assert select("ort-cuda").precision == "fp32"
+
+
 def test_full_precision_is_without_tf32_and_on_the_first_gpu(box):
     box.open()
     (session,) = box.ort.sessions

@@ -124,6 +124,7 @@ FAMILIES = {
         any_size=False,
         step_pays=True,  # a step copies one tile instead of three; not measured on a GPU yet
         on_gpu=True,
+        lacks={"fp16": "onnxruntime-gpu before 1.25 has no kernel for its Resize"},
     ),
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt(

@@ -46,6 +46,9 @@ _KIND = "ort-cuda"
 _PROVIDER = "CUDAExecutionProvider"
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _GRAPH_OF_RUN, _PLAINLY = "gpu_graph_id", "-1"
+# Graphs in fp16 have Resize of opset 19, for which the CUDA provider had no kernel before
+# (onnxruntime's pull request 27415).
+_LOADS_FP16 = (1, 25)
 _REMEDY = (
     "Lower --batch, free GPU memory, choose --engine ort-cpu, or report this with the output of "
     "'wdm-run doctor'."
@@ -63,8 +66,9 @@ def precisions() -> tuple[str, ...]:
     """
     gpu = probe_gpu()
     check_distribution(_KIND, "gpu")
-    _load(gpu)
-    return ("fp16", "fp32")
+    ort = _load(gpu)
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    return ("fp16", "fp32") if version >= _LOADS_FP16 else ("fp32",)
 
 
 def _load(gpu: Gpu) -> Any:
