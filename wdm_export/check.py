@@ -138,7 +138,8 @@ def _fp32(bundle: Bundle, options: EngineOptions) -> Engine:
 
 
 def _downscaler(bundle: Bundle, engine: WatchedEngine, options: EngineOptions) -> Downscaler:
-    choice = Choice(_CPU, engine.precision, engine.precision, f"{_CPU} in {engine.precision}")
+    precision = engine.precision
+    choice = Choice(_CPU, precision, precision, f"{_CPU} in {precision}", (precision,))
     transforms = open_transforms(bundle, _CPU, options)
     return Downscaler(bundle, OpenedEngines(engine, transforms, choice, batch=1))
 

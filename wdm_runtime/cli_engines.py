@@ -20,6 +20,7 @@ from wdm_runtime.cli_options import (
 from wdm_runtime.doctor import diagnose
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import AUTO, ENGINES
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError, InputError, ParityError
 from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.latency import pixel_times
@@ -70,6 +71,25 @@ def run_selftest(
         )
 
 
+def _rescue(opened: Downscaler, options: EngineOptions) -> bool:
+    """Build the plan that computes again what fp16 cannot hold; without it all others still serve.
+
+    Whether there is one.
+    """
+    kind, precision = opened.choice.kind, opened.choice.precision
+    problem = f"{kind} has none on this machine."
+    try:
+        if opened.engine.full is not None:
+            return True
+    except EngineError as error:
+        problem = str(error)
+    if precision != "fp32":
+        options.note(
+            f"Batches that {precision} cannot hold cannot be computed again in fp32: {problem}"
+        )
+    return False
+
+
 def build_engine(
     bundle: BundleOption = None,
     require_signature: KeyOption = None,
@@ -93,7 +113,7 @@ def build_engine(
         options = engine_options(str(size), quiet=quiet)
         with Downscaler.open(opened_bundle, engine, precision, options) as opened:
             seconds = opened.seconds_per_tile()
-            rescue = opened.engine.full  # builds its plan: what fp16 cannot hold is computed again
+            rescue = _rescue(opened, options)
             if opened.fused:
                 opened.fused.available()  # builds its plan too; what keeps it from that is noted
             pixel = pixel_times(opened, options)  # that of the model a run is compared with

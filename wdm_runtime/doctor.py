@@ -10,6 +10,7 @@ from wdm_runtime.engines import Finding, select, survey
 from wdm_runtime.engines.options import available_threads
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
 from wdm_runtime.engines.probe import Gpu, jetson_release, probe_gpu
+from wdm_runtime.engines.tensorrt_module import MODULES, wheel_cuda
 from wdm_runtime.errors import EngineError, WdmError
 from wdm_runtime.records import to_json
 from wdm_runtime.version import version
@@ -17,7 +18,8 @@ from wdm_runtime.version import version
 # Distributions that engines come from, with the names JetPack and CUDA 12 give some of them.
 _PACKAGES = (
     *("numpy", "netCDF4", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings"),
-    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "torch"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    *("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "torch"),
 )
 
 
@@ -119,11 +121,14 @@ def _advice(
         )
     advice += [text for part in parts if (text := _advice_on(part, gpu))]
     bindings = packages.get("cuda-bindings", "")
-    if bindings and int(bindings.partition(".")[0]) > gpu.cuda[0]:
+    wheels = [cuda for kind in MODULES if (cuda := wheel_cuda(kind)) is not None]
+    # Where every TensorRT is too new as well, its engine says what to install for both.
+    fits = min(wheels, default=0) <= gpu.cuda[0]
+    if fits and bindings and int(bindings.partition(".")[0]) > gpu.cuda[0]:
         advice.append(
             f"cuda-bindings {bindings} is for CUDA {bindings.partition('.')[0]}, and the driver "
             f"runs up to CUDA {gpu.cuda[0]}.{gpu.cuda[1]}. Update the driver, or run: pip install "
-            f"'cuda-bindings<{gpu.cuda[0] + 1}'"
+            f"{gpu.bindings}"
         )
     return advice
 

@@ -90,7 +90,10 @@ def _open_score(
 
 
 def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedEngine:
-    """The score graph on its engine; it and its fp32 are seen to compute what the bundle says."""
+    """The score graph on its engine; it and its fp32 are seen to compute what the bundle says.
+
+    Not every engine has fp32 everywhere.
+    """
 
     def opened(graph: str, computes_in: str) -> Engine:
         role = f"score_{graph}"
@@ -109,7 +112,8 @@ def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedE
             raise
         return engine
 
-    full = partial(opened, "fp32", "fp32") if choice.precision != "fp32" else None
+    rescued = choice.precision != "fp32" and "fp32" in choice.works
+    full = partial(opened, "fp32", "fp32") if rescued else None
     return WatchedEngine(opened(choice.graph, choice.precision), full, options.note)
 
 

@@ -10,6 +10,7 @@ name of a real one.
 from __future__ import annotations
 
 import inspect
+import threading
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -31,6 +32,12 @@ NO_MEMORY = (
 )
 NODES_ELSEWHERE = (
     "[ONNXRuntimeError] : 1 : FAIL : This session cannot use the graph capture feature as requested"
+)
+# What ONNX Runtime's page on the CUDA provider says of CUDA graphs. The real one does not refuse:
+# it keeps a stream and memory for each thread.
+OTHER_THREAD = (
+    "Run() may not be invoked on the same InferenceSession object from multiple threads while "
+    "using CUDA Graphs"
 )
 
 
@@ -120,6 +127,7 @@ def fake_onnxruntime_gpu():
                 raise RuntimeError(FELL_BACK)
             self._real = real.InferenceSession(path_or_bytes, sess_options, providers=[CPU])
             self._recorded = {}  # by the number of the graph
+            self._thread = threading.get_ident()
             ort.sessions.append(self)
 
         def get_inputs(self):
@@ -143,6 +151,8 @@ def fake_onnxruntime_gpu():
             return IOBinding()
 
         def run_with_iobinding(self, iobinding, run_options=None):
+            if self._graph and threading.get_ident() != self._thread:
+                raise RuntimeError(OTHER_THREAD)
             number = run_options.get_run_config_entry("gpu_graph_id")
             how = "plain"
             if self._graph and number != "-1":

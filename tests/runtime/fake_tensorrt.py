@@ -20,6 +20,7 @@ import onnxruntime
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
 VERSIONS = tuple(API)
 _MAGIC = b"fake plan "
+NO_CUDA = "CUDA initialization failure with error: 35"
 
 
 def parameters(function):
@@ -170,6 +171,9 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
             lambda self: self._targets, lambda self, value: setattr(self, "_targets", value)
         )
 
+        def set_flag(self, flag):
+            self._flags.add(trt.BuilderFlag(flag))
+
         def clear_flag(self, flag):
             self._flags.discard(trt.BuilderFlag(flag))
 
@@ -191,6 +195,9 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
     class Builder:
         def __init__(self, logger):
             assert logger._ready
+            if trt.behaviour.get("no cuda"):
+                logger.log(severity.ERROR, NO_CUDA)
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self._log = logger
 
         def create_network(self, flags=0):
@@ -213,21 +220,26 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
                 self._log.log(severity.ERROR, fails or "no optimization profile")
                 return None
             trt.built.append(config)
-            head = {"version": trt.__version__, "shapes": shapes}
+            user_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+            capturable = user_allocation is None or user_allocation in config._flags
+            head = {"version": trt.__version__, "shapes": shapes, "capturable": capturable}
             return Memory(_MAGIC + json.dumps(head).encode() + b"\n" + network._graph)
 
     @real
     class Runtime:
         def __init__(self, logger):
             assert logger._ready
+            if trt.behaviour.get("no cuda"):  # is told to the log alone
+                logger.log(severity.ERROR, NO_CUDA)
             self._log = logger
 
         def deserialize_cuda_engine(self, serialized_engine):
+            assert not trt.behaviour.get("no cuda"), "ends the process with SIGSEGV"
             head, _, graph = serialized_engine.partition(b"\n")
             if not head.startswith(_MAGIC) or trt.behaviour.get("deserialize"):
                 self._log.log(severity.ERROR, "Serialization assertion failed")
                 return None
-            return ICudaEngine(json.loads(head[len(_MAGIC) :])["shapes"], graph)
+            return ICudaEngine(json.loads(head[len(_MAGIC) :]), graph)
 
     if "IRuntimeCache" in api["classes"]:
 
@@ -250,8 +262,8 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
 
     @real
     class ICudaEngine:
-        def __init__(self, shapes, graph):
-            self._shapes = shapes
+        def __init__(self, head, graph):
+            self._shapes, self._capturable = head["shapes"], head["capturable"]
             self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
             self._inputs = {a.name: a for a in self._session.get_inputs()}
             self._tensors = {**self._inputs, **{a.name: a for a in self._session.get_outputs()}}
@@ -285,10 +297,15 @@ def fake_tensorrt(api_version, cuda, name="tensorrt"):  # one scope: the classes
             self._addresses[name] = memory
             return name in self._engine._tensors and memory in cuda.memory
 
+        def is_stream_capturable(self, stream):
+            assert stream in cuda.streams
+            return self._engine._capturable and not trt.behaviour.get("not capturable")
+
         def execute_async_v3(self, stream_handle):
             if trt.behaviour.get("execute") or set(self._addresses) != set(self._engine._tensors):
                 return False
-            if not self._warm or trt.behaviour.get("never_warm"):
+            allocates = not self._engine._capturable
+            if allocates or not self._warm or trt.behaviour.get("never_warm"):
                 if cuda.capturing is not None:  # the first run allocates and waits
                     cuda.capture_broken = True
                     cuda.last_error = cuda.cudaError_t.cudaErrorStreamCaptureUnsupported

@@ -1,5 +1,6 @@
 """A machine with an NVIDIA GPU that does not exist: fakes of the driver, CUDA and TensorRT."""
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -33,12 +34,26 @@ class Box:
         self.trt = fake_tensorrt(version, self.cuda, self.kind.replace("-", "_"))
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         monkeypatch.setitem(sys.modules, self.trt.__name__, self.trt)
+        self._installed = importlib.metadata.version
         self.set_gpu(GPU)
+        self.set_wheel(13)
         self.bundle = Bundle.open(tiny)
         self.cache = PlanCache(tmp_path / "plans", self.notes.append)
 
     def set_gpu(self, gpu):
         self.patch.setattr(engine_module, "probe_gpu", lambda: gpu)
+
+    def set_wheel(self, cuda):
+        """The CUDA of the wheel that brought TensorRT; None for one that pip did not install."""
+
+        def version(name):
+            if not name.startswith(f"{self.kind}-cu"):
+                return self._installed(name)
+            if name != f"{self.kind}-cu{cuda}":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return self.trt.__version__
+
+        self.patch.setattr(importlib.metadata, "version", version)
 
     def open(self, role="score_fp32", **options):
         options = EngineOptions(note=self.notes.append, **options)
@@ -78,7 +93,9 @@ class OrtBox:
         """The providers of the real wheel, with the libraries found that ``found`` says."""
         self.patch.setattr(ort_libraries, "_found", found)
         listed = tuple(ort_libraries.described(*item) for item in WHEEL["needed"].items())
-        self.patch.setattr(ort_cuda, "providers", lambda: listed)
+        self.patch.setattr(
+            ort_cuda, "providers", lambda name: tuple(p for p in listed if p.file == name)
+        )
 
     def options(self, **options):
         return EngineOptions(note=self.notes.append, **options)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_cuda import cudaError_t
 from gpu_box import GPU, WHEEL, Box, OrtBox
 
 from wdm_runtime import doctor
@@ -77,7 +78,7 @@ def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tiny, tmp_p
     monkeypatch.setattr(ort_cuda, "providers", ort_libraries.providers)
     capi = tmp_path / "onnxruntime" / "capi"
     capi.mkdir(parents=True)
-    (capi / "libonnxruntime_providers_shared.so").write_bytes(b"\x7fELF")
+    (capi / ort_libraries.CUDA_PROVIDER).write_bytes(b"\x7fELF")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     found = diagnose()
     assert found.auto and "ort-cuda in" not in found.auto and found.providers == ()
@@ -87,9 +88,38 @@ def test_a_damaged_provider_is_told_and_ends_neither_doctor_nor_auto(tiny, tmp_p
 def test_bindings_newer_than_the_driver_are_advised_on(monkeypatch):
     monkeypatch.setattr(doctor, "probe_gpu", lambda: GPU)
     monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "14.1.0"})
-    assert any("pip install 'cuda-bindings<14'" in text for text in diagnose().advice)
+    assert any("pip install 'cuda-bindings>=12.9,<14'" in text for text in diagnose().advice)
     monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "13.0.1"})
     assert not any("cuda-bindings" in text for text in diagnose().advice)
+
+
+def test_a_cuda_that_does_not_start_is_found_without_a_run(tiny, tmp_path, monkeypatch):
+    """Of doctor and of auto: modules that import may be of no use."""
+    box = Box("10.16", tiny, tmp_path, monkeypatch)
+    box.cuda.faults["cudaSetDevice"] = cudaError_t.cudaErrorInsufficientDriver
+    found = diagnose()
+    (engine,) = (engine for engine in found.engines if engine.kind == "tensorrt")
+    assert engine.precisions == () and "cudaErrorInsufficientDriver" in engine.problem
+    assert "tensorrt in" not in found.auto
+
+
+@pytest.mark.parametrize(("wheel", "advised"), [(12, True), (13, False), (None, True)])
+def test_older_bindings_are_advised_only_where_tensorrt_fits_the_driver(
+    tiny, tmp_path, monkeypatch, wheel, advised
+):
+    """Without them a TensorRT for a newer CUDA is refused; with them it would be started."""
+    box = Box("rtx-1.7", tiny, tmp_path, monkeypatch)
+    gpu = Gpu("Old", (8, 6), 8 << 30, (12, 8))
+    box.set_gpu(gpu)
+    box.set_wheel(wheel)
+    monkeypatch.setattr(doctor, "probe_gpu", lambda: gpu)
+    monkeypatch.setattr(doctor, "_packages", lambda: {"cuda-bindings": "13.0.1"})
+    found = diagnose()
+    pin = "'cuda-bindings>=12.9,<13'"
+    assert any(pin in text for text in found.advice) is advised
+    (rtx,) = (engine for engine in found.engines if engine.kind == "tensorrt-rtx")
+    if not advised:
+        assert f"pip install tensorrt-rtx-cu12 {pin}" in rtx.problem
 
 
 def test_jetson_is_told_of_its_own_module(tmp_path, monkeypatch):
@@ -170,14 +200,19 @@ def test_a_driver_older_than_the_wheels_cuda_is_advised_on(wheel):
 
 
 def test_libraries_of_pips_own_folders_are_found(tmp_path, monkeypatch):
-    # The loader does not search them; ONNX Runtime and TensorRT load them from there.
+    # The loader does not search them; ONNX Runtime and TensorRT load them from there. What a search
+    # loads stays, and is taken by all that ask for the name: the system's copy, not the wheel's.
+    looked = []
+    monkeypatch.setattr(ort_libraries, "library_loads", lambda name: bool(looked.append(name)))
     name = "libcublasLt.so.98"
     assert not ort_libraries._found(name)
     folder = tmp_path / "nvidia" / "cu98" / "lib"
     folder.mkdir(parents=True)
     (folder / name).touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert ort_libraries._found(name) and not ort_libraries._found("libcublasLt.so.99")
+    looked.clear()
+    assert ort_libraries._found(name) and looked == []
+    assert not ort_libraries._found("libcublasLt.so.99") and looked == ["libcublasLt.so.99"]
 
 
 def test_one_cause_is_told_once(run, monkeypatch):

@@ -3,6 +3,8 @@
 The numbers come from the real ONNX Runtime behind a made-up GPU (`fake_ort_gpu`).
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import netCDF4
 import numpy as np
 import pytest
@@ -74,6 +76,15 @@ def test_estimates_are_the_callers_and_nothing_reaches_the_next_sample(box):
     del box.ort.behaviour["answer"]
     np.testing.assert_array_equal(found, kept)
     np.testing.assert_array_equal(integrated(engine, given, steps), kept)
+
+
+def test_steps_from_any_thread_are_those_of_one(box):
+    steps, given = first_steps(box.bundle, "second-order", 3), numbers(1, 3)
+    engine = box.open_step()
+    expected = integrated(engine, given, steps)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(integrated, engine, given, steps).result()
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_states_that_do_not_fit_are_refused(box):

@@ -59,6 +59,14 @@ def test_an_engine_that_does_not_open_is_passed_over_by_auto_and_named(box10, in
     assert "engine: " in out and "does not build score_fp16.onnx" in out
 
 
+def test_a_tensorrt_that_does_not_start_is_passed_over_by_auto_and_named(box, infer):
+    box.set_wheel(None)
+    box.trt.behaviour["no cuda"] = True
+    code, out, error = infer("-o", "out.nc")
+    assert code == 0, error
+    assert f"{box.trt.__name__} {box.trt.__version__} does not start" in " ".join(out.split())
+
+
 def test_auto_goes_on_to_fp32_where_no_lower_precision_opens(box10):
     lower = (("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("ort-cuda", "fp16"))
     chosen = select(rejected={way: "does not\nopen." for way in (*lower, ("openvino", "bf16"))})
@@ -101,6 +109,63 @@ def test_no_build_refuses_until_the_plan_is_there(box, infer, run, tiny):
     with Downscaler.open(tiny, box.kind, options=options) as downscaler:
         assert downscaler.choice.precision == "fp16"
         assert downscaler.engine.full.precision == "fp32"  # for batches that fp16 cannot hold
+
+
+@pytest.fixture
+def turing(tiny, tmp_path, monkeypatch):
+    """TensorRT-RTX on a GPU it has no fp32 matrix products for."""
+    box = Box("rtx-1.7", tiny, tmp_path, monkeypatch)
+    box.set_gpu(Gpu("Tesla T4", (7, 5), 15 << 30, (13, 0)))
+    build = box.trt.Builder.build_serialized_network
+    full = (box.bundle.graph("score_fp32"), box.bundle.graph("pixel_fp32"))
+
+    def refuse(self, network, config):
+        if network._graph in full:
+            self._log.log(box.trt.ILogger.Severity.ERROR, "FP32 GEMM is not supported")
+            return None
+        return build(self, network, config)
+
+    monkeypatch.setattr(box.trt.Builder, "build_serialized_network", refuse)
+    return box
+
+
+def test_rtx_computes_in_fp16_alone_where_it_has_no_fp32(turing, infer, run, tiny):
+    assert select("tensorrt-rtx").precision == "fp16"
+    with pytest.raises(EngineError, match=r"does fp16 on this machine: .*capability 7\.5"):
+        select("tensorrt-rtx", "fp32")
+    code, out, error = run("build-engine", "--engine", "tensorrt-rtx", "--bundle", tiny)
+    assert code == 0, error
+    assert "tensorrt-rtx in fp16, batch 1" in out
+    assert "cannot be computed again in fp32" in " ".join(error.split())
+    code, _, error = infer("--engine", "tensorrt-rtx", "--no-build", "-o", "out.nc")
+    assert code == 0 and error == ""
+    code, out, _ = run("selftest", "--engine", "tensorrt-rtx", "--bundle", tiny)
+    assert code == 0, out
+
+
+def test_what_fp16_cannot_hold_is_an_error_where_there_is_no_fp32(turing):
+    with Downscaler.open(turing.bundle.path, "tensorrt-rtx") as downscaler:
+        assert downscaler.engine.full is None
+        turing.trt.behaviour["answer"] = lambda given, values: values * np.nan
+        feeds = {name: np.zeros((1, 16, 16, 16), np.float32) for name in ("x", "condition")}
+        with pytest.raises(EngineError, match=r"in fp16 gave .* not finite.*--engine ort-cpu"):
+            downscaler.engine.run({**feeds, "t": np.zeros(1, np.float32)})
+
+
+def test_a_rescue_that_does_not_build_is_noted(box10, run, tiny):
+    """The plans that a run starts with are built all the same."""
+    build, full = box10.trt.Builder.build_serialized_network, box10.bundle.graph("score_fp32")
+    box10.patch.setattr(
+        box10.trt.Builder,
+        "build_serialized_network",
+        lambda self, network, config: (
+            None if network._graph == full else build(self, network, config)
+        ),
+    )
+    code, out, error = run("build-engine", "--bundle", tiny)
+    assert code == 0 and "tensorrt in fp16, batch 1" in out
+    assert "cannot be computed again in fp32" in " ".join(error.split())
+    assert "does not build score_fp32.onnx" in " ".join(error.split())
 
 
 def test_a_user_without_a_home_builds_plans_and_keeps_none(box10, infer, run, tiny, monkeypatch):

@@ -8,15 +8,17 @@ import gc
 import importlib.metadata
 import subprocess
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from fake_ort_gpu import FELL_BACK, NO_MEMORY
-from gpu_box import GPU, OrtBox
+from gpu_box import GPU, WHEEL, OrtBox
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import open_engine, ort_cuda, select
+from wdm_runtime.engines import open_engine, ort_cuda, ort_libraries, select
 from wdm_runtime.engines.ort_cuda import precisions
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, described
 from wdm_runtime.engines.probe import Gpu
@@ -70,6 +72,26 @@ def test_an_engine_says_what_it_is(box):
     assert precisions() == ("fp16", "fp32")
 
 
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [("1.23.2", False), ("1.24.0", False), ("1.25.0", True), ("1.25.0.dev20260401", True)],
+)
+def test_fp16_is_offered_from_the_version_that_loads_its_graph(box, monkeypatch, version, works):
+    """Before 1.25 the CUDA provider has no Resize of opset 19 in half precision."""
+    box.ort.__version__ = version
+    assert precisions() == (("fp16", "fp32") if works else ("fp32",))
+    if works:
+        return
+    with pytest.raises(EngineError, match=r"'fp16'; engine 'ort-cuda' does fp32.*before 1\.25"):
+        select("ort-cuda", "fp16")
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "ort-cuda does not compute in fp16 on this machine: onnxruntime-gpu before 1.25" in (
+        select().why
+    )
+    assert select("ort-cuda").precision == "fp32"
+
+
 def test_full_precision_is_without_tf32_and_on_the_first_gpu(box):
     box.open()
     (session,) = box.ort.sessions
@@ -95,6 +117,25 @@ def test_wrong_inputs_are_refused_not_broadcast(box):
     ):
         with pytest.raises(EngineError, match="failed on inputs"):
             engine.run(wrong)
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(box):
+    """A session with a CUDA graph may be run from one thread only, at whatever time."""
+    engine = box.open()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(engine.run, [feeds(2, seed) for seed in range(8)]))
+    for seed, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, box.reference(feeds(2, seed)), atol=1e-5)
+
+
+def test_an_engine_leaves_no_thread_behind(box):
+    before = threading.active_count()
+    engine = box.open()
+    engine.close()
+    box.ort.behaviour["does not load"] = "no"
+    with pytest.raises(EngineError, match="does not load"):
+        box.open()
+    assert threading.active_count() == before
 
 
 def test_a_closed_engine_is_an_error(box):
@@ -258,6 +299,21 @@ def test_missing_libraries_are_named_with_what_brings_them(box):
     with pytest.raises(EngineError, match=r"libcudnn\.so\.9"):
         box.open()
     assert box.ort.sessions == []
+
+
+def test_only_what_the_cuda_provider_needs_is_looked_for(box, tmp_path, monkeypatch):
+    """A library that was looked for stays loaded, and tensorrt's own wheel would be given it."""
+    capi = tmp_path / "onnxruntime" / "capi"
+    capi.mkdir(parents=True)
+    for file in WHEEL["needed"]:
+        (capi / file).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(ort_libraries, "needed_libraries", lambda file: WHEEL["needed"][file.name])
+    monkeypatch.setattr(ort_cuda, "providers", ort_libraries.providers)
+    looked = set()
+    monkeypatch.setattr(ort_libraries, "_found", lambda name: not looked.add(name))
+    assert precisions() == ("fp16", "fp32")
+    assert looked == {*WHEEL["needed"][CUDA_PROVIDER], "libcudnn.so.9"}
 
 
 def test_a_driver_older_than_the_provider_is_an_error(box):

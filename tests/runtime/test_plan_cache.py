@@ -136,12 +136,19 @@ def test_without_a_folder_nothing_is_kept_and_work_goes_on(notes):
 
 def test_old_entries_go_and_used_ones_stay(cache):
     cache.write(KEY, PLAN)
-    for batch in range(100, 140):
+    for batch in range(100, 240):
         os.utime(entry_of(cache, KEY), ns=(2**62, 2**62))
         cache.write({**KEY, "batch": batch}, b"x")
     assert cache.read(KEY) == PLAN
-    assert cache.read({**KEY, "batch": 139}) == b"x" and cache.read({**KEY, "batch": 100}) is None
-    assert len(list(cache.folder.glob("*.entry"))) == 32
+    assert cache.read({**KEY, "batch": 239}) == b"x" and cache.read({**KEY, "batch": 100}) is None
+    assert len(list(cache.folder.glob("*.entry"))) == 128
+
+
+def test_what_bench_makes_of_two_engines_keeps_the_plans_of_runs(cache):
+    cache.write(KEY, PLAN)
+    for made in range(34):  # of TensorRT and TensorRT-RTX: graphs, batches, kernels and timings
+        cache.write({**KEY, "batch": made, "what": "bench"}, b"x")
+    assert cache.read(KEY) == PLAN
 
 
 def entry_of(cache, key):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, cudaError_t
-from fake_tensorrt import VERSIONS
+from fake_tensorrt import NO_CUDA, VERSIONS
 from gpu_box import GPU, Box
 
 from wdm_runtime.engines import select
@@ -215,11 +215,29 @@ def test_a_plan_that_does_not_load_is_an_error_where_none_may_be_built(box10):
         box10.open(build=False)
 
 
-def test_a_plan_that_never_loads_is_an_error(box10):
-    box10.trt.behaviour["deserialize"] = True
+def test_a_plan_that_never_loads_is_an_error_and_is_not_kept(box):
+    """Kept, it would be built again at every start."""
+    box.trt.behaviour["deserialize"] = True
     with pytest.raises(EngineError, match=r"just built.*Serialization assertion failed"):
-        box10.open()
-    assert box10.cuda.live == 0
+        box.open()
+    assert box.cuda.live == 0
+    del box.trt.behaviour["deserialize"]
+    with pytest.raises(EngineError, match="There is no plan of"):
+        box.open(build=False)
+
+
+def test_a_plan_that_another_process_built_meanwhile_is_taken(box):
+    box.open().close()
+    read = box.cache.read
+    looks = []
+
+    def too_early(key):
+        looks.append(key)
+        return None if len(looks) == 1 else read(key)
+
+    box.patch.setattr(box.cache, "read", too_early)
+    box.open().close()
+    assert len(box.trt.built) == 1
 
 
 def test_a_build_that_fails_says_why(box):
@@ -261,6 +279,14 @@ def test_a_capture_that_fails_leaves_plain_launches(box):
     assert box.cuda.last_error == cudaError_t.cudaSuccess  # TensorRT would trip over it
     engine.close()
     assert box.cuda.live == 0
+
+
+def test_rtx_is_asked_whether_its_work_can_be_captured(rtx):
+    rtx.trt.behaviour["not capturable"] = True
+    engine = rtx.open()
+    assert not engine.replays and "cannot be captured" in rtx.notes[0]
+    assert "cudaStreamBeginCapture" not in rtx.cuda.calls
+    np.testing.assert_allclose(engine.run(feeds(1)), rtx.reference(feeds(1)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +377,40 @@ def test_a_tensorrt_before_10_is_refused(box10):
         precisions("tensorrt")
 
 
+def test_a_tensorrt_for_a_newer_cuda_than_the_drivers_is_refused_before_it_starts(box):
+    """Started, it would end the process."""
+    box.set_gpu(replace(GPU, cuda=(12, 8)))
+    box.trt.behaviour["no cuda"] = True
+    for ask in (lambda: select(box.kind), box.open):
+        with pytest.raises(EngineError, match=r"for CUDA 13.*runs up to CUDA 12\.8") as caught:
+            ask()
+        replace_it = f"pip install {box.kind}-cu12 'cuda-bindings>=12.9,<13'"
+        assert "Update the NVIDIA driver" in str(caught.value) and replace_it in str(caught.value)
+    box.set_wheel(12)
+    box.trt.behaviour.clear()
+    assert select(box.kind).kind == box.kind
+    box.open().close()
+
+
+def test_a_driver_before_any_wheels_cuda_can_only_be_updated(box):
+    box.set_gpu(replace(GPU, cuda=(11, 4)))
+    with pytest.raises(EngineError, match=r"11\.4.*Update the NVIDIA driver\.$"):
+        select(box.kind)
+
+
+@pytest.mark.parametrize("part", ["Builder", "Runtime"])
+def test_a_tensorrt_that_does_not_start_is_an_error(box, part):
+    def start(self, logger):
+        logger.log(box.trt.ILogger.Severity.ERROR, NO_CUDA)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    box.set_wheel(None)  # JetPack's and Debian's packages do not say what they are for
+    box.patch.setattr(getattr(box.trt, part), "__init__", start)
+    with pytest.raises(EngineError, match=rf"does not start.*{NO_CUDA}.*Update the NVIDIA driver"):
+        box.open()
+    assert box.cuda.live == 0
+
+
 def test_missing_packages_name_their_extra(box10):
     box10.patch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"wdm-edge\[gpu\]"):
@@ -362,7 +422,8 @@ def test_missing_cuda_bindings_are_named_and_fit_the_driver(box, cuda, pin):
     """An extra would bring those of one CUDA, and on Jetson none."""
     box.patch.setitem(sys.modules, "cuda.bindings.runtime", None)
     box.set_gpu(replace(GPU, cuda=cuda))
-    install = f"pip install 'cuda-bindings<{pin}'"
+    box.set_wheel(cuda[0])
+    install = f"pip install 'cuda-bindings>=12.9,<{pin}'"
     with pytest.raises(MissingDependencyError) as caught:
         select(box.kind)
     assert str(caught.value).endswith(install)

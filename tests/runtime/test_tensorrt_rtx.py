@@ -17,7 +17,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine, tensorrt_plan
 from wdm_runtime.engines.fixed_batch import fixed_shape
 from wdm_runtime.engines.tensorrt_module import load_module, logger
-from wdm_runtime.engines.tensorrt_plan import build_plan
+from wdm_runtime.engines.tensorrt_plan import build_plan, has_fp32
 from wdm_runtime.errors import EngineError
 from wdm_runtime.wavelets import idwt
 
@@ -153,6 +153,15 @@ def test_the_shipped_half_precision_graph_builds_for_three_targets(shipped_fp16)
 def test_the_half_precision_graph_builds_for_gpus_without_fp32_matrix_products(shipped_fp16):
     """TensorRT-RTX has none for compute capability 7.5: the time embedding must do without."""
     assert build_plan(trt, *shipped_fp16, 1, (7, 5))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
+def test_full_precision_builds_where_it_is_offered(tiny, capability):
+    try:
+        built = build_plan(trt, *graph_and_entry(tiny), 1, capability)
+    except EngineError:
+        built = None
+    assert has_fp32(trt, capability) is bool(built)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -17,13 +17,15 @@ PRECISIONS = (AUTO, "fp32", "fp16", "bf16")
 class Choice:
     """An engine and a precision that work here.
 
-    ``graph`` is the precision of the graph it takes, and ``why`` one line for the user.
+    ``graph`` is the precision of the graph it takes, ``why`` one line for the user, and ``works``
+    has all precisions that the engine computes in here, best first.
     """
 
     kind: str
     precision: str
     graph: str
     why: str
+    works: tuple[str, ...]
 
 
 def select(
@@ -57,10 +59,16 @@ def select(
     if precision != AUTO and precision not in works:
         raise EngineError(
             f"--precision got '{precision}'; engine '{engine}' does {', '.join(works)} on this "
-            "machine. Choose one of them, or --precision auto."
+            f"machine{_lack(engine, precision)}. Choose one of them, or --precision auto."
         )
     chosen = works[0] if precision == AUTO else precision
-    return _choice(engine, chosen, "as asked for.")
+    return _choice(engine, chosen, works, "as asked for.")
+
+
+def _lack(engine: str, precision: str) -> str:
+    """Why an engine that works does not in a precision, where more can be said."""
+    reason = FAMILIES[engine].lacks.get(precision)
+    return f": {reason}" if reason else ""
 
 
 def _one_line(text: str) -> str:
@@ -93,8 +101,10 @@ def _best(precision: str, rejected: Mapping[tuple[str, str], str]) -> Choice:
                 missing[kind] = _one_line(str(error))
         if candidate in works[kind]:
             best = "the fastest that works here" if precision == AUTO else f"fastest in {candidate}"
-            return _choice(kind, candidate, " ".join([f"{best}.", *_once(missing)]))
-        missing.setdefault(kind, f"{kind} does not compute in {candidate} on this machine.")
+            why = " ".join([f"{best}.", *_once(missing)])
+            return _choice(kind, candidate, works[kind], why)
+        lack = _lack(kind, candidate)
+        missing.setdefault(kind, f"{kind} does not compute in {candidate} on this machine{lack}.")
     wanted, remedy = (
         ("", "") if precision == AUTO else (f" in {precision}", " Or choose another --precision.")
     )
@@ -128,9 +138,9 @@ def survey() -> tuple[Finding, ...]:
     return tuple(ask(kind) for kind in FAMILIES)
 
 
-def _choice(kind: str, precision: str, reason: str) -> Choice:
+def _choice(kind: str, precision: str, works: tuple[str, ...], reason: str) -> Choice:
     graph = FAMILIES[kind].graphs[precision]
-    return Choice(kind, precision, graph, f"engine: {kind} in {precision}, {reason}")
+    return Choice(kind, precision, graph, f"engine: {kind} in {precision}, {reason}", works)
 
 
 def check_known(value: str, known: tuple[str, ...], what: str) -> None:

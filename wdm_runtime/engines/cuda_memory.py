@@ -19,8 +19,8 @@ from wdm_runtime.errors import EngineError, MissingDependencyError
 _REMEDIES = {
     "cudaErrorMemoryAllocation": "Lower --batch, or close other programs on the GPU.",
     "cudaErrorInsufficientDriver": (
-        "Update the NVIDIA driver, or install the cuda-bindings of the CUDA version that "
-        "nvidia-smi shows."
+        "Update the NVIDIA driver, or, where nvidia-smi shows CUDA 12, run: pip install "
+        "'cuda-bindings>=12.9,<13'"
     ),
 }
 _OTHER_REMEDY = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
@@ -51,13 +51,12 @@ class Device:
     Raises
     ------
     EngineError
-        CUDA does not start: in each method, any status that is not success.
+        In each method: a status that is not success.
     """
 
     def __init__(self, runtime: Any, note: Callable[[str], None]) -> None:
         self._runtime, self._note = runtime, note
         with ExitStack() as owned:
-            self._call("cudaSetDevice", 0)  # starts CUDA, so that a refusal is met here
             # Work on the default stream cannot be captured.
             flags = self._runtime.cudaStreamNonBlocking
             self._stream = self._call("cudaStreamCreateWithFlags", flags)
@@ -134,13 +133,7 @@ class Device:
         self._owned.close()
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        status, *results = getattr(self._runtime, function)(*arguments)
-        if status != self._runtime.cudaError_t.cudaSuccess:
-            raise EngineError(
-                f"CUDA's {function} gave {status.name}; expected cudaSuccess. "
-                f"{_REMEDIES.get(status.name, _OTHER_REMEDY)}"
-            )
-        return results[0] if results else None
+        return _call(self._runtime, function, *arguments)
 
     def _release(self, function: str, handle: Any) -> None:
         try:
@@ -149,20 +142,32 @@ class Device:
             self._note(str(error))
 
 
+def _call(runtime: Any, function: str, *arguments: Any) -> Any:
+    status, *results = getattr(runtime, function)(*arguments)
+    if status != runtime.cudaError_t.cudaSuccess:
+        raise EngineError(
+            f"CUDA's {function} gave {status.name}; expected cudaSuccess. "
+            f"{_REMEDIES.get(status.name, _OTHER_REMEDY)}"
+        )
+    return results[0] if results else None
+
+
 def cuda_runtime(gpu: Gpu) -> Any:
-    """cuda-bindings' runtime module.
+    """cuda-bindings' runtime module, with CUDA started on the first GPU.
 
     Raises
     ------
+    EngineError
+        CUDA does not start.
     MissingDependencyError
         It is not installed.
     """
     module = "cuda.bindings.runtime"
     try:
-        return importlib.import_module(module)
+        runtime = importlib.import_module(module)
     except ImportError as error:
         # Not by an extra: whatever brought TensorRT, JetPack or pip, the driver decides which.
-        install = f"pip install 'cuda-bindings<{gpu.cuda[0] + 1}'"
+        install = f"pip install {gpu.bindings}"
         raise MissingDependencyError(
             f"Running on an NVIDIA GPU needs the Python package '{module}', which cannot be "
             f"imported ({error}). Install it with: {install}",
@@ -170,3 +175,5 @@ def cuda_runtime(gpu: Gpu) -> Any:
             "cuda-bindings",
             install,
         ) from error
+    _call(runtime, "cudaSetDevice", 0)  # starts it: a refusal is met before anything is built
+    return runtime

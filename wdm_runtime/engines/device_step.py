@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.engines.fixed_batch import Specs, check_states
+from wdm_runtime.engines.fixed_batch import Result, Specs, check_states
 
 Array = npt.NDArray[np.float32]
 
@@ -28,23 +28,21 @@ class DeviceStep(ABC):
     def load(self, x: Array, condition: Array) -> None:
         """As `StepEngine.load`."""
         check_states(x, condition, self.inputs, self.batch, self.version)
-        with self._in_use():
-            # What an earlier sample left as its estimate may be NaN, and 0 times NaN is NaN.
-            self._place({"x": x, "condition": condition, "previous": np.zeros_like(x)})
+        # What an earlier sample left as its estimate may be NaN, and 0 times NaN is NaN.
+        states = {"x": x, "condition": condition, "previous": np.zeros_like(x)}
+        self._alone(self._place, states)
 
     def step(self, t: float, scalars: Array, noise: Array | None) -> None:
         """As `StepEngine.step`."""
-        with self._in_use():
-            self._advance(np.float32(t), scalars, noise)
+        self._alone(self._advance, np.float32(t), scalars, noise)
 
     def read(self) -> Array:
         """As `StepEngine.read`."""
-        with self._in_use():
-            return self._fetch("previous")[: self._tiles]
+        return self._alone(lambda: self._fetch("previous")[: self._tiles])
 
     @abstractmethod
-    def _in_use(self) -> AbstractContextManager[None]:
-        """For one caller at a time, while it is open."""
+    def _alone(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Do a piece of work: one at a time, while it is open."""
 
     @abstractmethod
     def _place(self, states: Mapping[str, Array]) -> None:

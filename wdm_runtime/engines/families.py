@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ class Family:
     of which precision the graph has to be for each precision it computes in; ``any_size`` whether
     it takes graphs with more free sizes than the batch; ``open_step`` takes a fused step's graph in
     the precisions ``step_precisions``, and ``step_pays`` says whether that is faster than the loop
-    in NumPy; ``on_gpu`` says where it runs.
+    in NumPy; ``on_gpu`` says where it runs; ``lacks`` why, where the probe leaves out a precision.
     """
 
     probe: Callable[[], tuple[str, ...]]
@@ -50,6 +50,7 @@ class Family:
     step_pays: bool = False
     step_precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
     on_gpu: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def _open_on_cpu(
@@ -77,7 +78,7 @@ def _plans_folder() -> Path | None:
         return None
 
 
-def _tensorrt(kind: str) -> Family:
+def _tensorrt(kind: str, lacks: Mapping[str, str] | None = None) -> Family:
     def with_plan(
         engine: Callable[[bytes, GraphEntry, str, str, PlanCache, EngineOptions], _Opened],
     ) -> Callable[[bytes, GraphEntry, str, EngineOptions], _Opened]:
@@ -97,6 +98,7 @@ def _tensorrt(kind: str) -> Family:
         any_size=False,
         step_pays=True,  # a step copies one tile instead of three; not measured on a GPU yet
         on_gpu=True,
+        lacks=lacks or {},
     )
 
 
@@ -122,9 +124,12 @@ FAMILIES = {
         any_size=False,
         step_pays=True,  # a step copies one tile instead of three; not measured on a GPU yet
         on_gpu=True,
+        lacks={"fp16": "onnxruntime-gpu before 1.25 has no kernel for its Resize"},
     ),
     "tensorrt": _tensorrt("tensorrt"),
-    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
+    "tensorrt-rtx": _tensorrt(
+        "tensorrt-rtx", {"fp32": "it has no kernels in fp32 for compute capability 7.5"}
+    ),
 }
 # The fastest first. In fp32 the two for CPUs take about the same time, and ONNX Runtime loads
 # faster and takes less memory. On a CPU, fp16 is for those who ask for it.

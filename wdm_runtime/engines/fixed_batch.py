@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from wdm_runtime.manifest import TensorSpec
 
 Array = npt.NDArray[np.float32]
 Specs = tuple[TensorSpec, ...]
+Result = TypeVar("Result")
 
 
 def fixed_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:

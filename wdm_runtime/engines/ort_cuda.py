@@ -11,7 +11,9 @@ import contextlib
 import io
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy.typing as npt
 
 from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.engines.fixed_batch import (
+    Result,
     check_answers,
     fixed_shape,
     fixed_specs,
@@ -43,6 +46,9 @@ _KIND = "ort-cuda"
 _PROVIDER = "CUDAExecutionProvider"
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _GRAPH_OF_RUN, _PLAINLY = "gpu_graph_id", "-1"
+# Graphs in fp16 have Resize of opset 19, for which the CUDA provider had no kernel before
+# (onnxruntime's pull request 27415).
+_LOADS_FP16 = (1, 25)
 _REMEDY = (
     "Lower --batch, free GPU memory, choose --engine ort-cpu, or report this with the output of "
     "'wdm-run doctor'."
@@ -60,14 +66,15 @@ def precisions() -> tuple[str, ...]:
     """
     gpu = probe_gpu()
     check_distribution(_KIND, "gpu")
-    _load(gpu)
-    return ("fp16", "fp32")
+    ort = _load(gpu)
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    return ("fp16", "fp32") if version >= _LOADS_FP16 else ("fp32",)
 
 
 def _load(gpu: Gpu) -> Any:
     """ONNX Runtime with all that its CUDA provider needs in the process."""
     ort = load_onnxruntime(_KIND, "gpu")
-    provider = next((p for p in providers() if p.file == CUDA_PROVIDER), None)
+    provider = next(iter(providers(CUDA_PROVIDER)), None)  # the others' libraries stay unloaded
     if _PROVIDER not in ort.get_available_providers() or provider is None:
         raise EngineError(
             f"Engine '{_KIND}' found onnxruntime {ort.__version__} without {_PROVIDER}; expected "
@@ -98,6 +105,10 @@ def _check_libraries(provider: Provider, gpu: Gpu, version: str) -> None:
 
 class CudaSession(ABC):
     """A graph in ONNX Runtime's CUDA provider, with fixed buffers: one call at a time, others wait.
+
+    ONNX Runtime takes no session with a CUDA graph from more than one thread, and keeps a stream
+    and memory for each thread that runs one: all that is done with a session is done on a thread of
+    its own, which `close` ends.
 
     What is bound to which buffer, and copied when, is for subclasses to say.
 
@@ -131,13 +142,15 @@ class CudaSession(ABC):
         self._session: Any = None
         self._bindings: list[Any] = []
         self._tensors: dict[str, Any] = {}
+        self._thread = ThreadPoolExecutor(1, "ort-cuda")
         # A short last launch is filled up here, and every array made what the graph takes.
         self._host = {s.name: np.zeros(fixed_shape(s, self.batch), s.dtype) for s in self.inputs}
         self.replays = False
-        problem = self._open_replaying(graph) if options.cuda_graph else None
-        if not self.replays:
-            self._open(graph, cuda_graph=False)
-            self._check_answers()
+        try:
+            problem = self._thread.submit(self._open_best, graph, options.cuda_graph).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
         if problem:  # and no more than that: an error would have been raised
             options.note(f"{self._file}: runs without a CUDA graph. {problem}")
 
@@ -155,25 +168,38 @@ class CudaSession(ABC):
     def close(self) -> None:
         """Free the GPU's memory; a later call is an error."""
         with self._lock:
-            self._release()
+            if self._session is not None:
+                self._thread.submit(self._release).result()
+                self._thread.shutdown()
 
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def _alone(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Do a piece of work on the thread: one at a time, and none after `close`."""
         with self._lock:
             if self._session is None:
                 raise EngineError(
                     f"{self._file}: this engine was closed; expected an open one. Open another."
                 )
-            try:
-                yield
-            except EngineError:
-                raise
-            except Exception as error:  # ONNX Runtime's share no base class below Exception
-                raise self._error("failed in", error) from error
+            return self._thread.submit(self._do, work, *arguments).result()
+
+    def _do(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        try:
+            return work(*arguments)
+        except EngineError:
+            raise
+        except Exception as error:  # ONNX Runtime's share no base class below Exception
+            raise self._error("failed in", error) from error
 
     def _release(self) -> None:
         self._session, self._bindings = None, []
         self._tensors = {}
+
+    def _open_best(self, graph: bytes, cuda_graph: bool) -> str | None:
+        """Open with a CUDA graph where asked for and possible; what is in the way of one."""
+        problem = self._open_replaying(graph) if cuda_graph else None
+        if not self.replays:
+            self._open(graph, cuda_graph=False)
+            self._check_answers()
+        return problem
 
     def _open_replaying(self, graph: bytes) -> str | None:
         """Open with a CUDA graph, if it gives the same answers as the kernels launched singly.
@@ -239,11 +265,8 @@ class CudaSession(ABC):
         self._session.run_with_iobinding(self._bindings[number], options)
 
     def _check_answers(self) -> Array:
-        return check_answers(self._checked, self.inputs, self.batch, self._error)
-
-    def _checked(self, feeds: Mapping[str, Array]) -> Array:
-        with self._in_use():
-            return self._answer(feeds)
+        answer = partial(self._do, self._answer)
+        return check_answers(answer, self.inputs, self.batch, self._error)
 
     def _error(self, what: str, cause: Exception | None = None) -> EngineError:
         reason = "" if cause is None else f" ({cause})"
@@ -255,8 +278,7 @@ class OrtCudaEngine(CudaSession):
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The graph's output for the inputs by name; any number of tiles."""
-        with self._in_use():
-            return self._answer(feeds)
+        return self._alone(self._answer, feeds)
 
     def _bind(self) -> None:
         specs = (*self.inputs, *self.outputs)

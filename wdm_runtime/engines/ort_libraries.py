@@ -76,10 +76,10 @@ class Provider:
         return (driver + packages).strip()
 
 
-def providers() -> tuple[Provider, ...]:
-    """Those of the installed ONNX Runtime; none for a wheel without any."""
+def providers(pattern: str = _FILES) -> tuple[Provider, ...]:
+    """Those of the installed ONNX Runtime whose file names match; none for a wheel without any."""
     folders = [Path(entry or ".") / "onnxruntime" / "capi" for entry in sys.path]
-    files = next((found for f in folders if (found := sorted(f.glob(_FILES)))), [])
+    files = next((found for f in folders if (found := sorted(f.glob(pattern)))), [])
     return tuple(described(file.name, needed_libraries(file)) for file in files)
 
 
@@ -91,11 +91,16 @@ def described(file: str, needed: tuple[str, ...]) -> Provider:
 
 
 def _found(name: str) -> bool:
-    return library_loads(name) or any(
+    """Whether a wheel brings a library, or else the loader finds it.
+
+    In this order: what was loaded to look at it stays, and goes by its name before a wheel's.
+    """
+    in_wheels = any(
         next(Path(entry or ".").glob(f"{folder}/{name}"), None)
         for entry in sys.path
         for folder in _WHEEL_FOLDERS
     )
+    return in_wheels or library_loads(name)
 
 
 def _cuda_of(names: Iterable[str]) -> int | None:

@@ -21,7 +21,9 @@ from wdm_runtime.io.atomic import whole_file
 
 Key = Mapping[str, str | int]
 _SUFFIX = ".entry"
-_KEPT = 32  # entries: a few bundles, batches and precisions, and those before the last upgrade
+# Entries. One bench of two engines makes 34, and those of a few bundles and of before the last
+# upgrade are to outlive it.
+_KEPT = 128
 _READ_ONLY_USER = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -37,6 +37,14 @@ class Gpu:
         major, minor = self.capability
         return f"{self.name}, compute capability {major}.{minor}"
 
+    @property
+    def bindings(self) -> str:
+        """The cuda-bindings that the driver can run, as pip is told.
+
+        For a driver before CUDA 12 there are none: the oldest, which will say so.
+        """
+        return f"'cuda-bindings>=12.9,<{max(self.cuda[0], 12) + 1}'"
+
 
 def probe_gpu(library: str = DRIVER_LIBRARY) -> Gpu:
     """Ask the driver for its first GPU.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
 from wdm_runtime.engines.engine import check_tensors
 from wdm_runtime.engines.fixed_batch import (
+    Result,
     check_answers,
     fixed_shape,
     fixed_specs,
@@ -27,11 +28,19 @@ from wdm_runtime.engines.fixed_batch import (
 )
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.plan_cache import PlanCache
-from wdm_runtime.engines.probe import probe_gpu
-from wdm_runtime.engines.tensorrt_module import dtype_name, load_module, logger, version_of
+from wdm_runtime.engines.probe import Gpu, probe_gpu
+from wdm_runtime.engines.tensorrt_module import (
+    check_driver,
+    dtype_name,
+    load_module,
+    logger,
+    start,
+    version_of,
+)
 from wdm_runtime.engines.tensorrt_plan import (
     build_plan,
     check_target,
+    has_fp32,
     plan_key,
     runtime_cache_key,
     timing_key,
@@ -49,16 +58,22 @@ def precisions(kind: str) -> tuple[str, ...]:
     Raises
     ------
     EngineError
-        There is no driver or GPU, the TensorRT found is older than 10, or it has no kernels for
-        this GPU.
+        There is no driver or GPU, CUDA does not start, or the TensorRT found is older than 10, for
+        a newer CUDA than the driver's, or without kernels for this GPU.
     MissingDependencyError
         TensorRT or cuda-bindings is not installed.
     """
+    gpu, trt, _ = _parts(kind)
+    return ("fp16", "fp32") if has_fp32(trt, gpu.capability) else ("fp16",)
+
+
+def _parts(kind: str) -> tuple[Gpu, Any, Any]:
+    """The GPU, and the modules of TensorRT and of CUDA, which has started on it."""
     gpu = probe_gpu()
     trt = load_module(kind)  # first: without it nobody asks for what it would run on
     check_target(trt, gpu.capability)
-    cuda_runtime(gpu)
-    return ("fp16", "fp32")
+    check_driver(kind, gpu)
+    return gpu, trt, cuda_runtime(gpu)
 
 
 class LoadedPlan(ABC):
@@ -96,9 +111,7 @@ class LoadedPlan(ABC):
         cache: PlanCache,
         options: EngineOptions,
     ) -> None:
-        self._gpu = probe_gpu()
-        runtime = cuda_runtime(self._gpu)  # cheap, where TensorRT takes its time
-        self._trt = load_module(kind)
+        self._gpu, self._trt, runtime = _parts(kind)
         self.kind, self.precision, self.batch = kind, precision, options.batch or 1
         self.device, self.version = str(self._gpu), version_of(self._trt)
         self.inputs, self.outputs = entry.inputs, entry.outputs
@@ -132,15 +145,14 @@ class LoadedPlan(ABC):
     def _answer(self, feeds: Mapping[str, Array]) -> Array:
         """All that one launch makes of a whole batch of inputs."""
 
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """One call at a time, and none after `close`."""
+    def _alone(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Do a piece of work: one at a time, and none after `close`."""
         with self._lock:
             if self._owned is None:
                 raise EngineError(
                     f"{self._file}: this engine was closed; expected an open one. Open another."
                 )
-            yield
+            return work(*arguments)
 
     def close(self) -> None:
         """Free the GPU's memory; later calls are errors."""
@@ -152,22 +164,10 @@ class LoadedPlan(ABC):
     def _load(self, graph: bytes, entry: GraphEntry, owned: ExitStack) -> None:
         """The plan from the cache or the builder, as an engine with a context to run it."""
         self._log = logger(self._trt)
-        runtime = self._trt.Runtime(self._log)
-        plan = self._cache.read(self._key)
-        if plan is None:
-            plan = self._built(graph, entry)
-        engine = runtime.deserialize_cuda_engine(plan)
+        runtime = start(self._trt, self._trt.Runtime)
+        engine = self._kept(runtime)
         if engine is None:
-            if not self._options.build:
-                raise self._error("does not load its plan of", "Build it again without --no-build.")
-            self._options.note(
-                f"{self.version} does not load its plan of {self._file} ({self._log.take()}); it "
-                "is built again."
-            )
-            self._cache.remove(self._key)
-            engine = runtime.deserialize_cuda_engine(self._built(graph, entry))
-        if engine is None:
-            raise self._error("does not load the plan it has just built of", _REPORT)
+            engine = self._built(runtime, graph, entry)
         self._compare(engine, entry)
         self._context = self._create_context(engine)
         # Each needs the one before it for as long as it lives, and all of them CUDA.
@@ -179,7 +179,22 @@ class LoadedPlan(ABC):
         while self._objects:
             self._objects.pop()
 
-    def _built(self, graph: bytes, entry: GraphEntry) -> bytes:
+    def _kept(self, runtime: Any) -> Any:
+        """The engine of the plan in the cache; None without one that loads."""
+        plan = self._cache.read(self._key)
+        engine = None if plan is None else runtime.deserialize_cuda_engine(plan)
+        if plan is not None and engine is None:
+            if not self._options.build:
+                raise self._error("does not load its plan of", "Build it again without --no-build.")
+            self._options.note(
+                f"{self.version} does not load its plan of {self._file} ({self._log.take()}); it "
+                "is built again."
+            )
+            self._cache.remove(self._key)
+        return engine
+
+    def _built(self, runtime: Any, graph: bytes, entry: GraphEntry) -> Any:
+        """The engine of a plan that is built and, once it has loaded, kept."""
         options = self._options
         if self._cache.folder is None:
             nowhere = "there is no cache folder. Set XDG_CACHE_HOME"
@@ -196,8 +211,8 @@ class LoadedPlan(ABC):
                 "build-engine', or leave out --no-build."
             )
         with self._cache.only_one(self._key):
-            plan = self._cache.read(self._key)
-            if plan is None:  # else another process built it while this one waited
+            engine = self._kept(runtime)
+            if engine is None:  # else another process built it while this one waited
                 plan = build_plan(
                     self._trt,
                     graph,
@@ -207,8 +222,11 @@ class LoadedPlan(ABC):
                     (self._cache, timing_key(self._key)),
                     options.progress,
                 )
+                engine = runtime.deserialize_cuda_engine(plan)
+                if engine is None:
+                    raise self._error("does not load the plan it has just built of", _REPORT)
                 self._cache.write(self._key, plan)
-        return plan
+        return engine
 
     def _compare(self, engine: Any, entry: GraphEntry) -> None:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -261,7 +279,10 @@ class LoadedPlan(ABC):
         TensorRT may allocate and synchronize in the first run, which a capture forbids: the check
         that gave ``answer`` was that run.
         """
+        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX only
         try:
+            if capturable and not capturable(self._device.stream):
+                raise self._error("cannot be captured in a CUDA graph with", _REPORT)
             self._launch = self._device.capture(self._queue)
             if not same_answers(self._check_answers(), answer):
                 raise self._error("gives other values with a CUDA graph in", _REPORT)
@@ -284,8 +305,7 @@ class TensorRtEngine(LoadedPlan):
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The graph's output for the inputs by name; any number of tiles."""
-        with self._in_use():
-            return self._answer(feeds)
+        return self._alone(self._answer, feeds)
 
     def _answer(self, feeds: Mapping[str, Array]) -> Array:
         output = self.outputs[0]

@@ -17,12 +17,12 @@ from wdm_runtime.engines.fixed_batch import fixed_specs
 from wdm_runtime.engines.options import Progress
 from wdm_runtime.engines.plan_cache import Key, PlanCache
 from wdm_runtime.engines.probe import Gpu
-from wdm_runtime.engines.tensorrt_module import dtype_name, logger, version_of
+from wdm_runtime.engines.tensorrt_module import dtype_name, logger, start, version_of
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import GraphEntry, TensorSpec
 
-_KEY_VERSION = 1  # goes up with every change of what this module asks of the builder
-_FLAGS = "strongly typed, no TF32"
+_KEY_VERSION = 2  # goes up with every change of what this module asks of the builder
+_FLAGS = "strongly typed, no TF32, user allocation where there is such a flag"
 
 
 def plan_key(trt: Any, kind: str, graph: bytes, batch: int, gpu: Gpu) -> dict[str, str | int]:
@@ -87,10 +87,13 @@ def build_plan(
     """
     log = logger(trt)
     log.take()
-    builder = trt.Builder(log)
+    builder = start(trt, trt.Builder)
     network = _parse(trt, builder, graph, entry, batch)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to be fp32; half precision is in the graph
+    if "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__:
+        # TensorRT-RTX's plans may else allocate while they run, which a capture forbids.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(config, "set_compute_capability"):  # TensorRT-RTX: any GPU, and no timings
         _set_target(trt, config, capability)
         timings = None
@@ -161,6 +164,11 @@ def check_target(trt: Any, capability: tuple[int, int]) -> str:
             f"{', '.join(known)}. Choose --engine tensorrt or --engine ort-cpu."
         )
     return wanted
+
+
+def has_fp32(trt: Any, capability: tuple[int, int]) -> bool:
+    """Whether fp32 graphs build: TensorRT-RTX has no such matrix products for one GPU it serves."""
+    return not hasattr(trt, "ComputeCapability") or capability != (7, 5)
 
 
 def _set_target(trt: Any, config: Any, capability: tuple[int, int]) -> None:

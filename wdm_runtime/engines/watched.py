@@ -22,8 +22,8 @@ class WatchedEngine:
     engine
         Runs the graph.
     open_full
-        Opens the graph in fp32 where ``engine`` computes in less, else None. Called at most once,
-        when first needed.
+        Opens the graph in fp32 where ``engine`` computes in less, None if there is no such. Called
+        at most once, when first needed.
     note
         Told once that a batch was computed again.
     """
@@ -71,7 +71,7 @@ class WatchedEngine:
 
     @property
     def full(self) -> Engine | None:
-        """The same graph in fp32, opened when first asked for; None if this one is."""
+        """The same graph in fp32, opened when first asked for; None if this is all there is."""
         with self._lock:
             if self._full is None and self._open_full is not None:
                 self._full = self._open_full()
