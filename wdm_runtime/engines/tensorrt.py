@@ -117,6 +117,7 @@ class LoadedPlan(ABC):
         self.inputs, self.outputs = entry.inputs, entry.outputs
         self._file, self._cache, self._options = entry.file, cache, options
         self._lock = threading.Lock()
+        self._runtime: Any = None
         self._kernels: Any = None  # TensorRT-RTX only
         self._known_kernels: bytes | None = None
         self._key = plan_key(self._trt, kind, graph, self.batch, self._gpu)
@@ -164,25 +165,34 @@ class LoadedPlan(ABC):
     def _load(self, graph: bytes, entry: GraphEntry, owned: ExitStack) -> None:
         """The plan from the cache or the builder, as an engine with a context to run it."""
         self._log = logger(self._trt)
-        runtime = start(self._trt, self._trt.Runtime)
-        engine = self._kept(runtime)
+        engine = self._kept()
         if engine is None:
-            engine = self._built(runtime, graph, entry)
+            engine = self._built(graph, entry)
         self._compare(engine, entry)
         self._context = self._create_context(engine)
         # Each needs the one before it for as long as it lives, and all of them CUDA.
-        self._objects = [runtime, engine, self._context]
+        self._objects = [self._runtime, engine, self._context]
         owned.callback(self._drop_objects)
 
     def _drop_objects(self) -> None:
-        self._context = self._kernels = None
+        self._context = self._kernels = self._runtime = None
         while self._objects:
             self._objects.pop()
 
-    def _kept(self, runtime: Any) -> Any:
+    def _deserialized(self, plan: bytes) -> Any:
+        """The engine of a plan; None of one that does not load.
+
+        There is no runtime before there is a plan: where TensorRT does not start, its builder is an
+        error, but a runtime may be had and end the process when it goes.
+        """
+        if self._runtime is None:
+            self._runtime = start(self._trt, self._trt.Runtime)
+        return self._runtime.deserialize_cuda_engine(plan)
+
+    def _kept(self) -> Any:
         """The engine of the plan in the cache; None without one that loads."""
         plan = self._cache.read(self._key)
-        engine = None if plan is None else runtime.deserialize_cuda_engine(plan)
+        engine = None if plan is None else self._deserialized(plan)
         if plan is not None and engine is None:
             if not self._options.build:
                 raise self._error("does not load its plan of", "Build it again without --no-build.")
@@ -193,7 +203,7 @@ class LoadedPlan(ABC):
             self._cache.remove(self._key)
         return engine
 
-    def _built(self, runtime: Any, graph: bytes, entry: GraphEntry) -> Any:
+    def _built(self, graph: bytes, entry: GraphEntry) -> Any:
         """The engine of a plan that is built and, once it has loaded, kept."""
         options = self._options
         if self._cache.folder is None:
@@ -211,7 +221,7 @@ class LoadedPlan(ABC):
                 "build-engine', or leave out --no-build."
             )
         with self._cache.only_one(self._key):
-            engine = self._kept(runtime)
+            engine = self._kept()
             if engine is None:  # else another process built it while this one waited
                 plan = build_plan(
                     self._trt,
@@ -222,7 +232,7 @@ class LoadedPlan(ABC):
                     (self._cache, timing_key(self._key)),
                     options.progress,
                 )
-                engine = runtime.deserialize_cuda_engine(plan)
+                engine = self._deserialized(plan)
                 if engine is None:
                     raise self._error("does not load the plan it has just built of", _REPORT)
                 self._cache.write(self._key, plan)
