@@ -140,6 +140,7 @@ class Downscaler:
         InputError
             Sampling needs more than ``max_bytes``.
         """
+        at_most = self._samples_at_most(field, max_bytes)  # looking at a frame takes memory too
         tiles, covered = [], 0.0
         for index in range(len(field.valid_times)):
             tiling = self._look(field, index, None).tiling
@@ -147,13 +148,12 @@ class Downscaler:
             covered += float(tiling.covered.mean())
         wet = [count for count in tiles if count]
         filling = -(-self.batch // min(wet)) if wet else 1
-        at_once = min(filling, self._samples_at_most(field, max_bytes))
         return Plan(
             tiles=tuple(tiles),
             members=members,
             steps=chosen(self.manifest.presets, preset, steps=steps).steps,
             untiled_share=1.0 - covered / len(tiles),
-            memory_bytes=self._sampling_bytes(field, at_once),
+            memory_bytes=self._sampling_bytes(field, min(filling, at_most)),
         )
 
     def seconds_per_tile(self, tiles: int | None = None) -> float:

@@ -94,6 +94,20 @@ def test_memory_does_not_grow_with_the_number_of_frames(tiny, tmp_path):
     assert kept[120] <= kept[10] + 1_600  # one frame's coarse rain
 
 
+def test_a_domain_too_large_is_refused_before_a_frame_is_read(tiny, wet_field):
+    class Unread:
+        shape = wet_field.rate_mm_h.shape
+
+        def __getitem__(self, index):
+            raise AssertionError("looking at a frame takes memory of its own")
+
+    with (
+        Downscaler.open(tiny) as downscaler,
+        pytest.raises(InputError, match=r"needs .* MiB .*expected at most 20 MiB"),
+    ):
+        downscaler.plan(replace(wet_field, rate_mm_h=Unread()), max_bytes=20 * 2**20)
+
+
 RUN = """
 import sys
 import numpy as np
