@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.conditioning import Frame, grid_shape, look_at, most_tiles
+from wdm_runtime.conditioning import Frame, grid_shape, look_at, most_tiles, valid_cells
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
@@ -141,11 +141,12 @@ class Downscaler:
             Sampling needs more than ``max_bytes``.
         """
         at_most = self._samples_at_most(field, max_bytes)  # looking at a frame takes memory too
-        tiles, covered = [], 0.0
+        tiles, missing, covered = [], [], 0.0
         for index in range(len(field.valid_times)):
-            tiling = self._look(field, index, None).tiling
-            tiles.append(len(tiling.tiles))
-            covered += float(tiling.covered.mean())
+            frame = self._look(field, index, None)
+            tiles.append(len(frame.tiling.tiles))
+            missing.append(1.0 - float(valid_cells(frame.coarse_mm_h, self.factor).mean()))
+            covered += float(frame.tiling.covered.mean())
         wet = [count for count in tiles if count]
         filling = -(-self.batch // min(wet)) if wet else 1
         return Plan(
@@ -153,6 +154,7 @@ class Downscaler:
             members=members,
             steps=chosen(self.manifest.presets, preset, steps=steps).steps,
             untiled_share=1.0 - covered / len(tiles),
+            missing=tuple(missing),
             memory_bytes=self._sampling_bytes(field, min(filling, at_most)),
         )
 

@@ -20,7 +20,7 @@ from wdm_runtime.latency import peak_rss_mib
 
 REPORT_KEYS = {
     *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
-    *("noise_scale", "time_grid", "untiled_share"),
+    *("noise_scale", "time_grid", "untiled_share", "missing_share"),
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
     *("km2_per_s", "pixel_step_latency_ms"),
     *("score_step_latency_ms", "pixel_measured"),

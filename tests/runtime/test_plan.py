@@ -65,6 +65,18 @@ def test_the_plan_counts_what_the_run_does(tiny, wet_field):
         assert downscaler.plan(dry).untiled_share == 1 and downscaler.plan(dry).evaluations == 0
 
 
+def test_the_plan_counts_what_will_be_missing(tiny, wet_field):
+    rate = np.concatenate([wet_field.rate_mm_h, wet_field.rate_mm_h, wet_field.rate_mm_h])
+    rate[1] = np.nan
+    rate[2, 20:30, 5:] = np.nan
+    field = replace(wet_field, rate_mm_h=rate, valid_times=("none-0", "none-1", "none-2"))
+    with Downscaler.open(tiny) as downscaler:
+        plan = downscaler.plan(field)
+        shares = [np.isnan(s.rate_mm_h).mean() for s in downscaler.downscale(field, steps=2)]
+    assert plan.missing == pytest.approx(shares) and shares[:2] == [0, 1] and shares[2] > 0.15
+    assert plan.missing_share == pytest.approx(np.mean(shares))
+
+
 @pytest.mark.parametrize("grid", [(16, 16), (17, 16), (32, 48), (83, 65)])
 def test_the_tiles_of_rain_everywhere_are_counted(tiny, grid):
     manifest = Bundle.open(tiny).manifest
