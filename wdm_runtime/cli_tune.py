@@ -16,6 +16,7 @@ from wdm_runtime.cli_options import (
     KeyOption,
     QuietOption,
     ThreadsOption,
+    check_report,
     engine_options,
 )
 from wdm_runtime.diffusion import GRIDS, LOGSNR
@@ -74,12 +75,11 @@ def run_tune(
         _numbers(noise_scales, "--noise-scales", float),
         _names(time_grids, GRIDS),
     )
-    for path, other in ((json, chart), (chart, None)):
-        if path:
-            check_destination(path, (input, truth, other), overwrite=True)
+    opened = Bundle.open(bundle, require_signature)
+    check_report(json, opened, require_signature, input, truth, chart)
+    check_report(chart, opened, require_signature, input, truth)
     if chart:
         check_chart(chart)
-    opened = Bundle.open(bundle, require_signature)
     if keep:
         check_destination(opened.path / MANIFEST_NAME, overwrite=True)
     fields = [read_field(path) for path in (input, truth)]
