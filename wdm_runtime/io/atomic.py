@@ -55,6 +55,11 @@ def check_destination(
             f"{str(path.absolute())!r}: has bytes that are no UTF-8 (at {error.start}); expected a "
             "name that is text. Choose another name."
         ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{path}: lies in the current folder, which is gone ({error}); expected one to write "
+            "into. Change into another folder, or give the whole path."
+        ) from error
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(
