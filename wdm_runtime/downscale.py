@@ -8,7 +8,6 @@ and no border can show.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from wdm_runtime.conditioning import Frame, grid_shape, look_at, most_tiles, val
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.errors import InputError, SuspectError
+from wdm_runtime.errors import InputError, SuspectError, whole
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
 from wdm_runtime.opening import OpenedEngines, open_engines
@@ -245,8 +244,8 @@ class Downscaler:
             A member cannot be true, under ``"fail"``; or is not finite, under any.
         """
         self._require_open()
-        members, seed = _whole("members", members), _whole("seed", seed)
-        steps = None if steps is None else _whole("steps", steps)
+        # Plain ones: the seed's text addresses the noise, and 1.0 or True has another.
+        members, seed = whole("members", members), whole("seed", seed)
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         fine = tuple(n * self.factor for n in field.grid.shape)
@@ -377,16 +376,6 @@ class Downscaler:
                 "wdm_runtime.select."
             )
         return fine[0] // stride - margin, fine[1] // stride - margin
-
-
-def _whole(name: str, value: int) -> int:
-    """A plain integer: the seed's text addresses the noise, and 1.0 or True has another."""
-    try:
-        return int(operator.index(value))  # of a bool it is the bool
-    except TypeError as error:
-        raise InputError(
-            f"Got {name} = {value!r}; expected a whole number. Hand in an int."
-        ) from error
 
 
 def _flip(field: PrecipField) -> slice:

@@ -12,7 +12,7 @@ import numpy as np
 
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.downscale import Downscaler, Sample
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, whole
 from wdm_runtime.field import PrecipField
 from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
@@ -133,7 +133,7 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
         raise InputError(
             f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
         )
-    if settings.members < 1:
+    if whole("members", settings.members) < 1:
         raise InputError(f"Got {settings.members} members; expected at least 1. Set --members.")
     check_mode(settings.consistency or DEFAULT_CONSISTENCY)
     check_policy(settings.on_suspect or DEFAULT_POLICY)

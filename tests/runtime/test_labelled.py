@@ -238,11 +238,18 @@ class TestRefuses:
             ({"sampler": "none"}, "sampler"),
             ({"consistency": "exact"}, "exact"),
             ({"units": "K"}, "'K'"),
+            ({"steps": "a"}, "Got steps = 'a'; expected a whole number"),
+            ({"members": "a"}, "Got members = 'a'; expected a whole number"),
         ],
     )
     def test_options_out_of_range(self, fine, options, message):
         with pytest.raises(InputError, match=message):
             fine(rainy(), **options)
+
+
+def test_a_period_that_is_no_number_of_hours(fine):
+    with pytest.raises(InputError, match="Got accumulation_h = '1h'; expected a number"):
+        fine(rainy("mm"), accumulation_h="1h")
 
 
 def test_a_field_outside_the_training_latitudes_warns(fine):
