@@ -110,7 +110,7 @@ def evaluate(
     if report:
         make_folder(report)
     if output:
-        check_destination(output, files, overwrite=True)
+        check_destination(output, (*files, bundle, *(against or [])), overwrite=True)
     if keep:
         check_destination(bundle / MANIFEST_NAME, overwrite=True)
     options = given(

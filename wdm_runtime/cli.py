@@ -20,13 +20,14 @@ from wdm_runtime.cli_options import (
     KeyOption,
     QuietOption,
     ThreadsOption,
+    check_report,
     engine_options,
 )
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select, step_pays
 from wdm_runtime.errors import InputError
-from wdm_runtime.io.atomic import check_destination, exit_on_signals, write_text
+from wdm_runtime.io.atomic import exit_on_signals, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
 from wdm_runtime.plan import Plan, parse_bytes
 from wdm_runtime.settings import Settings
@@ -197,8 +198,7 @@ def infer(
     settings = job.settled(settings, opened.manifest.presets)
     coarse = job.load(input, settings, opened.manifest, reader)
     job.check(coarse, target, settings, opened.manifest, overwrite)
-    if report:
-        check_destination(report, (input, target), overwrite=True)
+    check_report(report, opened, require_signature, input, target)
     options = engine_options(batch, threads, build, quiet, fused_step)
     with reader, Downscaler.open(opened, engine, precision, options) as downscaler:
         facts = job.provenance(downscaler, input, shlex.join(["wdm-run", *sys.argv[1:]]))

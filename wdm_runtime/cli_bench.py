@@ -18,10 +18,11 @@ from wdm_runtime.cli_options import (
     KeyOption,
     QuietOption,
     ThreadsOption,
+    check_report,
     engine_options,
 )
 from wdm_runtime.engines import ENGINES
-from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.io.atomic import write_text
 
 _INTERRUPTED = 130  # as shells count SIGINT
 
@@ -46,13 +47,13 @@ def bench(
 ) -> None:
     """Measure cold start, steps, memory and energy of every engine here, and the pixel model."""
     console.out.quiet = quiet
-    for path, other in ((json, chart), (chart, None)):
-        if path:
-            check_destination(path, (other,), overwrite=True)
-    if chart:
-        check_chart(chart)
     own = Bundle.open(bundle, require_signature)
     others = [Bundle.open(path, require_signature) for path in against or []]
+    for other in (own, *others):
+        check_report(json, other, require_signature, chart)
+        check_report(chart, other, require_signature)
+    if chart:
+        check_chart(chart)
     options = engine_options(threads=threads, quiet=quiet)
     with console.err.status("") as status:
         run = Bench(own, others, engines, calls, options, status.update, require_signature)

@@ -15,6 +15,7 @@ from wdm_runtime.cli_options import (
     KeyOption,
     QuietOption,
     ThreadsOption,
+    check_report,
     engine_options,
 )
 from wdm_runtime.doctor import diagnose
@@ -22,7 +23,7 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import AUTO, ENGINES
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError, InputError, ParityError
-from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.io.atomic import write_text
 from wdm_runtime.latency import pixel_times
 from wdm_runtime.selftest import report, selftest
 
@@ -52,9 +53,8 @@ def run_selftest(
     threads: ThreadsOption = None,
 ) -> None:
     """Compare engines on this machine with the bundle's golden outputs, and time them."""
-    if output:
-        check_destination(output, overwrite=True)
     opened = Bundle.open(bundle, require_signature)
+    check_report(output, opened, require_signature)
     checks = []
     for check in selftest(opened, engine, engine_options(threads=threads)):
         checks.append(check)

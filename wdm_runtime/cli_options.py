@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from wdm_runtime import panels
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
-from wdm_runtime.signing import REQUIRE_VARIABLE
+from wdm_runtime.io.atomic import check_destination
+from wdm_runtime.signing import REQUIRE_VARIABLE, required_key
 
 _MOST_DIGITS = 9  # of a batch: far beyond any, and what it is then compared with says so
 
@@ -43,6 +45,26 @@ FusedOption = Annotated[
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print notes and errors only")]
+
+
+def check_report(path: Path | None, bundle: Bundle, key: Path | None, *others: Path | None) -> None:
+    """Refuse a report, chart or table, if one is asked for, that would replace what is read.
+
+    Parameters
+    ----------
+    bundle, key
+        What the command reads: nothing is written into the bundle's folder. None is the key of the
+        environment, if there is one.
+    others
+        Further files it reads or writes.
+
+    Raises
+    ------
+    OutputError
+        It would, or cannot be written there.
+    """
+    if path:
+        check_destination(path, (*others, bundle.path, key or required_key()), overwrite=True)
 
 
 def engine_options(

@@ -16,6 +16,7 @@ from wdm_runtime.cli_options import (
     KeyOption,
     QuietOption,
     ThreadsOption,
+    check_report,
     engine_options,
 )
 from wdm_runtime.diffusion import GRIDS, LOGSNR
@@ -24,10 +25,12 @@ from wdm_runtime.engines import ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.io.units import parse_period
 from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.select import check_spacing, crop_alike, select_box, select_times, snap_cells
+from wdm_runtime.shared_options import AccumulationOption, VariableOption
 from wdm_runtime.tune import Trial, keep_presets, tune, ways
 from wdm_runtime.tune_report import draw_tuning, tune_tables
 
@@ -52,8 +55,10 @@ def run_tune(
     members: Annotated[int, typer.Option(help="Ensemble size, at least 2")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the ensembles")] = 0,
     tiles: Annotated[int, typer.Option(help="Tiles with rain to score at most")] = 12,
+    variable: VariableOption = None,
     time: Annotated[str | None, typer.Option(help="As for infer")] = None,
     bbox: Annotated[str | None, typer.Option(help="As for infer")] = None,
+    accumulation: AccumulationOption = None,
     threads: ThreadsOption = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw it: PNG, PDF or SVG")] = None,
@@ -74,15 +79,15 @@ def run_tune(
         _numbers(noise_scales, "--noise-scales", float),
         _names(time_grids, GRIDS),
     )
-    for path, other in ((json, chart), (chart, None)):
-        if path:
-            check_destination(path, (input, truth, other), overwrite=True)
+    opened = Bundle.open(bundle, require_signature)
+    check_report(json, opened, require_signature, input, truth, chart)
+    check_report(chart, opened, require_signature, input, truth)
     if chart:
         check_chart(chart)
-    opened = Bundle.open(bundle, require_signature)
     if keep:
         check_destination(opened.path / MANIFEST_NAME, overwrite=True)
-    fields = [read_field(path) for path in (input, truth)]
+    hours = parse_period(accumulation) if accumulation else None
+    fields = [read_field(path, variable, hours) for path in (input, truth)]
     if time is not None:
         fields = [select_times(field, time) for field in fields]
     if bbox is not None:

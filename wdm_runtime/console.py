@@ -6,11 +6,11 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
-from wdm_runtime.errors import WdmError
+from wdm_runtime.errors import OutputError, WdmError
 
 
 class _Console(Console):
@@ -47,14 +47,32 @@ def set_verbosity(count: int) -> None:
 
 
 def run(app: Callable[[], Any]) -> None:
-    """Run a typer application; a `WdmError` becomes one message and its exit code."""
+    """Run a typer application; a `WdmError` becomes one message and its exit code.
+
+    So does what the system refuses, like an answer on a full disk, as an `OutputError`.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name it cannot encode fails no run
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except WdmError as error:
-        if _verbosity >= 2:
-            err.print_exception()
-        err.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _end(error)
+    except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            out.on_broken_pipe()  # else Python tries again at its end, and says so
+        _end(
+            OutputError(
+                f"The system refused to go on ({error}); expected streams and files that take what "
+                "is written. Free some space, or send the output elsewhere."
+            )
+        )
+
+
+def _end(error: WdmError) -> NoReturn:
+    if _verbosity >= 2:
+        err.print_exception()
+    err.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+    sys.exit(error.exit_code)

@@ -8,7 +8,6 @@ and no border can show.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from wdm_runtime.conditioning import Frame, grid_shape, look_at, most_tiles
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.engines import AUTO
 from wdm_runtime.engines.options import EngineOptions
-from wdm_runtime.errors import InputError, SuspectError
+from wdm_runtime.errors import InputError, SuspectError, whole
 from wdm_runtime.field import PrecipField
 from wdm_runtime.noise import noise_of
 from wdm_runtime.opening import OpenedEngines, open_engines
@@ -140,20 +139,22 @@ class Downscaler:
         InputError
             Sampling needs more than ``max_bytes``.
         """
-        tiles, covered = [], 0.0
+        at_most = self._samples_at_most(field, max_bytes)  # looking at a frame takes memory too
+        tiles, missing, covered = [], [], 0.0
         for index in range(len(field.valid_times)):
-            tiling = self._look(field, index, None).tiling
-            tiles.append(len(tiling.tiles))
-            covered += float(tiling.covered.mean())
+            frame = self._look(field, index, None)
+            tiles.append(len(frame.tiling.tiles))
+            missing.append(float(np.isnan(frame.coarse_mm_h).mean()))
+            covered += float(frame.tiling.covered.mean())
         wet = [count for count in tiles if count]
         filling = -(-self.batch // min(wet)) if wet else 1
-        at_once = min(filling, self._samples_at_most(field, max_bytes))
         return Plan(
             tiles=tuple(tiles),
             members=members,
             steps=chosen(self.manifest.presets, preset, steps=steps).steps,
             untiled_share=1.0 - covered / len(tiles),
-            memory_bytes=self._sampling_bytes(field, at_once),
+            missing=tuple(missing),
+            memory_bytes=self._sampling_bytes(field, min(filling, at_most)),
         )
 
     def seconds_per_tile(self, tiles: int | None = None) -> float:
@@ -243,8 +244,8 @@ class Downscaler:
             A member cannot be true, under ``"fail"``; or is not finite, under any.
         """
         self._require_open()
-        members, seed = _whole("members", members), _whole("seed", seed)
-        steps = None if steps is None else _whole("steps", steps)
+        # Plain ones: the seed's text addresses the noise, and 1.0 or True has another.
+        members, seed = whole("members", members), whole("seed", seed)
         if members < 1:
             raise InputError(f"Got {members} members; expected at least 1. Set --members.")
         fine = tuple(n * self.factor for n in field.grid.shape)
@@ -375,16 +376,6 @@ class Downscaler:
                 "wdm_runtime.select."
             )
         return fine[0] // stride - margin, fine[1] // stride - margin
-
-
-def _whole(name: str, value: int) -> int:
-    """A plain integer: the seed's text addresses the noise, and 1.0 or True has another."""
-    try:
-        return int(operator.index(value))  # of a bool it is the bool
-    except TypeError as error:
-        raise InputError(
-            f"Got {name} = {value!r}; expected a whole number. Hand in an int."
-        ) from error
 
 
 def _flip(field: PrecipField) -> slice:

@@ -1,4 +1,4 @@
-"""Typed errors with exit codes, and the check for optional dependencies.
+"""Typed errors with exit codes, and the checks of optional dependencies and plain numbers.
 
 Every message is one sentence of fact (what was found, what was expected) and one of remedy.
 """
@@ -6,6 +6,8 @@ Every message is one sentence of fact (what was found, what was expected) and on
 from __future__ import annotations
 
 import importlib
+import operator
+from numbers import Real
 from types import ModuleType
 
 DISTRIBUTION = "wdm-edge"
@@ -71,6 +73,34 @@ class SuspectError(WdmError):
     """A result holds numbers that cannot be true, and was to be refused then."""
 
     exit_code = 6
+
+
+def whole(name: str, value: object) -> int:
+    """A plain integer, of any type that is one.
+
+    Raises
+    ------
+    InputError
+        It is none; ``name`` is what the message calls it.
+    """
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]  # of a bool it is the bool
+    except TypeError as error:
+        raise InputError(
+            f"Got {name} = {value!r}; expected a whole number. Hand in an int."
+        ) from error
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no real number; NaN and infinity are.
+
+    Raises
+    ------
+    InputError
+        It is none; ``name`` is what the message calls it.
+    """
+    if not isinstance(value, Real):
+        raise InputError(f"Got {name} = {value!r}; expected a number. Hand in an int or a float.")
 
 
 def install_line(extra: str) -> str:

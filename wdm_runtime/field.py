@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.grid import Grid
+from wdm_runtime.grid import Grid, as_numbers
 
 Array = npt.NDArray[np.float32]
 DRY_FROM_MM_H = -1e-3  # packing and resampling leave smaller negatives
@@ -107,7 +107,7 @@ class PrecipField:
     ----------
     rate_mm_h
         (time, y, x) [mm h-1], float32, NaN or masked where missing, in the grid's own row order: an
-        array, or `Frames` that are read one at a time.
+        array, nested lists of numbers, or `Frames` that are read one at a time.
     grid
         The cells' centres.
     valid_times
@@ -127,6 +127,9 @@ class PrecipField:
     origin: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        if not hasattr(self.rate_mm_h, "shape"):
+            rates = as_numbers("The rates", self.rate_mm_h)
+            object.__setattr__(self, "rate_mm_h", rates)
         expected = (len(self.valid_times), *self.grid.shape)
         if tuple(self.rate_mm_h.shape) != expected:
             raise InputError(
@@ -137,9 +140,9 @@ class PrecipField:
             raise InputError("The field has no times; expected one at least. Correct valid_times.")
         # Noise is addressed by these texts: another spelling would draw other members.
         for text, count in Counter(self.valid_times).items():
-            if not _VALID_TIME.fullmatch(text):
+            if not isinstance(text, str) or not _VALID_TIME.fullmatch(text):
                 raise InputError(
-                    f"The field has the valid time '{text}'; expected ISO 8601 in UTC without a "
+                    f"The field has the valid time {text!r}; expected ISO 8601 in UTC without a "
                     "zone, to the second, like '2022-08-09T15:00:00', or 'none-0', 'none-1' and so "
                     "on where there is no time. Correct the field's valid_times."
                 )

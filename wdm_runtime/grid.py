@@ -34,13 +34,30 @@ def are_degrees(units: str) -> bool:
     return _DEGREES.fullmatch(units.strip()) is not None
 
 
+def as_numbers(what: str, values: Any) -> npt.NDArray[np.float64]:
+    """What may be a list, as an array of float64.
+
+    Raises
+    ------
+    InputError
+        It holds no numbers, or rows of several lengths; ``what`` begins the message.
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what}: no array can be made of what was handed in ({error}); expected numbers. Hand "
+            "in a NumPy array."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Grid:
     """Cell-centre coordinates along y and x, as read, with their CF attributes.
 
-    ``y`` and ``x`` are 1-D and evenly spaced, at distinct places; ``attributes`` keeps what the
-    file said of each (units, standard_name, axis), and ``names`` their variable names. ``lat`` and
-    ``lon`` of which nothing is said are degrees north and east.
+    ``y`` and ``x`` are 1-D and evenly spaced, at distinct places, and may be lists of numbers;
+    ``attributes`` keeps what the file said of each (units, standard_name, axis), and ``names``
+    their variable names. ``lat`` and ``lon`` of which nothing is said are degrees north and east.
     """
 
     y: npt.NDArray[np.float64]
@@ -51,7 +68,9 @@ class Grid:
     def __post_init__(self) -> None:
         if self.names == ("lat", "lon") and not any(self.attributes):
             object.__setattr__(self, "attributes", _latlon_attributes())
-        for name, values in zip(self.names, (self.y, self.x), strict=True):
+        for axis, name in zip(("y", "x"), self.names, strict=True):
+            values = as_numbers(f"Coordinate '{name}'", getattr(self, axis))
+            object.__setattr__(self, axis, values)
             if values.ndim != 1 or values.size == 0:
                 raise InputError(
                     f"Coordinate '{name}' has shape {values.shape}; expected one dimension that "

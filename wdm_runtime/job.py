@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.downscale import Downscaler, Sample
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, whole
 from wdm_runtime.field import PrecipField
 from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
@@ -92,6 +94,7 @@ def load(
     Raises
     ------
     InputError, MissingDependencyError
+        Also where nothing of what is selected has a value.
     """
     hours = parse_period(settings.accumulation) if settings.accumulation else None
     read = reader.read_field if reader else read_field
@@ -101,7 +104,21 @@ def load(
     if settings.bbox is not None:
         snap = snap_cells(manifest.factor, manifest.wavelet.stride)
         found = select_box(found, settings.bbox, snap)
+    if settings.time is not None or settings.bbox is not None:
+        _check_valid(found)  # as reading checked the whole of it
     return found
+
+
+def _check_valid(selected: PrecipField) -> None:
+    """Refuse times or a box without rain that is known: the output would be missing throughout."""
+    frames = len(selected.valid_times)
+    if not any(np.isfinite(selected.frame(index)).any() for index in range(frames)):
+        rows, columns = selected.grid.shape
+        raise InputError(
+            f"{selected.source.path}: has no valid value in the {frames} x {rows} x {columns} "
+            "cells (time, y, x) that were selected; expected at least one. Choose another --time "
+            "or --bbox."
+        )
 
 
 def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
@@ -116,7 +133,7 @@ def settled(settings: Settings, presets: Mapping[str, Preset]) -> Settings:
         raise InputError(
             f"--stats got '{settings.stats}'; expected one of {', '.join(STATS)}. Correct it."
         )
-    if settings.members < 1:
+    if whole("members", settings.members) < 1:
         raise InputError(f"Got {settings.members} members; expected at least 1. Set --members.")
     check_mode(settings.consistency or DEFAULT_CONSISTENCY)
     check_policy(settings.on_suspect or DEFAULT_POLICY)
@@ -237,6 +254,12 @@ def run(
     plan = downscaler.plan(coarse, settings.members, max_bytes=budget, preset=way)
     if on_plan:
         on_plan(plan, outside_training(coarse, domain.latitudes))
+    empty = [index for index, share in enumerate(plan.missing) if share == 1]
+    if empty:
+        downscaler.engine.note(
+            f"{len(empty)} of {len(plan.missing)} frames will be missing throughout, first that of "
+            f"{coarse.valid_times[empty[0]]}, for want of valid input."
+        )
     watch, reruns_before = _Watch(), downscaler.engine.fp32_reruns
 
     def note(step: StepTime) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.downscale import Downscaler, Sample
 from wdm_runtime.errors import InputError, require
-from wdm_runtime.field import PrecipField
+from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
@@ -134,12 +134,22 @@ def downscale(
     )
     reruns_before = downscaler.engine.fp32_reruns
     values, balances, suspects = _collected(samples, shape, layout.quantity.mm_h)
-    times = labelled[coarse.source.time.name].variable if coarse.source.time else None
+    times = _dates(xarray, labelled, coarse.source.time) if coarse.source.time else None
     reruns = downscaler.engine.fp32_reruns - reruns_before
     fused_steps = sum(step.fused for step in step_times)
     known = _provenance(downscaler, settings, layout)
     known |= outcome_attributes(balances, reruns, fused_steps, suspects)
     return _labelled(xarray, layout, values, times, known)
+
+
+def _dates(xarray: Any, labelled: Any, time: TimeAxis) -> Any:
+    """The coordinate as it was handed in, exact; but of a forecast's beginning the valid time."""
+    own = labelled[time.name].variable
+    if own.dtype.kind not in "MO" or own.attrs.get("standard_name") != "forecast_reference_time":
+        return own
+    attributes = {"units": time.units, "calendar": time.calendar}
+    numbers = xarray.Variable(time.name, time.values, attributes)
+    return xarray.conventions.decode_cf_variable(time.name, numbers)
 
 
 def _without_bounds(coarse: PrecipField) -> PrecipField:

@@ -51,7 +51,8 @@ class Report:
     """What ``--report`` writes.
 
     ``tiles_total``: network evaluations of single tiles; ``untiled_share``: share of the domain's
-    fine cells that needed none. ``step_latency_ms``: wall time of a sampler step over its tile
+    fine cells that needed none; ``missing_share``: of the input's cells, over all frames, that
+    are missing. ``step_latency_ms``: wall time of a sampler step over its tile
     evaluations, the first step (warm-up) excluded. ``outside_engine_fraction``: (sampling loop -
     engine calls) / sampling loop, without load, I/O, interpolation and probe. ``fp32_reruns``:
     batches that half precision could not hold and fp32 computed again. ``fused_steps``: sampler
@@ -75,6 +76,7 @@ class Report:
     frames: int
     tiles_total: int
     untiled_share: float
+    missing_share: float
     step_latency_ms: StepLatency | None
     outside_engine_fraction: float | None
     fp32_reruns: int
@@ -116,6 +118,7 @@ def report_of(downscaler: Downscaler, outcome: Outcome) -> Report:
         frames=frames,
         tiles_total=sum(step.tiles for step in steps),
         untiled_share=round(plan.untiled_share, 4),
+        missing_share=round(plan.missing_share, 4),
         step_latency_ms=StepLatency.of(steps[1:]),
         outside_engine_fraction=outside_engine_fraction(steps),
         fp32_reruns=outcome.fp32_reruns,

@@ -26,7 +26,7 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, check_number
 
 Array = npt.NDArray[np.float32]
 
@@ -169,6 +169,7 @@ def noise_of(seed: int, valid_time: str, member: int, decorrelation_min: float =
         A negative, infinite or tiny period, or a frame without a date of the Gregorian calendar in
         UTC.
     """
+    check_number("noise_decorrelation_min", decorrelation_min)
     if decorrelation_min != 0.0 and not _LEAST_PERIOD_MIN <= decorrelation_min < math.inf:
         raise InputError(
             f"Got a noise decorrelation of {decorrelation_min:g} minutes; expected 0, or "

@@ -52,15 +52,19 @@ def note(text: str) -> None:
 
 
 def plan_line(plan: Plan, seconds_per_tile: float) -> str:
-    """One line: tiles, the share that needs none, memory and expected time."""
+    """One line: tiles, the shares that need none or are missing, memory and expected time."""
     frames, tiles = len(plan.tiles), sum(plan.tiles)
+    seconds = plan.evaluations * seconds_per_tile
     return (
         f"plan: {_count(frames, 'frame')}, {_count(tiles, 'tile')} x "
         f"{_count(plan.members, 'member')} x {plan.steps} steps, {plan.untiled_share:.0%} needs no "
-        "tile; "
-        f"about {_duration(plan.evaluations * seconds_per_tile)}, "
+        f"tile{_missing(plan.missing_share)}; about {_duration(seconds)}, "
         f"{plan.memory_bytes / 2**20:,.0f} MiB of arrays"
     )
+
+
+def _missing(share: float) -> str:
+    return f", {share:.1%} of the input is missing" if share else ""
 
 
 def _count(number: int, noun: str) -> str:
@@ -145,7 +149,7 @@ def latency_panel(report: Report, target: Path) -> Panel:
         "work",
         f"{_count(report.frames, 'frame')} x {_count(report.members, 'member')}, {report.way}; "
         f"{report.tiles_total} tile evaluations, {report.untiled_share:.0%} of the domain needed "
-        "no tile",
+        f"no tile{_missing(report.missing_share)}",
     )
     step = report.step_latency_ms
     if step:

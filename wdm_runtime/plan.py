@@ -34,6 +34,8 @@ class Plan:
         As asked for.
     untiled_share
         Share of the domain's fine cells, over all frames, that no tile covers.
+    missing
+        Share of each frame's coarse cells that are missing.
     memory_bytes
         The arrays of sampling and output; the interpreter and the engine come on top.
     """
@@ -42,12 +44,18 @@ class Plan:
     members: int
     steps: int
     untiled_share: float
+    missing: tuple[float, ...]
     memory_bytes: int
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of single tiles in the whole run."""
         return sum(self.tiles) * self.members * self.steps
+
+    @property
+    def missing_share(self) -> float:
+        """Share of the coarse cells of all frames that are missing."""
+        return sum(self.missing) / len(self.missing)
 
 
 def sampling_bytes(padded_cells: int, samples: int, call_cells: int) -> int:

@@ -93,7 +93,8 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
     """The coarse input, checked to be the one the output was made from."""
     if coarse is None:
         coarse = _found_beside(output, frame)
-    field = _as_selected(read_field(coarse, frame.variable, _hours(frame)), frame)
+    variable = str(frame.provenance.get("wdm_variable", frame.variable))  # a path, where stated
+    field = _as_selected(read_field(coarse, variable, _hours(frame)), frame)
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
     # Frames without a time are numbered, in the output from its own first one.
     timeless = found.startswith("none-") and frame.valid_time.startswith("none-")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from wdm_runtime.diffusion import LOGSNR, VPSchedule, check_grid
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, check_number, whole
 from wdm_runtime.records import OPTIONAL
 from wdm_runtime.samplers import DETERMINISTIC, SAMPLERS, Step, get_sampler
 
@@ -41,7 +41,8 @@ class Preset:
     def __post_init__(self) -> None:
         get_sampler(self.sampler)
         check_grid(self.time_grid)
-        if not 2 <= self.steps <= _MOST_STEPS:
+        check_number("noise_scale", self.noise_scale)
+        if not 2 <= whole("steps", self.steps) <= _MOST_STEPS:
             raise InputError(
                 f"Got {self.steps} sampling steps; expected 2 to {_MOST_STEPS}. Correct --steps."
             )

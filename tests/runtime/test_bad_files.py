@@ -96,7 +96,7 @@ CONTAINERS = {
     "unknown HDF5 filter": Bad(
         bad.unknown_filter, "HDF5 filter 499", "expected filters that netCDF4 has", "nccopy -F none"
     ),
-    "huge chunks": Bad(bad.huge_chunk, "GiB to read", "GiB of memory", "--max-memory", LIMITED),
+    "huge chunks": Bad(bad.huge_chunk, "MiB to read", "MiB of memory", "--max-memory", LIMITED),
     "deflate bomb": Bad(
         bad.deflate_bomb,
         "cannot be read",
@@ -182,9 +182,9 @@ NUMBERS = {
     "only codes": Bad(
         rain(values=np.full(RAIN.shape, -999.0)), "'rain' has no valid value", "at least", CHOOSE
     ),
-    "huge": Bad(bad.huge, "'rain' has 1 x 200000 x 200000 cells", "GiB", "Extract a part"),
-    "huge planes": Bad(bad.huge_curvilinear, "'lat' has 200000 x 200000 cells", "GiB", "Extract"),
-    "huge Zarr": Bad(bad.huge_zarr, "'rain' has 200000 x 200000 cells", "GiB", "Extract a part"),
+    "huge": Bad(bad.huge, "'rain' has 1 x 200000 x 200000 cells", "MiB", "Extract a part"),
+    "huge planes": Bad(bad.huge_curvilinear, "'lat' has 200000 x 200000 cells", "MiB", "Extract"),
+    "huge Zarr": Bad(bad.huge_zarr, "'rain' has 200000 x 200000 cells", "MiB", "Extract a part"),
 }
 PLACES = {
     "one row": Bad(
@@ -259,7 +259,7 @@ FOREIGN = {
     "ODIM beyond the pole": Bad(
         lambda p: odim(p, LL_lat=89.9), "'lat' goes from 89.95 to 90.25", "-90 to 90", "Correct"
     ),
-    "huge ODIM": Bad(bad.huge_odim, "has 200000 x 200000 cells", "GiB", "Extract a part"),
+    "huge ODIM": Bad(bad.huge_odim, "has 200000 x 200000 cells", "MiB", "Extract a part"),
     "part of ODIM": Bad(lambda p: truncated(odim(p)), "HDF error", "expected a complete", "Fetch"),
     "GRIB2 of temperature": Bad(lambda p: grib(p, TEMPERATURE), "0/0/0", "209/6/{1", "PrecipRate"),
     "GRIB2 on Lambert": Bad(

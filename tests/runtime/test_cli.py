@@ -337,6 +337,40 @@ def test_words_that_a_full_disk_does_not_take_end_no_run(tiny, tmp_path):
     assert code == 0 and (tmp_path / "o.nc").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_answer_that_a_full_disk_does_not_take_is_one_message(tiny):
+    command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "info", tiny, "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == OutputError.exit_code
+    assert done.stderr.startswith("error: ") and "No space left" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_an_answer_that_nobody_reads_any_more_is_no_message(tiny):
+    command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*command, "info", tiny, "--json"], stdout=writing, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(writing)
+    assert done.stderr == ""
+
+
+def test_a_current_folder_that_is_gone_is_a_clear_error(infer, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = infer("--no-pixel-probe")
+    assert code == OutputError.exit_code and "the current folder" in err and "expected" in err
+
+
 def test_a_name_that_the_terminal_cannot_show_fails_no_run(tiny, tmp_path):
     command = [sys.executable, "-c", "from wdm_runtime.cli import main; main()"]
     options = ["--bundle", tiny, "--steps", "3", "-o", "öut.nc", "--no-pixel-probe"]

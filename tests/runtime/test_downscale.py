@@ -244,6 +244,11 @@ def test_fp16_graph_is_close_to_fp32(tiny, field, reference):
         ({"steps": "8"}, "Got steps = '8'; expected a whole number"),
         ({"seed": 1.0}, "Got seed = 1.0; expected a whole number"),
         ({"sampler": "x"}, "'x'"),
+        ({"noise_scale": "1"}, "Got noise_scale = '1'; expected a number"),
+        (
+            {"noise_decorrelation_min": None},
+            "Got noise_decorrelation_min = None; expected a number",
+        ),
     ],
 )
 def test_bad_options_are_input_errors(tiny, field, options, message):
@@ -257,9 +262,12 @@ def test_a_seed_of_another_integer_type_is_the_same_seed(tiny, field):
         np.testing.assert_array_equal(other[0, 0], drawn[0][0, 0])
 
 
-def test_bad_batch_is_an_input_error(tiny):
-    with pytest.raises(InputError, match="Got batch 0; expected 1 to"):
-        EngineOptions(batch=0)
+@pytest.mark.parametrize("name", ["batch", "threads"])
+def test_a_number_of_tiles_or_threads_that_is_none_is_an_input_error(name):
+    with pytest.raises(InputError, match=f"Got {name} 0; expected 1 to"):
+        EngineOptions(**{name: 0})
+    with pytest.raises(InputError, match=f"Got {name} = 2.5; expected a whole number"):
+        EngineOptions(**{name: 2.5})
 
 
 def test_what_is_drawn_after_the_end_says_so(tiny, field):

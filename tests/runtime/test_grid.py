@@ -1,6 +1,7 @@
 """Interpolation, block means and transforms: constants, mass, missing cells, round trips."""
 
 import re
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -128,6 +129,8 @@ def test_uneven_coordinates_and_wrong_shapes_are_refused():
         (("\uff12\uff10\uff12\uff12-08-09T15:00:00",), "to the second"),
         (("2022-13-09T15:00:00",), "to the second"),
         (("none-00",), "'none-0'"),
+        ((datetime(2022, 8, 9, 15),), "the valid time datetime.datetime(2022, 8, 9, 15, 0)"),
+        ((np.datetime64("2022-08-09T15:00:00"),), "like '2022-08-09T15:00:00'"),
         (("2022-08-09T15:00:00", "2022-08-09T15:00:00"), "'2022-08-09T15:00:00' 2 times; expected"),
     ],
 )
@@ -135,6 +138,22 @@ def test_a_time_has_one_spelling_since_noise_is_addressed_by_it(times, message):
     rates = np.zeros((len(times), 2, 2), np.float32)
     with pytest.raises(InputError, match=re.escape(message)):
         PrecipField(rates, Grid(np.arange(2.0), np.arange(2.0)), times)
+
+
+def test_lists_are_as_good_as_arrays():
+    rates = [[[0.0, 1.5], [float("nan"), 2.0]]]
+    field = PrecipField(rates, Grid([1, 2], [3.0, 4.0]), ("none-0",))
+    np.testing.assert_array_equal(field.frame(0), np.array(rates[0], np.float32))
+    assert field.crop(slice(0, 1), slice(0, 2)).frame(0).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("y", "rates"),
+    [(["a", "b"], [[[0.0, 0.0]] * 2]), ([1, 2], [[[0.0, 0.0], [0.0]]])],
+)
+def test_what_is_no_array_of_numbers_is_refused(y, rates):
+    with pytest.raises(InputError, match="expected numbers"):
+        PrecipField(rates, Grid(y, [3.0, 4.0]), ("none-0",))
 
 
 def test_how_many_coordinates_are_not_finite_is_said():

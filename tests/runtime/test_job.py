@@ -1,11 +1,13 @@
 """From a file to a file: selection, statistics, units, formats, and making an output again."""
 
+import json
 import os
 
 import netCDF4
 import numpy as np
 import pytest
 from conftest import SAMPLE, edit_manifest
+from netcdf_files import RATE, add, coordinates
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import block_mean
@@ -29,7 +31,37 @@ def test_the_plan_is_told_before_the_work(infer):
     assert code == 0
     line = out.partition("\n")[0]
     assert line.startswith("plan: 1 frame, ") and "x 2 members x 3 steps" in line
-    assert "dry" in line and "MiB" in line and " s, " in line
+    assert "needs no tile" in line and "missing" not in line and "MiB" in line and " s, " in line
+
+
+@pytest.fixture
+def outage(tmp_path):
+    """Three frames: one whole, one without a valid cell, one whose first 20 columns are missing."""
+    frame = read_field(SAMPLE).frame(0)[:20, :40]
+    strip = frame.copy()
+    strip[:, :20] = np.nan
+    path = tmp_path / "outage.nc"
+    with netCDF4.Dataset(path, "w") as data:
+        coordinates(data, 40 - 0.1 * np.arange(20), -100 + 0.1 * np.arange(40), (0, 1, 2))
+        add(data, "rain", np.ma.masked_invalid([frame, frame * np.nan, strip]), **RATE)
+    return path
+
+
+def test_what_is_missing_is_told_and_a_frame_without_values_noted(infer, outage, tmp_path):
+    code, out, err = infer("--no-pixel-probe", "--report", "r.json", source=outage)
+    share = np.isnan(arrays("outage_1km.nc", "rain")).mean()  # what reads it is missing too
+    assert code == 0 and 0.5 < share < 0.6
+    assert json.loads((tmp_path / "r.json").read_text())["missing_share"] == 0.5
+    words = " ".join(out.replace("│", "").split())  # of the plan, and of the panel with its borders
+    assert words.count("% of the input is missing") == 2
+    assert "1 of 3 frames will be missing throughout, first that of 2022-08-09T16:00:00" in err
+
+
+@pytest.mark.parametrize("options", [("--time", 1), ("--time", 2, "--bbox=-99.9,38,-98.5,40")])
+def test_a_selection_without_a_valid_value_is_refused(infer, outage, tmp_path, options):
+    code, _, err = infer("--no-pixel-probe", *options, source=outage)
+    assert code == InputError.exit_code and "no valid value" in err and "--time" in err
+    assert not (tmp_path / "outage_1km.nc").exists()
 
 
 @pytest.mark.parametrize("options", [("--threads", 1), ("--batch", 5, "--max-memory", "2GiB")])

@@ -161,6 +161,19 @@ class TestTimes:
             assert (time.units, time.dtype) == ("hours since 2022-08-09", np.float32)
             assert list(time[:]) == [15, 15.5]
 
+    @pytest.mark.parametrize("stated", [True, False])
+    def test_a_forecast_has_its_valid_time(self, fine, stated):
+        """Stated as cfgrib does, or as the period since the forecast began alone."""
+        lead = np.timedelta64(6, "h")
+        began = {"standard_name": "forecast_reference_time"}
+        rain = rainy().assign_coords(time=("time", TIMES, began)).expand_dims(step=[lead], axis=1)
+        rain.step.attrs["standard_name"] = "forecast_period"
+        if stated:
+            valid = (TIMES + lead)[:, None]
+            rain = rain.assign_coords(valid=(("time", "step"), valid, {"standard_name": "time"}))
+        found = fine(rain)
+        assert list(found["valid" if stated else "time"].values) == list(TIMES + lead)
+
 
 class TestAmounts:
     def test_the_period_survives_without_bounds(self, fine):
@@ -225,11 +238,18 @@ class TestRefuses:
             ({"sampler": "none"}, "sampler"),
             ({"consistency": "exact"}, "exact"),
             ({"units": "K"}, "'K'"),
+            ({"steps": "a"}, "Got steps = 'a'; expected a whole number"),
+            ({"members": "a"}, "Got members = 'a'; expected a whole number"),
         ],
     )
     def test_options_out_of_range(self, fine, options, message):
         with pytest.raises(InputError, match=message):
             fine(rainy(), **options)
+
+
+def test_a_period_that_is_no_number_of_hours(fine):
+    with pytest.raises(InputError, match="Got accumulation_h = '1h'; expected a number"):
+        fine(rainy("mm"), accumulation_h="1h")
 
 
 def test_a_field_outside_the_training_latitudes_warns(fine):

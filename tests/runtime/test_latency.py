@@ -20,7 +20,7 @@ from wdm_runtime.latency import peak_rss_mib
 
 REPORT_KEYS = {
     *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
-    *("noise_scale", "time_grid", "untiled_share"),
+    *("noise_scale", "time_grid", "untiled_share", "missing_share"),
     *("step_latency_ms", "outside_engine_fraction", "wall_s", "probe_s", "peak_rss_mib"),
     *("km2_per_s", "pixel_step_latency_ms"),
     *("score_step_latency_ms", "pixel_measured"),
@@ -126,6 +126,26 @@ def test_a_report_replaces_no_input_and_no_output(infer, tmp_path):
         code, _, err = infer("-o", "made.nc", "--report", report, "--no-pixel-probe", source=given)
         assert code == OutputError.exit_code and "which this run reads or writes too" in err
         assert given.read_bytes() == SAMPLE.read_bytes() and not (tmp_path / "made.nc").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "new.json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("infer", SAMPLE, "--report"),
+        ("selftest", "-o"),
+        ("bench", "--json"),
+        ("bench", "--chart"),
+        ("tune", SAMPLE, SAMPLE, "--json"),
+    ],
+    ids=lambda command: " ".join(map(str, command[:: len(command) - 1])),
+)
+def test_nothing_is_written_into_the_bundle_that_a_command_reads(run, tiny_copy, command, name):
+    before = (tiny_copy / "manifest.json").read_bytes()
+    code, _, err = run(*command, tiny_copy / name, "--bundle", tiny_copy)
+    assert code == OutputError.exit_code and "which this run reads or writes too" in err
+    assert (tiny_copy / "manifest.json").read_bytes() == before
+    assert not (tiny_copy / "new.json").exists()
 
 
 def test_peak_memory_is_not_the_parents():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import tracemalloc
 from pathlib import Path
@@ -14,6 +15,7 @@ from netcdf_files import RAIN, RATE, coordinates, rain_file
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
+from wdm_runtime.io.dataset import Variable, check_fits
 
 
 def test_a_frame_and_all_frames(tmp_path: Path) -> None:
@@ -103,3 +105,14 @@ def test_frames_in_threads(tmp_path: Path) -> None:
         thread.join()
     for n in range(4):
         np.testing.assert_array_equal(found[n], np.broadcast_to(RAIN + n, (5, *RAIN.shape)))
+
+
+def test_what_is_too_large_is_said_to_take_more_than_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wdm_runtime.io.dataset.memory_bytes", lambda: 200 * 2**20)
+    plane = Variable("rain", ("y", "x"), (3000, 3000), np.dtype(np.float32), {}, lambda index: None)
+    with pytest.raises(InputError, match="MiB of memory") as caught:
+        check_fits("in.nc", plane, plane.size)
+    needed, allowed = (int(n) for n in re.findall(r"(\d+) MiB", str(caught.value)))
+    assert needed > allowed == 200

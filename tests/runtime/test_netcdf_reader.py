@@ -238,10 +238,31 @@ class TestChoice:
         assert read_netcdf(tmp_path / "in.nc").source.variable == "rain"
         assert read_netcdf(tmp_path / "in.nc", "precip").source.variable == "precip"
 
+    @pytest.mark.parametrize("standard_name", ["", "unknown"])  # as cfgrib writes
     @pytest.mark.parametrize("name", ["tp", "precipitationCal", "PrecipRate", "RAINRATE", "pr"])
-    def test_well_known_names(self, tmp_path: Path, name: str) -> None:
-        path = rain_file(tmp_path / "in.nc", name, standard_name="")
+    def test_well_known_names(self, tmp_path: Path, name: str, standard_name: str) -> None:
+        path = rain_file(tmp_path / "in.nc", name, standard_name=standard_name)
         assert read_netcdf(path).source.variable == name
+
+    @pytest.mark.parametrize(
+        ("name", "standard_name"),
+        [
+            ("rr", "convective_rainfall_rate"),
+            ("precipitation", "stratiform_precipitation_flux"),
+            ("pr", "lwe_snowfall_rate"),
+            ("RAINNC", ""),  # of WRF: without the convection's RAINC
+        ],
+    )
+    def test_a_part_of_the_rain_is_not_taken_for_it(
+        self, tmp_path: Path, name: str, standard_name: str
+    ) -> None:
+        path = rain_file(tmp_path / "in.nc", name, standard_name=standard_name)
+        with pytest.raises(InputError, match=f"only '{name}' .*expected .*--variable.* sum"):
+            read_netcdf(path)
+        assert read_netcdf(path, name).source.variable == name  # asked for: taken
+        with netCDF4.Dataset(path, "a") as dataset:
+            add(dataset, "total", RAIN * 2, **RATE)
+        np.testing.assert_array_equal(read_netcdf(path).load(), RAIN * 2)
 
 
 class TestDamaged:

@@ -14,6 +14,10 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.io.netcdf import read_netcdf
 
+RUNS = {"units": HOURS, "standard_name": "forecast_reference_time"}
+VALID = {"units": "minutes since 2022-08-09 21:00", "standard_name": "time"}
+LEAD = {"units": "hours", "standard_name": "forecast_period"}
+
 
 class TestTimes:
     def read(self, path: Path, values: Any, dtype: str = "f8", **attributes: str) -> PrecipField:
@@ -138,3 +142,57 @@ class TestTimes:
         valid = ("2022-08-09T15:00:05", "2022-08-09T15:02:05")
         write_all(tmp_path / "out.nc", PrecipField(coarse.rate_mm_h, coarse.grid, valid))
         assert read_netcdf(tmp_path / "out.nc").valid_times == valid
+
+
+class TestReferenceTimes:
+    """Runs of a forecast that began at 15 and 16 o'clock."""
+
+    def read(self, path: Path, runs: list[int], **others: tuple[Any, Any, Any]) -> PrecipField:
+        """Of a file with a time and a step, and other variables of values and dimensions."""
+        with netCDF4.Dataset(path, "w") as dataset:
+            for name, coordinate in (("lat", LAT), ("lon", LON)):
+                dataset.createDimension(name, len(coordinate))
+                add(dataset, name, coordinate, (name,), "f8", units=f"degrees_{name}")
+            dataset.createDimension("time", len(runs))
+            dataset.createDimension("step", 1)
+            add(dataset, "time", runs, ("time",), "i4", **RUNS)
+            for name, (values, dimensions, attributes) in others.items():
+                add(dataset, name, values, dimensions, "i4", **attributes)
+            rain = RAIN[: len(runs), None]
+            add(dataset, "rain", rain, ("time", "step", "lat", "lon"), **RATE)
+        return read_netcdf(path)
+
+    @pytest.mark.parametrize(
+        ("runs", "others", "expected"),
+        [
+            ([0, 1], {"valid": ([[0], [60]], ("time", "step"), VALID)}, ("21:00", "22:00")),
+            ([0], {"valid": ([[0]], ("time", "step"), VALID)}, ("21:00",)),
+            ([0], {"valid": (0, (), VALID)}, ("21:00",)),
+            ([0, 1], {"step": ([2], ("step",), LEAD)}, ("17:00", "18:00")),
+            ([0, 1], {"lead": (2, (), LEAD)}, ("17:00", "18:00")),
+            ([0, 1], {"lead": ([2, 3], ("time",), LEAD)}, ("17:00", "19:00")),
+            ([0], {"lead": (90, (), LEAD | {"units": "min"})}, ("16:30",)),
+        ],
+    )
+    def test_a_forecast_has_its_valid_time(
+        self, tmp_path: Path, runs: list[int], others: dict[str, Any], expected: tuple[str, ...]
+    ) -> None:
+        found = self.read(tmp_path / "in.nc", runs, **others)
+        assert found.valid_times == tuple(f"2022-08-09T{clock}:00" for clock in expected)
+        write_all(tmp_path / "out.nc", found)
+        assert read_netcdf(tmp_path / "out.nc").valid_times == found.valid_times
+
+    @pytest.mark.parametrize(
+        "others",
+        [
+            {},
+            {"lead": (2, (), LEAD), "other": (3, (), LEAD)},
+            {"valid": (0, (), VALID)},
+            {"lead": (2, (), LEAD | {"units": "fortnights"})},
+        ],
+    )
+    def test_a_forecast_without_a_valid_time_is_refused(
+        self, tmp_path: Path, others: dict[str, Any]
+    ) -> None:
+        with pytest.raises(InputError, match=r"'time' .*expected"):
+            self.read(tmp_path / "in.nc", [0, 1], **others)

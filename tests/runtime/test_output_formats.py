@@ -125,6 +125,20 @@ class TestZarr:
             write_output(precious, rate_field(), overwrite=True)
         assert (precious / "thesis.txt").read_text() == "years of work"
 
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_a_store_that_holds_the_input_is_never_replaced(
+        self, tmp_path: Path, linked: bool
+    ) -> None:
+        store = write_output(tmp_path / "out.zarr", rate_field())
+        given = store / "in.nc"
+        given.write_text("years of work")
+        if linked:
+            (tmp_path / "link.nc").symlink_to(given)
+        read = rate_field(path=str(tmp_path / "link.nc" if linked else given))
+        with pytest.raises(OutputError, match=r"holds '.*', which this run reads or writes too"):
+            write_output(store, read, overwrite=True)
+        assert given.read_text() == "years of work"
+
     def test_replaces_an_older_store_whole(self, tmp_path: Path) -> None:
         import zarr
 

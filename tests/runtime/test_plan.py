@@ -65,6 +65,17 @@ def test_the_plan_counts_what_the_run_does(tiny, wet_field):
         assert downscaler.plan(dry).untiled_share == 1 and downscaler.plan(dry).evaluations == 0
 
 
+def test_the_plan_counts_what_is_missing(tiny, wet_field):
+    rate = np.concatenate([wet_field.rate_mm_h, wet_field.rate_mm_h, wet_field.rate_mm_h])
+    rate[1] = np.nan
+    rate[2, 20:30, 5:] = np.nan
+    field = replace(wet_field, rate_mm_h=rate, valid_times=("none-0", "none-1", "none-2"))
+    with Downscaler.open(tiny) as downscaler:
+        plan = downscaler.plan(field)
+    assert plan.missing == pytest.approx((0, 1, 10 * 55 / 60**2))
+    assert plan.missing_share == pytest.approx(np.mean(plan.missing))
+
+
 @pytest.mark.parametrize("grid", [(16, 16), (17, 16), (32, 48), (83, 65)])
 def test_the_tiles_of_rain_everywhere_are_counted(tiny, grid):
     manifest = Bundle.open(tiny).manifest
@@ -92,6 +103,20 @@ def test_memory_does_not_grow_with_the_number_of_frames(tiny, tmp_path):
             tracemalloc.stop()
     assert kept[10] >= 160_000  # the last frame's result: what is looked at does hold arrays
     assert kept[120] <= kept[10] + 1_600  # one frame's coarse rain
+
+
+def test_a_domain_too_large_is_refused_before_a_frame_is_read(tiny, wet_field):
+    class Unread:
+        shape = wet_field.rate_mm_h.shape
+
+        def __getitem__(self, index):
+            raise AssertionError("looking at a frame takes memory of its own")
+
+    with (
+        Downscaler.open(tiny) as downscaler,
+        pytest.raises(InputError, match=r"needs .* MiB .*expected at most 20 MiB"),
+    ):
+        downscaler.plan(replace(wet_field, rate_mm_h=Unread()), max_bytes=20 * 2**20)
 
 
 RUN = """

@@ -180,6 +180,21 @@ def test_the_part_that_was_selected_is_drawn(tmp_path):
     assert png_size(tmp_path / "f.png")
 
 
+def test_a_variable_chosen_by_its_path_is_drawn(tmp_path):
+    output = make(tmp_path)
+    with netCDF4.Dataset(tmp_path / "coarse.nc", "w") as dataset:
+        write_coordinates(dataset, COARSE_Y, COARSE_X, (3, 4))
+        for path in ("A/rain", "B/rain"):
+            rain = dataset.createVariable(path, "f4", ("time", "lat", "lon"))
+            rain.units = "mm h-1"
+            rain[:] = np.full(rain.shape, 1.5)
+    with netCDF4.Dataset(output, "a") as dataset:
+        dataset.wdm_input_sha256 = hash_of(tmp_path / "coarse.nc")
+        dataset.wdm_variable = "B/rain"
+    plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
+    assert png_size(tmp_path / "f.png")
+
+
 def test_one_of_several_frames_without_time_is_drawn(tiny, field, tmp_path, monkeypatch):
     """In the output, which has that one alone, it is the first."""
     monkeypatch.chdir(tmp_path)

@@ -25,11 +25,23 @@ def test_closing_ends_the_process_and_whoever_waits_for_it(tmp_path):
     pid = reader.pid
     stop(pid)
     threading.Timer(0.3, reader.close).start()
-    with pytest.raises(InputError, match="reading it ended its process"):
+    with pytest.raises(InputError, match="reading it ended its process") as waiting:
         found.frame(0)
     assert gone(pid)
-    with pytest.raises(InputError, match="reader was closed"):
+    with pytest.raises(InputError, match="reader was closed") as after:
         found.frame(0)
+    for caught in (waiting, after):  # the file has done nothing
+        assert "Keep the reader open" in str(caught.value) and "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("python", ["", None, "/no/such/python"])
+def test_a_process_that_cannot_begin_is_not_the_files_fault(tmp_path, monkeypatch, python):
+    path = rain_file(tmp_path / "in.nc")
+    monkeypatch.setattr("sys.executable", python)
+    for ask in (ReaderProcess().start, lambda: ReaderProcess().read_field(path)):
+        with pytest.raises(InputError, match=r"could not begin.*sys\.executable") as caught:
+            ask()
+        assert "damaged" not in str(caught.value)
 
 
 def test_no_descriptor_and_no_process_is_lost(tmp_path):

@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 
+import netCDF4
 import numpy as np
 import pytest
 from conftest import SAMPLE, TRUTH
+from netcdf_files import add, coordinates
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.diffusion import GRIDS
@@ -170,6 +172,26 @@ def test_the_command_tables_draws_and_keeps(run, tiny_copy, tmp_path):
     kept = Bundle.open(tiny_copy)
     assert kept.manifest.presets[FAST] == Preset(**found["suggested"][FAST])
     assert kept.sha256 in out
+
+
+def test_the_variable_and_the_period_of_amounts_can_be_stated(
+    run, tiny, tmp_path, downscaler, pair
+):
+    for name, field in zip(("coarse.nc", "fine.nc"), pair, strict=True):
+        with netCDF4.Dataset(tmp_path / name, "w") as data:
+            coordinates(data, field.grid.y, field.grid.x, (0,))
+            add(data, "sum", 2 * field.load(), units="mm")  # of two hours
+            add(data, "precip", 0 * field.load(), units="mm")
+    command = ("tune", "coarse.nc", "fine.nc", "--bundle", tiny, "--engine", "ort-cpu")
+    command += ("--precision", "fp32", "--members", 2, "--tiles", 1, "--json", "tune.json")
+    command += ("--steps", 2, "--samplers", "second-order", "--noise-scales", 1)
+    code, _, err = run(*command, "--variable", "sum")
+    assert code == InputError.exit_code and "--accumulation 1h" in err
+    code, _, err = run(*command, "--variable", "sum", "--accumulation", "2h")
+    assert code == 0, err
+    (trial,) = json.loads((tmp_path / "tune.json").read_text())["trials"]
+    (same,) = tune(downscaler, *pair, ways(["second-order"], [2], [1.0]), 2, 0, 1).trials
+    assert trial["crps_mm_h"] == pytest.approx(same.crps_mm_h, rel=1e-4)
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_drawn(run, tmp_path):

@@ -103,6 +103,15 @@ class TestZarr:
         check(read_field(path))
         check(read_field(path, "Grid/inner/rain"))
 
+    def test_a_fill_value_of_zero_makes_dry_ground_missing_and_says_so(
+        self, tmp_path: Path
+    ) -> None:
+        """Zarr 2 has 0 for it where nothing is said."""
+        encoding = {"rain": {"_FillValue": 0.0}}
+        path = self.store(tmp_path / "a.zarr", rainy(), 2, encoding=encoding)
+        with pytest.warns(UserWarning, match=r"'rain' has the fill value 0.*expected"):
+            assert np.isnan(read_field(path).frame(0)[0, 0])
+
     def test_zip(self, tmp_path: Path) -> None:
         path = self.store(tmp_path / "a.zarr", rainy())
         check(read_field(Path(shutil.make_archive(str(tmp_path / "b"), "zip", path))))

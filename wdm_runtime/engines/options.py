@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wdm_runtime.container import cpus_of_container
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, whole
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
@@ -59,7 +59,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("batch", self.batch)):
-            if value is not None and not 1 <= value <= _MOST:
+            if value is not None and not 1 <= whole(name, value) <= _MOST:
                 raise InputError(f"Got {name} {value}; expected 1 to {_MOST}. Set --{name}.")
 
     @property

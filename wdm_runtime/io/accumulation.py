@@ -7,7 +7,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, check_number
 from wdm_runtime.field import TimeAxis
 from wdm_runtime.io.dataset import Dataset, Variable
 from wdm_runtime.io.times import dates_of
@@ -36,6 +36,8 @@ def period_of(
         The period is unknown, differs between the times, or is not the one stated; or all amounts
         are summed from one start.
     """
+    if stated_h is not None:
+        check_number("accumulation_h", stated_h)
     of_bounds = _period_of_bounds(dataset, variable, time)
     found_h = of_bounds if of_bounds is not None else _period_of_cell_methods(variable, time)
     named = f"{dataset.label}: variable '{variable.path}'"

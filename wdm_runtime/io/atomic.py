@@ -38,7 +38,7 @@ def check_destination(
     path
         What is to be written.
     others
-        Files that the same run reads, or writes too; None is none.
+        Files and folders that the same run reads, or writes too; None is none.
     overwrite
         Whether an older file may be replaced.
 
@@ -46,7 +46,7 @@ def check_destination(
     ------
     OutputError
         No such folder, or not writable; ``path`` is no text, no regular file (or, named ``.zarr``,
-        no Zarr store), is one of ``others``, or exists without ``overwrite``.
+        no Zarr store), is, holds or lies in one of ``others``, or exists without ``overwrite``.
     """
     try:
         str(path.absolute()).encode()
@@ -54,6 +54,11 @@ def check_destination(
         raise OutputError(
             f"{str(path.absolute())!r}: has bytes that are no UTF-8 (at {error.start}); expected a "
             "name that is text. Choose another name."
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{path}: lies in the current folder, which is gone ({error}); expected one to write "
+            "into. Change into another folder, or give the whole path."
         ) from error
     folder = path.parent
     if not folder.is_dir():
@@ -67,10 +72,10 @@ def check_destination(
             "Change its mode or choose another name."
         )
     for other in others:
-        if other is not None and _same_file(path, Path(other)):
+        if other is not None and (relation := _relation(path, Path(other))):
             raise OutputError(
-                f"{path}: is '{other}', which this run reads or writes too; expected another file. "
-                "Choose another name."
+                f"{path}: {relation} '{other}', which this run reads or writes too; expected "
+                "another file. Choose another name."
             )
     if not os.path.lexists(path):
         return
@@ -91,10 +96,14 @@ def _is_zarr_group(path: Path) -> bool:
     return not path.is_symlink() and any((path / name).is_file() for name in _ZARR_ROOTS)
 
 
-def _same_file(path: Path, other: Path) -> bool:
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()  # two files to be
+def _relation(path: Path, other: Path) -> str:
+    """How writing a path would touch another: "is", "holds" or "lies in", or "" if it does not."""
+    mine, its = path.resolve(), other.resolve()
+    if mine == its or (path.exists() and other.exists() and path.samefile(other)):
+        return "is"
+    if mine in its.parents:  # a store that is replaced goes with all it holds
+        return "holds"
+    return "lies in" if its in mine.parents else ""
 
 
 class Workspace:

@@ -32,6 +32,10 @@ class ChildError(Exception):
     """The process is gone or silent; the text says how, to go on after 'reading it'."""
 
 
+class ChildStartError(ChildError):
+    """It could not begin."""
+
+
 class ChildSilentError(ChildError):
     """It says nothing any more."""
 
@@ -62,12 +66,14 @@ class Child:
 
     Raises
     ------
-    ChildError
+    ChildStartError
         Python cannot be started.
     """
 
     def __init__(self, module: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        if not sys.executable:  # as in programs that embed Python
+            raise ChildStartError("could not begin: Python does not know where its program is")
         try:
             self._process = subprocess.Popen(
                 command_of(module),
@@ -78,7 +84,7 @@ class Child:
                 start_new_session=True,  # Ctrl-C is for us, and we end it
             )
         except OSError as error:
-            raise ChildError(f"could not begin: Python did not start ({error})") from error
+            raise ChildStartError(f"could not begin: Python did not start ({error})") from error
         self._poll = select.poll()
         assert self._process.stdout is not None
         self._poll.register(self._process.stdout, select.POLLIN)

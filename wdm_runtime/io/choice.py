@@ -14,10 +14,11 @@ STANDARD_NAMES = frozenset(
     | {"precipitation_amount", "rainfall_amount", "lwe_thickness_of_precipitation_amount"}
     | {"thickness_of_rainfall_amount"}
 )
-# Names of total precipitation where there is no standard_name.
+# Names of total precipitation where there is no standard_name. None of a part: RAINNC is without
+# the convection's RAINC.
 _KNOWN_NAMES = re.compile(
     r"tp|(avg_)?tprate|mtpr|pr|prate|prcp|rr|(lwe_)?(rain|rainfall|precip|precipitation)"
-    r"(_?(rate|flux|amount))?|precipitationcal|rainnc|apcp(_surface)?|tot_prec",
+    r"(_?(rate|flux|amount))?|precipitationcal|apcp(_surface)?|tot_prec",
     re.IGNORECASE,
 )
 _REFERRING = ("ancillary_variables", "bounds", "cell_measures", "climatology", "coordinates")
@@ -62,11 +63,12 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
             "Choose one with --variable."
         )
     if not found and not rain:
+        parts = " Of parts of the rain write their sum first." if fields else ""
         raise InputError(
             f"{dataset.label}: has no precipitation variable{', only ' if fields else ''}"
             f"{_listed(fields)}; expected one with a standard_name like 'lwe_precipitation_rate', "
             "or a name like 'precipitation', in units convertible to 'mm h-1' and two dimensions "
-            f"or more. {_remedy(fields)}"
+            f"or more. {_remedy(fields)}{parts}"
         )
     chosen = planes[found[0]] if found else next(iter(rain.values()))
     _check_units(dataset, chosen)
@@ -97,9 +99,11 @@ def _without_supporting(dataset: Dataset, planes: dict[str, Variable]) -> dict[s
 
 def _is_precipitation(variable: Variable) -> bool:
     standard_name = variable.text("standard_name")
-    if " " in standard_name:  # a modifier: standard_error, status_flag, ...
-        return False
-    return standard_name in STANDARD_NAMES or bool(_KNOWN_NAMES.fullmatch(variable.name))
+    if standard_name in ("", "unknown"):  # cfgrib's word where CF has no name
+        return bool(_KNOWN_NAMES.fullmatch(variable.name))
+    # It says what the variable is, whatever its name: `rr` may be convective rain alone. Modified,
+    # like "rainfall_rate standard_error", it is something else again.
+    return standard_name in STANDARD_NAMES
 
 
 def _check_units(dataset: Dataset, variable: Variable) -> None:

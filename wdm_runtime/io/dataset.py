@@ -160,9 +160,9 @@ def check_fits(label: str, variable: Variable, cells: int, times: int = 1) -> No
         sizes = " x ".join(map(str, variable.shape))
         raise InputError(
             f"{label}: variable '{variable.path}' has {sizes} cells "
-            f"({', '.join(variable.dimensions)}), which take {needed_bytes / 2**30:.0f} GiB to "
-            f"read one time after the other; expected less than "
-            f"{memory_bytes() / 2**30:.1f} GiB of memory. Extract a part of it first, or raise "
+            f"({', '.join(variable.dimensions)}), which take {needed_bytes / 2**20:,.0f} MiB to "
+            "read one time after the other; expected less than "
+            f"{memory_bytes() / 2**20:,.0f} MiB of memory. Extract a part of it first, or raise "
             "--max-memory."
         )
 

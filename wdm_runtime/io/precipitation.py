@@ -7,6 +7,7 @@ neither rain nor codes, and refused.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +74,7 @@ def read_precipitation(
             "--accumulation, or choose another with --variable."
         )
     _check_packing(dataset, variable)
+    _tell_fill(dataset, variable)
     mapping = grid_mapping_of(dataset, variable, axes)
     grid = grid_of(dataset, axes, mapping)
     shape = (len(valid_times), *grid.shape)
@@ -105,6 +107,18 @@ def _check_packing(dataset: Dataset, variable: Variable) -> None:
                 f"{dataset.label}: variable '{variable.path}' has {name} = {found!r}; expected a "
                 "finite number, and no factor of 0. Correct the attribute."
             )
+
+
+def _tell_fill(dataset: Dataset, variable: Variable) -> None:
+    """A fill value that is also a rate loses all cells of that rate: whose, nobody can tell."""
+    is_float = variable.dtype is not None and variable.dtype.kind == "f"
+    if is_float and np.all(variable.attributes.get("_FillValue") == 0):
+        warnings.warn(
+            f"{dataset.label}: variable '{variable.path}' has the fill value 0, so that its dry "
+            "cells are missing; expected one that no rate has. Write it with another (Zarr 2 has 0 "
+            "where none is stated).",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True, repr=False)

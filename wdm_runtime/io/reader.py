@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, MissingDependencyError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.io.child import Child, ChildError, ChildSilentError
+from wdm_runtime.io.child import Child, ChildError, ChildSilentError, ChildStartError
 from wdm_runtime.io.field_wire import described
 from wdm_runtime.io.wire import Message, WireError
 from wdm_runtime.plan import available_bytes
@@ -177,8 +177,25 @@ class ReaderProcess:
             except BaseException as error:  # whose answer may still be on its way
                 self._drop()
                 if isinstance(error, (ChildError, WireError)):
-                    raise _refused(path, error, self.timeout_s) from error
+                    raise self._refused(path, error) from error
                 raise
+
+    def _refused(self, path: str, error: ChildError | WireError) -> InputError:
+        what = str(error) if isinstance(error, ChildError) else f"told of {error}"
+        expected = "a precipitation field"
+        remedy = "It is damaged or made to do harm: fetch or write it again."
+        if self._closed:  # by us, whatever the file is
+            remedy = "Keep the reader open as long as its fields are used."
+        elif isinstance(error, ChildStartError):
+            expected = "a process for it"
+            remedy = "Set sys.executable to a Python program, or free memory and processes."
+        elif isinstance(error, ChildSilentError):
+            remedy = (
+                f"Fetch or write it again, or allow more than {self.timeout_s:g} s with "
+                "--read-timeout if its disk is that slow."
+            )
+        named = path or "The input"  # the process may start ahead of it
+        return InputError(f"{named}: reading it {what}; expected {expected}. {remedy}")
 
     def _drop(self) -> None:
         """End the process; the next question starts another."""
@@ -259,14 +276,3 @@ def _error(message: Message, text: str) -> Exception:
         error = InputError(text)
     error.__cause__ = ReaderFault(f"in the reading process:\n{head.get('trace', '')}")
     return error
-
-
-def _refused(path: str, error: ChildError | WireError, timeout_s: float) -> InputError:
-    what = str(error) if isinstance(error, ChildError) else f"told of {error}"
-    remedy = "It is damaged or made to do harm: fetch or write it again."
-    if isinstance(error, ChildSilentError):
-        remedy = (
-            f"Fetch or write it again, or allow more than {timeout_s:g} s with --read-timeout if "
-            "its disk is that slow."
-        )
-    return InputError(f"{path}: reading it {what}; expected a precipitation field. {remedy}")

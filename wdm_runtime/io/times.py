@@ -30,25 +30,34 @@ def valid_times_of(
 ) -> tuple[tuple[str, ...], TimeAxis | None]:
     """ISO texts of the valid times, and the coordinate as it is encoded.
 
+    Where the axis is the times at which forecasts began, it is not what their rain is valid at.
+
     Raises
     ------
     InputError
-        The times are missing, cannot be decoded, or come twice.
+        The times are missing, cannot be decoded, come twice, or are those of a forecast's beginning
+        and nothing says when it is valid.
     """
     coordinate = axis.coordinate if axis else _scalar_time(dataset, variable)
     if coordinate is None:
         return tuple(f"none-{index}" for index in range(axis.size if axis else 1)), None
+    period = None
+    if coordinate.text("standard_name") == "forecast_reference_time":
+        coordinate, period = _of_forecast(dataset, variable, coordinate)
     units = coordinate.text("units")
     calendar = coordinate.text("calendar").casefold() or "standard"
     try:
         units = _read_whole(units)
-        decoded = np.atleast_1d(coordinate.decoded())
+        decoded = np.ravel(coordinate.decoded())
         if not np.isfinite(decoded).all():
             raise ValueError("some times are missing or infinite")
         # As stored where that is what is meant: int64 does not fit into float64.
-        values = decoded if coordinate.is_packed else np.atleast_1d(coordinate.raw()).copy()
-        dates = dates_of(values, units, calendar)
+        values = decoded if coordinate.is_packed else np.ravel(coordinate.raw()).copy()
         bounds_name, bounds = _bounds(dataset, coordinate, units, calendar)
+        if period is not None:
+            values = values + _in_units_of(units, calendar, period)
+            bounds = None  # around the forecast's beginning
+        dates = dates_of(values, units, calendar)
     except (ValueError, OverflowError, TypeError, AttributeError) as error:
         raise InputError(
             f"{dataset.label}: coordinate '{coordinate.name}' has units '{units}' in calendar "
@@ -67,6 +76,47 @@ def valid_times_of(
         )
     time = TimeAxis(coordinate.name, units, calendar, values, bounds, bounds_name)
     return texts, time
+
+
+def _of_forecast(
+    dataset: Dataset, variable: Variable, began: Variable
+) -> tuple[Variable, Variable | None]:
+    """The valid time that lies beside a forecast's beginning, or that and the period to add."""
+
+    def beside(standard_name: str) -> list[Variable]:
+        """With a number for each beginning, or a single one."""
+        return [
+            other
+            for other in dataset.scope(variable)
+            if other.text("standard_name") == standard_name
+            and other.dtype is not None
+            and set(other.dimensions) <= set(variable.dimensions)
+            and (other.size == 1 or set(began.dimensions) <= set(other.dimensions))
+            and other.size in (1, began.size)
+        ]
+
+    valid = [time for time in beside("time") if time.size == began.size]
+    periods = beside("forecast_period")
+    if len(valid) == 1:
+        return valid[0], None
+    if not valid and len(periods) == 1:
+        return began, periods[0]
+    raise InputError(
+        f"{dataset.label}: coordinate '{began.name}' holds the times at which forecasts began, "
+        f"beside {len(valid)} valid times and {len(periods)} forecast periods for them; expected "
+        "one coordinate with the standard_name 'time', or else one with 'forecast_period'. Add "
+        "it, or set the valid times in its place."
+    )
+
+
+def _in_units_of(units: str, calendar: str, period: Variable) -> npt.NDArray[Any]:
+    """Periods of forecasts as numbers to add to times of these units."""
+    decoded = np.ravel(period.decoded())
+    if not np.isfinite(decoded).all():
+        raise ValueError(f"some periods in '{period.name}' are missing or infinite")
+    since = "since 2000-01-01"  # any date: it cancels
+    dates = dates_of(decoded, f"{period.text('units')} {since}", calendar)
+    return np.asarray(netCDF4.date2num(dates, f"{units.split()[0]} {since}", calendar))
 
 
 def dates_of(values: npt.NDArray[Any], units: str, calendar: str) -> Any:

@@ -181,7 +181,7 @@ def _chunk_bytes(variable: Any) -> int:
 
 def _is_dates(labelled: Any) -> bool:
     if labelled.dtype.kind != "O":
-        return bool(labelled.dtype.kind == "M")
+        return labelled.dtype.kind in ("M", "m")  # a forecast's period, too, as a number
     return labelled.size > 0 and hasattr(
         np.ravel(labelled[(0,) * labelled.ndim].values)[0], "calendar"
     )
