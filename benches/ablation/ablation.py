@@ -71,10 +71,10 @@ GROUPS: dict[str, dict[str, Options]] = {
         "even-patches": {"--even-patches": ""},
     },
     "transform": {
-        "log10": {"--transform": "log10"},
         "offset0.01": {"--transform-offset": "0.01"},
         DEFAULT: {},
         "offset1": {"--transform-offset": "1"},
+        "cube-root": {"--transform": "cube-root"},
     },
     "ema": {
         "ema.95": {"--ema-decay": "0.95"},
@@ -122,7 +122,6 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--minutes", type=float, default=30.0, help="of each training")
     parser.add_argument("--train-steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--train-threads", type=int, help="1: two trainings at once waste less")
-    parser.add_argument("--transform", help="of every variant that names none; default: train's")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--sampler", default="dpm-solver-2m")
     parser.add_argument("--steps", type=int, default=8)
@@ -156,8 +155,7 @@ def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
     if not weights.exists():
         begun = (folder / "checkpoint.safetensors").exists()
         # A run keeps its settings.
-        shared = {"--transform": asked.transform} if asked.transform else {}
-        how = ["--resume"] if begun else [*flat(shared | options), *threads(asked)]
+        how = ["--resume"] if begun else [*flat(options), *threads(asked)]
         run("train", asked.store, "-o", folder, *length(asked), *how)
     return weights
 

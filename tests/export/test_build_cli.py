@@ -49,7 +49,7 @@ def trained(store, tmp_path_factory):
         "--seed", "7", "--tv-weight", "0.001", "--learning-rate", "0.002", "--threads", "1",
         "--time-sampling", "logsnr", "--loss-target", "x0", "--intensity-spread", "0.2",
         "--ema-decay", "0.5", "--even-patches", "--no-turns", "--rate-schedule", "linear",
-        "--transform", "log10", "--transform-offset", "0.2",
+        "--transform", "cube-root", "--transform-offset", "0.2",
     )  # fmt: skip
     assert str(folder) in out
     return folder
@@ -66,7 +66,7 @@ def test_build_makes_a_bundle_that_infer_takes(built, tmp_path):
     training = opened.manifest.training
     assert training["steps"] >= 1 and training["seconds"] >= 5.9
     assert training["sources"][0]["file"] == TRUTH.name
-    assert opened.manifest.transform == PrecipTransform.zero_where_dry("cube-root")
+    assert opened.manifest.transform == PrecipTransform.zero_where_dry("log10")
     target = tmp_path / "fine.nc"
     code, _, err = run_script(
         "wdm-run", "infer", SAMPLE, "--bundle", bundle, "-o", target, "--steps", "3",
@@ -95,7 +95,11 @@ def test_build_keeps_its_work_beside_the_bundle(built):
 def test_build_again_refuses_settings_that_the_run_does_not_have(built, tmp_path):
     bundle, _ = built
     work = bundle.with_name("mine-work")
-    for option, value in (("--seed", "3"), ("--transform", "log10"), ("--transform-offset", "1")):
+    for option, value in (
+        ("--seed", "3"),
+        ("--transform", "cube-root"),
+        ("--transform-offset", "1"),
+    ):
         err = run(
             "wdm-export", "build", TRUTH, "--minutes", "0.1", *NETWORK, "--tile", "64",
             "--patch", "64", option, value, "--threads", "1", "--work", work,
@@ -186,7 +190,7 @@ def test_train_sets_what_was_asked_for(trained):
     assert (training.intensity_spread, training.ema_decay) == (0.2, 0.5)
     assert (training.even_days, training.turns, training.rate_schedule) == (False, False, "linear")
     transform = weights.model.transform
-    assert (transform.name, transform.offset_mm_h) == ("log10", 0.2)
+    assert (transform.name, transform.offset_mm_h) == ("cube-root", 0.2)
     assert network.base_channels == 4 and network.multipliers == (1,) and not network.attention
     assert weights.step == 25
 
@@ -198,8 +202,8 @@ def test_train_resumes_and_starts_from_weights(trained, store, tmp_path):
     assert (copy / "weights.safetensors").read_bytes() == before
     message = run("wdm-export", "train", store, "-o", copy, "--steps", "2", *QUICK, code=2)
     assert "--resume" in message
-    logarithm = ("--transform", "log10")
-    message = run("wdm-export", "train", store, "-o", copy, "--resume", *logarithm, code=2)
+    root = ("--transform", "cube-root")
+    message = run("wdm-export", "train", store, "-o", copy, "--resume", *root, code=2)
     assert "transform" in message
     run(
         "wdm-export", "train", store, "-o", tmp_path / "next", "--steps", "2", *QUICK,
@@ -207,9 +211,9 @@ def test_train_resumes_and_starts_from_weights(trained, store, tmp_path):
     )  # fmt: skip
     assert (tmp_path / "next" / "weights.safetensors").is_file()
     for half, code in (
-        (logarithm, 0),
+        (root, 0),
         (("--transform-offset", "0.2"), 0),
-        (("--transform", "cube-root"), 2),
+        (("--transform", "log10"), 2),
     ):
         run(
             "wdm-export", "train", store, "-o", tmp_path / half[-1], "--steps", "1", *QUICK,

@@ -323,9 +323,9 @@ def test_training_goes_on_from_released_weights_of_the_same_network_only(store, 
     for other in (small(1), small(blocks=2), small(multipliers=(1, 2)), small(attention=False)):
         with pytest.raises(InputError, match="initial weights"):
             Trainer.start(store, tmp_path / "b", SMALL, settings(), random_checkpoint(other))
-    logarithm = PrecipTransform()
+    root = PrecipTransform.zero_where_dry("cube-root")
     with pytest.raises(InputError, match=r"initial weights are of PrecipTransform.*same transform"):
-        Trainer.start(store, tmp_path / "b", SMALL, settings(), released, transform=logarithm)
+        Trainer.start(store, tmp_path / "b", SMALL, settings(), released, transform=root)
     finer = dataclasses.replace(released, model=dataclasses.replace(released.model, factor=5))
     with pytest.raises(InputError, match="factor of 5; expected that of the store, 10"):
         Trainer.start(store, tmp_path / "b", SMALL, settings(), finer)
