@@ -60,7 +60,7 @@ def sized(data, rows, columns, points, values):
         ((0, 0, 0, 0), "0 x 0 cells"),
         (
             (60_000, 60_000, 3_600_000_000, 3_600_000_000),
-            "'PrecipRate' has 60000 x 60000 cells.*GiB",
+            "'PrecipRate' has 60000 x 60000 cells.*MiB",
         ),
     ],
 )

@@ -90,7 +90,7 @@ class TestFaults:
         with netCDF4.Dataset(path, "w") as dataset:
             coordinates(dataset, many * 1e-4, many * 1e-4, hours=[0])
             dataset.createVariable("rain", "f4", ("time", "lat", "lon")).setncatts(RATE)
-        with pytest.raises(InputError, match=r"'rain' has .* 300000 x 300000 cells.*GiB"):
+        with pytest.raises(InputError, match=r"'rain' has .* 300000 x 300000 cells.*MiB"):
             read_field(path)
 
     def test_a_time_that_comes_twice(self, tmp_path: Path) -> None:
