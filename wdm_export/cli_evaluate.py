@@ -105,12 +105,14 @@ def evaluate(
     from wdm_runtime.downscale import Downscaler
     from wdm_runtime.io.atomic import check_destination, write_text
     from wdm_runtime.manifest import MANIFEST_NAME
+    from wdm_runtime.signing import required_key
 
     region = Region.parse(bbox, outside)
+    read = (*files, bundle, *(against or []), required_key())
     if report:
-        make_folder(report)
+        make_folder(report, read)
     if output:
-        check_destination(output, (*files, bundle, *(against or [])), overwrite=True)
+        check_destination(output, read, overwrite=True)
     if keep:
         check_destination(bundle / MANIFEST_NAME, overwrite=True)
     options = given(

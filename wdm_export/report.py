@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -15,16 +16,16 @@ import numpy as np
 from wdm_export import report_figures as figures
 from wdm_export.gallery import Gallery
 from wdm_export.score_table import (
-    DEFINITIONS,
     HEADLINE,
     Evaluation,
     ForecastRow,
     bootstrap_line,
+    definitions,
     digits,
     shown,
 )
 from wdm_runtime.errors import OutputError
-from wdm_runtime.io.atomic import check_destination, write_text
+from wdm_runtime.io.atomic import check_apart, check_destination, write_text
 from wdm_runtime.records import to_json
 
 if TYPE_CHECKING:
@@ -43,22 +44,33 @@ _HIGHER = ("PSNR", "SSIM", "CSI", "POD", "FSS")
 _ONE = ("bias", "spread/skill", "total", "speckle")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, others: Iterable[Path | None] = ()) -> None:
     """Make the report's folder before hours are spent on its contents.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there, with those above it.
+    others
+        What the command reads: a report is not written into a folder among it.
 
     Raises
     ------
     OutputError
         It cannot be made, or a file of the report not written there.
     """
+    files = [folder / name for name in (SCORES_NAME, TILES_NAME, JSON_NAME, REPORT_NAME)]
+    others = tuple(others)
+    for file in files:
+        check_apart(file, others)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"{folder}: cannot be made ({error.strerror}). Choose another folder with --report."
         ) from error
-    for name in (SCORES_NAME, TILES_NAME, JSON_NAME, REPORT_NAME):
-        check_destination(folder / name, overwrite=True)
+    for file in files:
+        check_destination(file, overwrite=True)
 
 
 def write_report(folder: Path, evaluation: Evaluation, gallery: Gallery, command: str) -> None:
@@ -105,7 +117,9 @@ def page(evaluation: Evaluation, gallery: Gallery, command: str) -> str:
         bootstrap=html.escape(bootstrap_line(evaluation)),
         definitions="".join(
             f"<li><b>{html.escape(name)}</b>{html.escape(':' + text)}</li>"
-            for name, _, text in (line.partition(":") for line in DEFINITIONS)
+            for name, _, text in (
+                line.partition(":") for line in definitions([row.name for row in evaluation.rows])
+            )
         ),
     )
 

@@ -81,6 +81,8 @@ DEFINITIONS = (
     "has (D'Onofrio et al. 2014)",
 )
 
+_BASELINES = ("conservative bicubic", "dressed bicubic", "RainFARM")  # that are defined there
+
 
 @dataclass(frozen=True)
 class ForecastRow:
@@ -258,6 +260,16 @@ def digits(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
+def definitions(forecasts: Sequence[str]) -> list[str]:
+    """What each score is, and each baseline that is among the forecasts' names."""
+    heads = [line.partition(":")[0] for line in DEFINITIONS]
+    return [
+        line
+        for head, line in zip(heads, DEFINITIONS, strict=True)
+        if head not in _BASELINES or any(name.startswith(head) for name in forecasts)
+    ]
+
+
 def bootstrap_line(evaluation: Evaluation) -> str:
     """What the intervals are."""
     draws = evaluation.settings.get("bootstrap_draws", 0)
@@ -285,7 +297,8 @@ class ScoreTable:
         title = f"{len(self.evaluation.places)} tiles, {self.evaluation.cells} cells"
         for first in range(0, len(rows), abreast):
             yield self._table(title, rows[first : first + abreast])
-        for line in (*DEFINITIONS, bootstrap_line(self.evaluation)):
+        names = [row.name for row in self.evaluation.rows]
+        for line in (*definitions(names), bootstrap_line(self.evaluation)):
             yield Text(line, style="dim")
 
     def _table(self, title: str, rows: Sequence[ForecastRow]) -> Table:

@@ -43,8 +43,9 @@ def as_numbers(what: str, values: Any) -> npt.NDArray[np.float64]:
         It holds no numbers, or rows of several lengths; ``what`` begins the message.
     """
     try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        # What is masked is no number: NaN, not what lies under the mask.
+        return np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{what}: no array can be made of what was handed in ({error}); expected numbers. Hand "
             "in a NumPy array."

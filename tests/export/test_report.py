@@ -248,7 +248,8 @@ def test_the_page_holds_everything_it_shows(folder: Path, result: Evaluation) ->
     for word in (*(row.name for row in result.rows), "Best tile", "Worst tile", "95 % interval"):
         assert word in text
     for line in score_table.DEFINITIONS:
-        assert line.partition(":")[0] in text
+        head = line.partition(":")[0]
+        assert (f"<li><b>{head}</b>" in text) is (head not in ("dressed bicubic", "RainFARM"))
 
 
 def test_of_two_tiles_none_is_between_the_best_and_the_worst(
@@ -325,3 +326,12 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):
         report.make_folder(tmp_path / "file" / "report")
+
+
+def test_no_report_is_written_into_a_folder_that_is_read(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for folder in (bundle, bundle / "report"):
+        with pytest.raises(OutputError, match=r"lies in .*bundle.*reads or writes"):
+            report.make_folder(folder, [bundle])
+    assert not any(bundle.iterdir())

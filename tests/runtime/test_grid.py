@@ -149,11 +149,20 @@ def test_lists_are_as_good_as_arrays():
 
 @pytest.mark.parametrize(
     ("y", "rates"),
-    [(["a", "b"], [[[0.0, 0.0]] * 2]), ([1, 2], [[[0.0, 0.0], [0.0]]])],
+    [
+        (["a", "b"], [[[0.0, 0.0]] * 2]),
+        ([1, 2], [[[0.0, 0.0], [0.0]]]),
+        ([1, 2], [[[10**400, 0.0]] * 2]),
+    ],
 )
 def test_what_is_no_array_of_numbers_is_refused(y, rates):
     with pytest.raises(InputError, match="expected numbers"):
         PrecipField(rates, Grid(y, [3.0, 4.0]), ("none-0",))
+
+
+def test_what_lies_under_a_mask_is_no_coordinate():
+    with pytest.raises(InputError, match="has 1 values that are not finite"):
+        Grid(np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0]), [3.0, 4.0])
 
 
 def test_how_many_coordinates_are_not_finite_is_said():

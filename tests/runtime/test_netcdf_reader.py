@@ -238,7 +238,10 @@ class TestChoice:
         assert read_netcdf(tmp_path / "in.nc").source.variable == "rain"
         assert read_netcdf(tmp_path / "in.nc", "precip").source.variable == "precip"
 
-    @pytest.mark.parametrize("standard_name", ["", "unknown"])  # as cfgrib writes
+    # As cfgrib writes, and as archives invent a total's.
+    @pytest.mark.parametrize(
+        "standard_name", ["", "unknown", "Unknown", "precipitation", "pcp", "total_precipitation"]
+    )
     @pytest.mark.parametrize("name", ["tp", "precipitationCal", "PrecipRate", "RAINRATE", "pr"])
     def test_well_known_names(self, tmp_path: Path, name: str, standard_name: str) -> None:
         path = rain_file(tmp_path / "in.nc", name, standard_name=standard_name)

@@ -144,6 +144,22 @@ class TestTimes:
         assert read_netcdf(tmp_path / "out.nc").valid_times == valid
 
 
+class TestScalarReferenceTimes:
+    """One field of a run that began at 15 o'clock, with no axis of times."""
+
+    @pytest.mark.parametrize(("lead", "expected"), [((2,), "2022-08-09T17:00:00"), ((), "none-0")])
+    def test_it_is_valid_a_period_later(self, tmp_path: Path, lead: Any, expected: str) -> None:
+        with netCDF4.Dataset(tmp_path / "in.nc", "w") as dataset:
+            for name, coordinate in (("lat", LAT), ("lon", LON)):
+                dataset.createDimension(name, len(coordinate))
+                add(dataset, name, coordinate, (name,), "f8", units=f"degrees_{name}")
+            add(dataset, "time", 0, (), "i4", **RUNS)
+            for hours in lead:
+                add(dataset, "step", hours, (), "i4", **LEAD)
+            add(dataset, "rain", RAIN[0], ("lat", "lon"), **RATE)
+        assert read_netcdf(tmp_path / "in.nc").valid_times == (expected,)
+
+
 class TestReferenceTimes:
     """Runs of a forecast that began at 15 and 16 o'clock."""
 

@@ -19,6 +19,17 @@ from wdm_runtime.io.netcdf import read_netcdf
 from wdm_runtime.io.writer import EnsembleWriter
 
 
+def test_a_field_of_no_file_is_written_below_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    coarse = field()
+    made = PrecipField(coarse.rate_mm_h, coarse.grid, coarse.valid_times)  # in memory: no path
+    for path in (Path("out.nc"), tmp_path / "whole.nc"):
+        write_all(path, made)
+        assert read_netcdf(path).valid_times == made.valid_times
+
+
 class TestOutput:
     def test_is_cf_and_covers_the_same_area(self, tmp_path: Path) -> None:
         coarse = field(standard_name="rainfall_rate", long_name="radar rain")

@@ -6,6 +6,8 @@ onnxruntime-gpu does without a GPU is tested where it is installed.
 
 import gc
 import importlib.metadata
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -136,6 +138,33 @@ def test_an_engine_leaves_no_thread_behind(box):
     with pytest.raises(EngineError, match="does not load"):
         box.open()
     assert threading.active_count() == before
+
+
+def test_a_fork_gets_an_error_and_does_not_wait_for_a_thread_it_has_not(box):
+    engine = box.open()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # what waits for ever ends here, with another code
+        code = 1
+        try:
+            engine.run(feeds(1))
+        except EngineError as error:
+            engine.close()
+            code = 0 if "after the fork" in str(error) else 2
+        os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert engine.run(feeds(1)).shape[0] == 1  # the parent's own goes on
+    engine.close()
+
+
+def test_an_engine_that_is_closed_as_the_interpreter_ends_raises_nothing_untyped(box):
+    engine = box.open()
+    engine._thread.shutdown()  # as concurrent.futures does before other functions at exit
+    with pytest.raises(EngineError, match="cannot be run any more"):
+        engine.run(feeds(1))
+    engine.close()
+    with pytest.raises(EngineError, match="was closed"):
+        engine.run(feeds(1))
 
 
 def test_a_closed_engine_is_an_error(box):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -142,7 +143,7 @@ class CudaSession(ABC):
         self._session: Any = None
         self._bindings: list[Any] = []
         self._tensors: dict[str, Any] = {}
-        self._thread = ThreadPoolExecutor(1, "ort-cuda")
+        self._thread, self._process = ThreadPoolExecutor(1, "ort-cuda"), os.getpid()
         # A short last launch is filled up here, and every array made what the graph takes.
         self._host = {s.name: np.zeros(fixed_shape(s, self.batch), s.dtype) for s in self.inputs}
         self.replays = False
@@ -167,19 +168,34 @@ class CudaSession(ABC):
 
     def close(self) -> None:
         """Free the GPU's memory; a later call is an error."""
+        if self._process != os.getpid():  # a fork has neither the thread nor what is to be freed
+            return
         with self._lock:
-            if self._session is not None:
+            if self._session is None:
+                return
+            try:
                 self._thread.submit(self._release).result()
-                self._thread.shutdown()
+            except RuntimeError:  # the interpreter ends, and has ended the thread
+                self._release()
+            self._thread.shutdown()
 
     def _alone(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Do a piece of work on the thread: one at a time, and none after `close`."""
+        if self._process != os.getpid():  # waiting for the thread, which a fork has not, never ends
+            raise EngineError(
+                f"{self._file}: this engine was opened in process {self._process}; expected one of "
+                f"process {os.getpid()}'s own, as CUDA does. Open engines after the fork."
+            )
         with self._lock:
             if self._session is None:
                 raise EngineError(
                     f"{self._file}: this engine was closed; expected an open one. Open another."
                 )
-            return self._thread.submit(self._do, work, *arguments).result()
+            try:
+                done = self._thread.submit(self._do, work, *arguments)
+            except RuntimeError as error:  # the interpreter ends, and has ended the thread
+                raise self._error("cannot be run any more in", error) from error
+            return done.result()
 
     def _do(self, work: Callable[..., Result], *arguments: Any) -> Result:
         try:

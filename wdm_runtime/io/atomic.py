@@ -71,12 +71,7 @@ def check_destination(
             f"{path}: folder '{folder}' is not writable; expected permission to create files. "
             "Change its mode or choose another name."
         )
-    for other in others:
-        if other is not None and (relation := _relation(path, Path(other))):
-            raise OutputError(
-                f"{path}: {relation} '{other}', which this run reads or writes too; expected "
-                "another file. Choose another name."
-            )
+    check_apart(path, others)
     if not os.path.lexists(path):
         return
     store = path.suffix.lower() == ZARR_SUFFIX
@@ -90,6 +85,22 @@ def check_destination(
             f"{path}: exists already; expected no such file. Pass --overwrite or choose another "
             "name."
         )
+
+
+def check_apart(path: Path, others: Iterable[str | Path | None]) -> None:
+    """Refuse a path that is, holds or lies in one of the others that a run reads or writes.
+
+    Raises
+    ------
+    OutputError
+        It is, does or lies there.
+    """
+    for other in others:
+        if other is not None and (relation := _relation(path, Path(other))):
+            raise OutputError(
+                f"{path}: {relation} '{other}', which this run reads or writes too; expected "
+                "another file. Choose another name."
+            )
 
 
 def _is_zarr_group(path: Path) -> bool:

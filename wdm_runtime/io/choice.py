@@ -17,7 +17,7 @@ STANDARD_NAMES = frozenset(
 # Names of total precipitation where there is no standard_name. None of a part: RAINNC is without
 # the convection's RAINC.
 _KNOWN_NAMES = re.compile(
-    r"tp|(avg_)?tprate|mtpr|pr|prate|prcp|rr|(lwe_)?(rain|rainfall|precip|precipitation)"
+    r"tp|(avg_)?tprate|mtpr|pr|pcp|prate|total_precipitation|prcp|rr|(lwe_)?(rain|rainfall|precip|precipitation)"
     r"(_?(rate|flux|amount))?|precipitationcal|apcp(_surface)?|tot_prec",
     re.IGNORECASE,
 )
@@ -63,7 +63,9 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
             "Choose one with --variable."
         )
     if not found and not rain:
-        parts = " Of parts of the rain write their sum first." if fields else ""
+        units = [variable.text("units") for variable in fields.values()]
+        wet = any(rate_factor(u) is not None or amount_factor(u) is not None for u in units)
+        parts = " Of parts of the rain write their sum first." if wet else ""
         raise InputError(
             f"{dataset.label}: has no precipitation variable{', only ' if fields else ''}"
             f"{_listed(fields)}; expected one with a standard_name like 'lwe_precipitation_rate', "
@@ -99,11 +101,14 @@ def _without_supporting(dataset: Dataset, planes: dict[str, Variable]) -> dict[s
 
 def _is_precipitation(variable: Variable) -> bool:
     standard_name = variable.text("standard_name")
-    if standard_name in ("", "unknown"):  # cfgrib's word where CF has no name
+    if standard_name in STANDARD_NAMES:
+        return True
+    # Else it says what the variable is, whatever its name: `rr` may be convective rain alone. But
+    # "unknown" is cfgrib's word where CF has no name, and some archives invent a total's.
+    says_nothing = standard_name.casefold() in ("", "unknown")
+    if says_nothing or _KNOWN_NAMES.fullmatch(standard_name):
         return bool(_KNOWN_NAMES.fullmatch(variable.name))
-    # It says what the variable is, whatever its name: `rr` may be convective rain alone. Modified,
-    # like "rainfall_rate standard_error", it is something else again.
-    return standard_name in STANDARD_NAMES
+    return False
 
 
 def _check_units(dataset: Dataset, variable: Variable) -> None:

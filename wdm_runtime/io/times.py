@@ -105,7 +105,7 @@ def _of_forecast(
         f"{dataset.label}: coordinate '{began.name}' holds the times at which forecasts began, "
         f"beside {len(valid)} valid times and {len(periods)} forecast periods for them; expected "
         "one coordinate with the standard_name 'time', or else one with 'forecast_period'. Add "
-        "it, or set the valid times in its place."
+        f"it, or, if '{began.name}' holds valid times, give it the standard_name 'time'."
     )
 
 
@@ -162,4 +162,5 @@ def _scalar_time(dataset: Dataset, variable: Variable) -> Variable | None:
     for scalar in scalars:
         if not scalar.text("standard_name") and named_kind(scalar.name) == "t":
             return scalar
-    return None
+    names = {scalar.text("standard_name"): scalar for scalar in scalars}
+    return names.get("forecast_reference_time") if "forecast_period" in names else None

@@ -150,7 +150,7 @@ class EnsembleWriter:
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
-        check_destination(self.path, (field.source.path,), overwrite)
+        check_destination(self.path, (field.source.path or None,), overwrite)  # "": made in memory
         if factor < 1 or members < 1:
             raise InputError(
                 f"Asked for {members} members at factor {factor}; expected at least one of each. "
