@@ -55,19 +55,20 @@ class ResidualFrame:
         self._frame = frame
         self._condition = condition(frame, manifest, _Transform(False, manifest.wavelet))
         self.standardised = self._condition.standardised
+        # Of all members, so once: each is of the whole domain.
+        self._smooth = interpolated(self.coarse_mm_h, manifest.factor)
+        self._missing = ~valid_cells(self.coarse_mm_h, manifest.factor)
 
     def tiles(self, residual: npt.NDArray[np.float32]) -> Array:
         """Standardised residual coefficients (c, h, w) to (tile, size, size) [mm h-1].
 
         NaN where interpolation reads a missing coarse cell.
         """
-        manifest, rates = self.manifest, self.coarse_mm_h
-        inverse = _Transform(True, manifest.wavelet)
+        manifest, inverse = self.manifest, _Transform(True, self.manifest.wavelet)
         rate = finish(self._frame, self._condition, residual, manifest, inverse)
-        rate[~valid_cells(rates, manifest.factor)] = np.nan
-        smooth, dry_mm_h = (
-            interpolated(rates, manifest.factor),
+        rate[self._missing] = np.nan
+        rate = make_consistent(
+            rate, self.coarse_mm_h, self._smooth, manifest.factor, self.consistency,
             manifest.transform.dry_threshold_mm_h,
-        )
-        rate = make_consistent(rate, rates, smooth, manifest.factor, self.consistency, dry_mm_h)
+        )  # fmt: skip
         return cut(rate, self.places, self.size)
