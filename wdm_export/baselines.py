@@ -35,9 +35,9 @@ class DressedBicubic:
     """Bicubic interpolation dressed with white noise: an ensemble without any network.
 
     Where it may rain each subband's residual is Gaussian noise of the mean and standard deviation
-    that it has in the training data, each coefficient's drawn alone; block means become the input's as the
-    model's do. So it says what of a score the mere presence of noise is worth. Dressing: Roulston
-    and Smith 2003, Tellus A 55, 16.
+    that it has in the training data, each coefficient's drawn alone; block means become the input's
+    as the model's do. So it says what of a score the mere presence of noise is worth. Dressing:
+    Roulston and Smith 2003, Tellus A 55, 16.
     """
 
     manifest: Manifest

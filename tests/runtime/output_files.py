@@ -121,3 +121,16 @@ def write_output(path: Path, field: PrecipField, **options: Any) -> Path:
             for block in blocks(field, time, spec) if spec else ():
                 writer.write_statistics(time, block)
     return path
+
+
+def write_one(path: Path, field: PrecipField) -> Path:
+    """A single member."""
+    with open_writer(path, field, FACTOR, 1, {}) as writer:
+        for time in range(len(field.valid_times)):
+            writer.write(time, 0, rates(field, time, 0))
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p): p.read_bytes() for p in files}

@@ -2,12 +2,12 @@
 
 | fault | what happens | tested in |
 |---|---|---|
-| no driver, no GPU | `NoDeviceError`; under auto not a word | test_tensorrt_probe, test_ort_cuda |
+| no driver, no GPU | `NoDeviceError`; under auto not a word | test_tensorrt_probe, test_ort_found |
 | driver that does not start | error with CUDA's word for it | test_tensorrt_probe |
-| driver too old | error: update it, or packages of an older CUDA | test_gpu_run, test_ort_cuda |
+| driver too old | error: update it, or packages of an older CUDA | test_gpu_run, test_ort_found |
 | TensorRT before 10 | error: upgrade; passed over by auto, with the reason | here |
-| onnxruntime without CUDA, or both packages | error: what to run | test_ort_cuda, test_engines |
-| missing cuDNN or CUDA library | error: its name, its package | test_ort_cuda, test_doctor |
+| onnxruntime without CUDA, or both packages | error: what to run | test_ort_found, test_engines |
+| missing cuDNN or CUDA library | error: its name, its package | test_ort_found, test_doctor |
 | plan of another version, truncated plan | built again with a note | test_tensorrt_engine |
 | the same with --no-build | error | test_tensorrt_engine |
 | altered plan, plan others may write to | made again; error | test_plan_cache |

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,22 @@ from output_files import (
     FACTOR,
     HOURS,
     MEMBERS,
-    PROVENANCE,
     SPEC,
     VALID_TIMES,
     amount_field,
     flux_field,
     rate_field,
     rates,
+    write_one,
     write_output,
 )
 
-from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
+from wdm_runtime.errors import OutputError
 from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.writer import open_writer
 from wdm_runtime.select import select_box
-
-FORMATS = (".nc", ".nc4", ".cdf", ".zarr", ".grib2", ".grb2")
 
 
 @pytest.fixture(autouse=True)
@@ -299,110 +296,3 @@ class TestGrib:
         with pytest.raises(OutputError, match="255 members"):
             open_writer(tmp_path / "out.grib2", rate_field(), FACTOR, 255, {})
         assert not list(tmp_path.iterdir())
-
-
-class TestEveryFormat:
-    @pytest.mark.parametrize("suffix", FORMATS)
-    def test_the_name_decides_the_format(self, tmp_path: Path, suffix: str) -> None:
-        path = write_output(tmp_path / f"out{suffix.upper()}", rate_field())
-        if path.is_dir():
-            assert (path / ".zmetadata").is_file()
-        else:
-            magic = b"GRIB" if suffix.startswith(".gr") else b"\x89HDF"
-            assert path.read_bytes()[:4] == magic
-
-    @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
-    @pytest.mark.parametrize("make", [rate_field, amount_field, flux_field])
-    def test_our_own_reader_gives_it_back(self, tmp_path: Path, suffix: str, make: Any) -> None:
-        field = make()
-        found = read_field(write_one(tmp_path / f"out{suffix}", field))
-        assert found.valid_times == VALID_TIMES
-        assert (found.source.units, found.source.period_h) == (
-            field.source.units,
-            field.source.period_h,
-        )
-        np.testing.assert_allclose(found.frame(1), rates(field, 1, 0), rtol=1e-6)
-        np.testing.assert_allclose(found.grid.y, field.grid.refined(FACTOR).y)
-
-    @pytest.mark.parametrize("name", ["out", "out.tif", "out.nc.gz"])
-    def test_other_names_are_refused(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(OutputError, match=r"suffix '.*'; expected one of \.nc, .*\.zarr"):
-            write_output(tmp_path / name, rate_field())
-
-    @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
-    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-    def test_exception_leaves_the_older_output_alone(
-        self, tmp_path: Path, suffix: str, error: type[BaseException]
-    ) -> None:
-        path = write_output(tmp_path / f"out{suffix}", rate_field())
-        before = contents(path)
-        with (
-            pytest.raises(error),
-            open_writer(path, rate_field(), FACTOR, 1, PROVENANCE, overwrite=True) as writer,
-        ):
-            writer.write(0, 0, rates(rate_field(), 0, 0))
-            assert len(list(tmp_path.iterdir())) == 2
-            raise error
-        assert contents(path) == before and len(list(tmp_path.iterdir())) == 1
-
-    @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
-    def test_incomplete_outputs_never_appear(self, tmp_path: Path, suffix: str) -> None:
-        with (
-            pytest.raises(OutputError, match="3 of 4 frames were never written"),
-            open_writer(tmp_path / f"out{suffix}", rate_field(), FACTOR, 2, {}) as writer,
-        ):
-            writer.write(0, 0, rates(rate_field(), 0, 0))
-        assert not list(tmp_path.iterdir())
-
-    @pytest.mark.parametrize("suffix", [".nc", ".zarr", ".grib2"])
-    def test_an_output_that_appeared_meanwhile_is_kept(self, tmp_path: Path, suffix: str) -> None:
-        path = tmp_path / f"out{suffix}"
-        with (
-            pytest.raises(OutputError, match=r"exists already|appeared while"),
-            open_writer(path, rate_field(times=1), FACTOR, 1, {}) as writer,
-        ):
-            writer.write(0, 0, rates(rate_field(), 0, 0))
-            write_output(tmp_path / f"other{suffix}", rate_field()).rename(path)
-            before = contents(path)
-        assert contents(path) == before and len(list(tmp_path.iterdir())) == 1
-
-    def test_members_must_miss_the_same_cells(self, tmp_path: Path) -> None:
-        with (
-            pytest.raises(OutputError, match="member 1 of time 0 misses other cells"),
-            open_writer(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}) as writer,
-        ):
-            writer.write(0, 0, rates(rate_field(), 0, 0))
-            writer.write(0, 1, np.zeros((30, 40)))
-
-    def test_nothing_to_write(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="neither members nor statistics"):
-            open_writer(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}, keep_members=False)
-
-    @pytest.mark.parametrize(
-        ("suffix", "module", "extra"), [(".zarr", "zarr", "xarray"), (".grib2", "eccodes", "grib")]
-    )
-    def test_the_extra_is_named(
-        self,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        suffix: str,
-        module: str,
-        extra: str,
-    ) -> None:
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(MissingDependencyError, match=rf"wdm-edge\[{extra}\]"):
-            write_output(tmp_path / f"out{suffix}", rate_field())
-        assert not list(tmp_path.iterdir())
-
-
-def write_one(path: Path, field: PrecipField) -> Path:
-    """A single member."""
-    with open_writer(path, field, FACTOR, 1, {}) as writer:
-        for time in range(len(field.valid_times)):
-            writer.write(time, 0, rates(field, time, 0))
-    return path
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return {str(p): p.read_bytes() for p in files}
