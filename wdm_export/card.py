@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wdm_export.config import TrainConfig
-from wdm_export.score_table import definitions, digits
+from wdm_export.score_table import definitions, digits, truth_line
 from wdm_export.sources import storm_day
 from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
@@ -77,7 +77,8 @@ def model_card(manifest: Manifest) -> str:
                 for row in scores["rows"]
             ]
             lines.append("| " + " | ".join((label, *cells)) + " |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in definitions(names)), ""])
+    truth = [truth_line(scores["truth"])] if scores.get("truth") else []  # not in older manifests
+    return "\n".join([*lines, "", *(f"- {line}" for line in (*definitions(names), *truth)), ""])
 
 
 def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:

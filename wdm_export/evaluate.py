@@ -39,7 +39,7 @@ from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid, interpolate
 from wdm_runtime.presets import FAST, PRESETS, Preset
-from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, find_tiles
+from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H, find_tiles
 
 SHOWN_PROBABILITY_MM_H = 5.0
 _LEAST_TILE_PX = 12  # SSIM's window and one block more
@@ -104,7 +104,8 @@ class _Scoreboard:
             scorers[2].ensemble.append(scores.score_ensemble_tile(members, truth, rng))
 
     def result(self, settings: dict[str, Any], draws: int) -> Evaluation:
-        percentiles = metrics.percentiles(np.concatenate(self.truth))
+        truth = np.concatenate(self.truth)
+        percentiles = metrics.percentiles(truth)
         rows = [s.row(percentiles) for scorers in self.scorers for s in scorers]
         reference = next(row for row in rows if row.name == REFERENCE)
         rows = [row.relative_to(reference) for row in rows]
@@ -115,8 +116,16 @@ class _Scoreboard:
             cells,
             {**settings, "bootstrap_draws": draws, "bootstrap_seed": self.seed},
             intervals(rows, draws, self.seed),
-            np.stack(self.spectra),
+            truth=_levels(truth, percentiles),
+            truth_spectra=np.stack(self.spectra),
         )
+
+
+def _levels(truth: Array, percentiles: Array) -> dict[str, float]:
+    """What a forecast's percentiles and wet fraction are compared with, by their labels."""
+    found = zip(metrics.PERCENTILES, percentiles, strict=True)
+    wet = float((truth >= WET_MM_H).mean())
+    return {f"p{key:g} [mm/h]": float(value) for key, value in found} | {"wet fraction": wet}
 
 
 def mean_of(members: Array) -> npt.NDArray[np.float32]:

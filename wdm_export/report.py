@@ -23,6 +23,7 @@ from wdm_export.score_table import (
     definitions,
     digits,
     shown,
+    truth_line,
 )
 from wdm_runtime.errors import OutputError
 from wdm_runtime.io.atomic import check_apart, check_destination, write_text
@@ -31,12 +32,9 @@ from wdm_runtime.records import to_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPORT_NAME, SCORES_NAME, TILES_NAME, JSON_NAME = (
-    "report.html",
-    "scores.csv",
-    "tiles.csv",
-    "scores.json",
-)
+REPORT_NAME, SCORES_NAME, TILES_NAME = "report.html", "scores.csv", "tiles.csv"
+SPECTRA_NAME, JSON_NAME = "spectra.csv", "scores.json"
+_NAMES = (SCORES_NAME, TILES_NAME, SPECTRA_NAME, JSON_NAME, REPORT_NAME)
 _MAP_DPI = 110
 _PAGE = Path(__file__).with_name("report.html")
 # Which way is better, by the beginning of a label; the rest is best at 0.
@@ -59,7 +57,7 @@ def make_folder(folder: Path, others: Iterable[Path | None] = ()) -> None:
     OutputError
         It cannot be made, or a file of the report not written there.
     """
-    files = [folder / name for name in (SCORES_NAME, TILES_NAME, JSON_NAME, REPORT_NAME)]
+    files = [folder / name for name in _NAMES]
     others = tuple(others)
     for file in files:
         check_apart(file, others)
@@ -74,7 +72,7 @@ def make_folder(folder: Path, others: Iterable[Path | None] = ()) -> None:
 
 
 def write_report(folder: Path, evaluation: Evaluation, gallery: Gallery, command: str) -> None:
-    """Write ``report.html``, ``scores.csv``, ``tiles.csv`` and ``scores.json``.
+    """Write ``report.html``, ``scores.csv``, ``tiles.csv``, ``spectra.csv`` and ``scores.json``.
 
     Parameters
     ----------
@@ -87,6 +85,7 @@ def write_report(folder: Path, evaluation: Evaluation, gallery: Gallery, command
     """
     write_text(folder / SCORES_NAME, evaluation.to_csv())
     write_text(folder / TILES_NAME, evaluation.tiles_csv())
+    write_text(folder / SPECTRA_NAME, evaluation.spectra_csv())
     write_text(folder / JSON_NAME, to_json(evaluation.to_dict()))
     write_text(folder / REPORT_NAME, page(evaluation, gallery, command))
 
@@ -115,6 +114,7 @@ def page(evaluation: Evaluation, gallery: Gallery, command: str) -> str:
         main=_table(evaluation, list(HEADLINE)),
         full=_table(evaluation, list(filter(shown, model.labelled()))),
         bootstrap=html.escape(bootstrap_line(evaluation)),
+        truth=html.escape(truth_line(evaluation.truth)),
         definitions="".join(
             f"<li><b>{html.escape(name)}</b>{html.escape(':' + text)}</li>"
             for name, _, text in (

@@ -17,7 +17,7 @@ from wdm_export.probability import SPREAD_EDGES_MM_H
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleMetrics, EnsembleTileScores
 from wdm_runtime.plot import RATE_LEVELS_MM_H, probability_scale, rate_scale
-from wdm_runtime.skill import BANDS_KM, LEAST_POWER
+from wdm_runtime.skill import BANDS_KM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,15 +193,12 @@ def spectra(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
     """Mean radial spectra of z, and the mean over the tiles of each one's ratio to the truth's."""
     figure = _figure(10.5, 4.3)
     power, ratio = figure.subplots(1, 2)
-    truths = np.maximum(np.asarray(evaluation.truth_spectra)[:, 1:], LEAST_POWER)
-    truth = truths.mean(axis=0)
-    wavelength = 2 * truth.size / np.arange(1, truth.size + 1)
-    power.plot(wavelength, truth, color=_TRUTH, linewidth=2.2, label="truth")
+    found = evaluation.mean_spectra()
+    power.plot(found.wavelength_km, found.truth, color=_TRUTH, linewidth=2.2, label="truth")
     ratio.axhline(0, color=_TRUTH, linewidth=1.5)
-    for row in evaluation.rows:
-        own = np.maximum(row.tiles.spectrum[:, 1:], LEAST_POWER)
-        power.plot(wavelength, own.mean(axis=0), **look[row.name])
-        ratio.plot(wavelength, 10 * np.log10(own / truths).mean(axis=0), **look[row.name])
+    for name, values in found.power.items():
+        power.plot(found.wavelength_km, values, **look[name])
+        ratio.plot(found.wavelength_km, found.ratio_db[name], **look[name])
     for axes in (power, ratio):
         axes.set_xscale("log", base=2)
         axes.set_xlim(64, 2)
@@ -209,7 +206,7 @@ def spectra(evaluation: Evaluation, look: dict[str, dict[str, Any]]) -> Figure:
         for low, high in BANDS_KM[::2]:
             axes.axvspan(low, high, color="#f3f4f6", zorder=0)
     power.set_yscale("log")
-    inside = truth[wavelength <= 64]
+    inside = found.truth[found.wavelength_km <= 64]
     power.set_ylim(inside.min() / 8, inside.max() * 3)
     ratio.set_ylim(-12, 6)
     _dress(power, "wavelength [km]", "power of z", "Spectra")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from wdm_export.scores import EnsembleMetrics, EnsembleTileScores, Metrics, Tile
 from wdm_export.texture import HEAVY_MM_H, PHASE_PX
 from wdm_export.tiles import TilePlace
 from wdm_runtime.records import finite
-from wdm_runtime.skill import BANDS_KM, Z_RANGE
+from wdm_runtime.skill import BANDS_KM, LEAST_POWER, Z_RANGE, Float64
 
 # Characters of a column on a screen: of two numbers of six, and of most labels; lines and spaces.
 _FORECAST_WIDTH, _LABEL_WIDTH, _BORDERS = 16, 30, 3
@@ -34,7 +34,7 @@ FSS_SHOWN_MM_H = "5"
 HEADLINE = (
     *("PSNR [dB]", "SSIM", "CSI 0.1 mm/h", "CSI 1 mm/h", "CSI 5 mm/h", "CSI 20 mm/h"),
     *("bias 20 mm/h", f"FSS {FSS_SHOWN_MM_H} mm/h in 9 km"),
-    *("MAE [mm/h]", "CRPS [mm/h]", "CRPS / bicubic MAE", "tail CRPS 20 mm/h [mm/h]"),
+    *("MAE [mm/h]", "RMSE [mm/h]", "CRPS [mm/h]", "CRPS / bicubic MAE", "tail CRPS 20 mm/h [mm/h]"),
     *("spread/skill", "Brier 5 mm/h"),
     *(f"RAPSD {low}-{high} km [dB]" for low, high in BANDS_KM),
     *("intensity distance [dB]", "p99.9 [mm/h]", "wet fraction"),
@@ -47,11 +47,17 @@ DEFINITIONS = (
     f"PSNR: 10 log10(1 / MSE) of z / {Z_RANGE}, z = log10(rate + 0.1) + 1; a mean of tiles",
     "SSIM: Wang 2004 on the same, Gaussian sigma 1.5 in 11 x 11, data range 1; a mean of tiles",
     "MAE, RMSE: of all cells of all tiles; one member is one draw, not a best guess",
-    "CRPS: fair, mean|x - y| - sum|xi - xj| / (2 M (M - 1)); of a single field it is the MAE",
+    "CRPS: fair, mean|x - y| - sum|xi - xj| / (2 M (M - 1)) of an ensemble, in its mean's column; "
+    "of a single field, as a member or the median is, the MAE",
     f"CRPS of means: the same of {', '.join(map(str, AVERAGED_KM))} km block means",
     "tail CRPS: fair CRPS of max(rate, threshold): what happens above it, over all cells",
     "spread/skill: sqrt((M + 1) / M x mean variance) / RMSE of the mean; 1 is reliable",
-    "Brier: mean (share of members >= threshold - event)^2; of a single field, of its yes or no",
+    "ranks: cells by the number of members below the truth, ties at random; cells in which all "
+    "members are the truth are left out. Flat is reliable",
+    "reliability: the share of events among cells in which k of M members are >= threshold; k / M "
+    "is reliable",
+    "Brier: mean (share of members >= threshold - event)^2 of an ensemble, in its mean's column; "
+    "of a single field, of its yes or no",
     "CSI: hits / (hits + misses + false alarms) of rate >= threshold, pooled; 1 is perfect",
     "SSIM, FSS, RAPSD, checkerboard: cells that do not count, under 1 % of a tile, are dry in both",
     "POD, FAR: hits / events, false alarms / forecast events, pooled",
@@ -166,10 +172,24 @@ def _labels(pattern: str, values: dict[str, float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class MeanSpectra:
+    """Radial spectra of z / 3.176 as means over the tiles, (wavenumber,); the wavenumber 0 is out.
+
+    ``ratio_db`` is the mean of the tiles' ratios to the truth in dB, as in the bands' scores.
+    """
+
+    wavelength_km: Float64
+    truth: Float64
+    power: dict[str, Float64]
+    ratio_db: dict[str, Float64]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores of the baselines, one member and the members' median and mean, on the same tiles.
 
-    ``truth_spectra`` are the radial spectra of the truth's z / 3.176, (tile, wavenumber).
+    ``truth`` has what percentiles and wet fraction are differences to, ``truth_spectra`` the radial
+    spectra of the truth's z / 3.176, (tile, wavenumber).
     """
 
     rows: tuple[ForecastRow, ...]
@@ -177,6 +197,7 @@ class Evaluation:
     cells: int
     settings: dict[str, Any]
     intervals: Intervals = field(default_factory=dict)
+    truth: dict[str, float] = field(default_factory=dict)
     truth_spectra: npt.NDArray[np.float64] | None = None
 
     @property
@@ -201,7 +222,8 @@ class Evaluation:
             name: {key: found[key] for key in HEADLINE if key in found}
             for name, found in self.intervals.items()
         }
-        content = {**self.settings, "rows": rows, "intervals": limits, "metrics": full}
+        content = {**self.settings, "truth": self.truth, "rows": rows}
+        content |= {"intervals": limits, "metrics": full}
         plain: dict[str, Any] = finite(content)
         return {"tiles": len(self.places), "cells": self.cells, **plain}
 
@@ -235,6 +257,27 @@ class Evaluation:
                 values = (*values, *t.spectrum_db[i], t.checkerboard_db[i])
                 lines.append((*where, row.name, int(t.cells[i]), *map(_number, values)))
         return _csv(lines)
+
+    def mean_spectra(self) -> MeanSpectra:
+        """Of the truth and of every forecast, averaged over the tiles."""
+        truths = np.maximum(np.asarray(self.truth_spectra)[:, 1:], LEAST_POWER)
+        power, ratio_db = {}, {}
+        for row in self.rows:
+            own = np.maximum(row.tiles.spectrum[:, 1:], LEAST_POWER)
+            power[row.name] = own.mean(axis=0)
+            ratio_db[row.name] = 10 * np.log10(own / truths).mean(axis=0)
+        count = truths.shape[1]
+        wavelength = 2 * count / np.arange(1, count + 1)
+        return MeanSpectra(wavelength, truths.mean(axis=0), power, ratio_db)
+
+    def spectra_csv(self) -> str:
+        """A line a wavenumber: the truth's power, every forecast's, and its ratio in dB."""
+        spectra = self.mean_spectra()
+        columns = {"wavelength_km": spectra.wavelength_km, "truth": spectra.truth}
+        for name, power in spectra.power.items():
+            columns |= {name: power, f"{name} [dB]": spectra.ratio_db[name]}
+        lines = (tuple(map(_number, values)) for values in zip(*columns.values(), strict=True))
+        return _csv([tuple(columns), *lines])
 
 
 def _number(value: float | None) -> str:
@@ -278,8 +321,14 @@ def bootstrap_line(evaluation: Evaluation) -> str:
     return (
         f"Below each score its 95 % interval: percentiles of {draws} bootstrap draws of the "
         f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}; none where "
-        "over a tenth of the draws leave a score undefined, as those of few events do"
+        "over a tenth of the draws leave a score undefined, as those of few events do. Tiles count "
+        "as independent; those of one storm are not quite, so intervals are narrow rather than wide"
     )
+
+
+def truth_line(truth: Mapping[str, float]) -> str:
+    """What the truth has where the table has a forecast's difference to it."""
+    return "The truth's " + ", ".join(f"{name} {digits(value)}" for name, value in truth.items())
 
 
 @dataclass(frozen=True)
@@ -298,7 +347,8 @@ class ScoreTable:
         for first in range(0, len(rows), abreast):
             yield self._table(title, rows[first : first + abreast])
         names = [row.name for row in self.evaluation.rows]
-        for line in (*definitions(names), bootstrap_line(self.evaluation)):
+        below = (truth_line(self.evaluation.truth), bootstrap_line(self.evaluation))
+        for line in (*definitions(names), *below):
             yield Text(line, style="dim")
 
     def _table(self, title: str, rows: Sequence[ForecastRow]) -> Table:

@@ -224,7 +224,13 @@ class Metrics:
 
 @dataclass(frozen=True)
 class EnsembleMetrics:
-    """Scores of an ensemble over many tiles."""
+    """Scores of an ensemble over many tiles.
+
+    ``rank_histogram`` counts cells by the members below the truth. ``reliability`` has, for each
+    threshold [mm h-1], the cells that 0 .. M members call an event and how many of them are one;
+    ``spread_classes`` the cells, the members' variance and the squared error of their mean
+    [mm2 h-2], means of each class of `SPREAD_EDGES_MM_H`.
+    """
 
     fair_crps_mm_h: float
     spread_skill: float
@@ -232,6 +238,8 @@ class EnsembleMetrics:
     averaged_crps_mm_h: dict[str, float]
     tail_crps_mm_h: dict[str, float]
     brier: dict[str, float]
+    reliability: dict[str, dict[str, tuple[int, ...]]]
+    spread_classes: dict[str, tuple[float, ...]]
 
 
 def _by(keys: Sequence[float], values: Any) -> dict[str, float]:
@@ -315,4 +323,28 @@ def pool_ensemble(tiles: EnsembleTileScores) -> EnsembleMetrics:
         averaged_crps_mm_h=_by(AVERAGED_KM, _means(tiles.averaged_crps)),
         tail_crps_mm_h=_by(THRESHOLDS_MM_H, tiles.tail_crps.sum(axis=0) / tiles.cells.sum()),
         brier=_by(THRESHOLDS_MM_H, brier(tiles.reliability.sum(axis=0))),
+        reliability=_reliability(tiles.reliability.sum(axis=0)),
+        spread_classes=_spread_classes(tiles.spread.sum(axis=0)),
+    )
+
+
+def _reliability(counts: Int64) -> dict[str, dict[str, tuple[int, ...]]]:
+    """`reliability_counts` by threshold and by name."""
+    return {
+        f"{threshold:g}": {"cells": tuple(map(int, cells)), "events": tuple(map(int, events))}
+        for threshold, (cells, events) in zip(THRESHOLDS_MM_H, counts.swapaxes(1, 2), strict=True)
+    }
+
+
+def _spread_classes(sums: Float64) -> dict[str, tuple[float, ...]]:
+    """`spread_sums` by name, the sums divided by the cells; NaN in a class without any."""
+    cells, *others = sums.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = [tuple(map(float, column / cells)) for column in others]
+    return dict(
+        zip(
+            ("cells", "variance_mm2_h2", "squared_error_mm2_h2"),
+            (tuple(map(float, cells)), *means),
+            strict=True,
+        )
     )

@@ -241,6 +241,10 @@ def test_the_result_is_strict_json_with_flat_rows_and_the_table_has_every_foreca
     assert len({tuple(row) for row in content["rows"]}) == 1
     assert not any(isinstance(v, (dict, list)) for row in content["rows"] for v in row.values())
     assert json.loads(text)["metrics"]["mean of 2 members"]["rank_histogram"]
+    rates, edge = field.frame(0), TILE
+    tiles = [rates[p.row : p.row + edge, p.column : p.column + edge] for p in result.places]
+    assert content["truth"]["p99.9 [mm/h]"] == pytest.approx(np.percentile(tiles, 99.9))
+    assert content["truth"]["wet fraction"] == pytest.approx(np.mean(np.array(tiles) >= 0.1))
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(ScoreTable(result))
     shown = console.export_text()

@@ -313,6 +313,38 @@ def test_csv_and_json_say_what_the_table_says(folder: Path, result: Evaluation) 
     assert content["tiles"] == len(result.places) and len(content["rows"]) == len(result.rows)
 
 
+def test_json_has_what_the_diagrams_of_ensembles_show(folder: Path, result: Evaluation) -> None:
+    content = json.loads((folder / report.JSON_NAME).read_text())
+    ensemble = content["metrics"]["mean of 4 members"]
+    chance = np.arange(5) / 4
+    for threshold, counts in ensemble["reliability"].items():
+        cells, events = np.array(counts["cells"]), np.array(counts["events"])
+        assert cells.sum() == content["cells"]
+        brier = (cells * chance**2 - 2 * chance * events + events).sum() / cells.sum()
+        assert brier == pytest.approx(ensemble["brier"][threshold], rel=1e-6)
+    classes = ensemble["spread_classes"]
+    cells = np.array(classes["cells"])
+    known = cells > 0
+    variance = np.array(classes["variance_mm2_h2"], dtype=float)[known] @ cells[known]
+    row = result.rows[-1]
+    assert row.ensemble_tiles is not None
+    assert variance == pytest.approx(row.ensemble_tiles.variance.sum(), rel=1e-6)
+
+
+def test_spectra_average_to_the_bands_scores(folder: Path, result: Evaluation) -> None:
+    lines = list(csv.DictReader(io.StringIO((folder / report.SPECTRA_NAME).read_text())))
+    assert float(lines[-1]["wavelength_km"]) == 2 and float(lines[0]["wavelength_km"]) == TILE
+    for row in result.rows:
+        for low, high in ((2, 4), (4, 8)):
+            ratios = [
+                float(line[f"{row.name} [dB]"])
+                for line in lines
+                if low <= float(line["wavelength_km"]) < high
+            ]
+            score = row.metrics.spectrum_db[f"{low}-{high}"]
+            assert np.mean(ratios) == pytest.approx(score, rel=1e-3, abs=1e-3)
+
+
 def test_one_member_of_one_tile_still_has_a_report(tmp_path: Path) -> None:
     single = field_of(showers(0, (70, 70)))
     with Gallery() as kept:

@@ -19,6 +19,7 @@ HOW = {
     **{"engine": "an engine 1.2", "precision": "bf16"},
     **{"sampler": "second-order", "steps": 5, "noise_scale": 1.25, "time_grid": "logsnr"},
 }
+TRUTH = {"p99.9 [mm/h]": 22.468, "wet fraction": 0.25}
 
 
 def perfect() -> Evaluation:
@@ -27,7 +28,7 @@ def perfect() -> Evaluation:
     truth = TruthTile(rate, np.ones(rate.shape, bool), np.full((2, 2), 2.0), (0, 0), 10)
     tiles = stack([score_tile(rate, truth)])
     row = ForecastRow("one member", pool(tiles, np.zeros(3)), tiles, 0.0)
-    return Evaluation((row,), (TilePlace("2022-08-09T15:00:00", 0, 0),), 400, {})
+    return Evaluation((row,), (TilePlace("2022-08-09T15:00:00", 0, 0),), 400, {}, truth=TRUTH)
 
 
 def test_undefined_scores_are_none() -> None:
@@ -47,6 +48,7 @@ def test_the_card_shows_a_dash_for_none(tiny: Path) -> None:
     lines = card.splitlines()
     assert "| score | one member |" in lines and "None" not in card
     assert "| PSNR [dB] | - |" in lines and "| SSIM | 1.000 |" in lines
+    assert "- The truth's p99.9 [mm/h] 22.468, wet fraction 0.250" in lines
 
 
 @pytest.mark.torch
