@@ -27,8 +27,8 @@ class Preset:
         Network calls of a member, at least 2.
     noise_scale
         Factor of the noise that a stochastic sampler adds at each step. 1 is the reverse SDE
-        itself; more widens an ensemble that is too narrow, because a denoiser that has not learnt
-        all returns too little variance. Fit it on data that nothing is judged by.
+        itself; more widens an ensemble that is too narrow: few steps lose variance, and a denoiser
+        that has not learnt all returns too little. Fit it on data that nothing is judged by.
     time_grid
         One of `wdm_runtime.diffusion.GRIDS`: at which times the network is called.
     """

@@ -89,7 +89,9 @@ def second_order(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[
 def dpm_solver_2m(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ...]:
     """DPM-Solver++ 2M on the probability-flow ODE (Lu et al. 2022, arXiv 2211.01095).
 
-    With E of `second_order`: x <- (sigma' / sigma) x + alpha' (1 - exp(-h)) E.
+    With E of `second_order`: x <- (sigma' / sigma) x + alpha' (1 - exp(-h)) E. An ODE remembers
+    where a run starts: unit noise lacks the mean's alpha m there, so that of Gaussian data with
+    standard deviation s a mean of m (1 - alpha s / sqrt(alpha^2 s^2 + sigma^2)) comes out.
     """
     return _exponential(schedule, schedule.times(calls, grid), order=2, noise=False)
 
@@ -127,7 +129,7 @@ def heun(schedule: VPSchedule, calls: int, grid: str = LOGSNR) -> tuple[Step, ..
 
     With y = x / alpha, s = sigma / alpha and r = s' / s, Euler's step is y' = r y + (1 - r) D.
     D' there corrects it: y' <- y' + (1 - r) / (2 r) (D' - D). So an interval takes two calls; of an
-    even number the last interval gets one and is Euler's.
+    even number the last interval gets one and is Euler's. Unit noise as in `dpm_solver_2m`.
     """
     times = schedule.times(calls // 2 + 1, grid)
     steps: list[Step] = []

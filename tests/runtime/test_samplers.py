@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from wdm_runtime.bundle import Bundle
 from wdm_runtime.diffusion import GRIDS, VPSchedule, denoised_from_v
 from wdm_runtime.errors import InputError
 from wdm_runtime.presets import BEST, FAST, PRESETS, Preset, chosen
@@ -15,7 +16,7 @@ SCHEDULE = VPSchedule()
 MEAN = 0.5
 
 
-def sample(name, std, steps, cells=200_000, scale=1.0):
+def sample(name, std, steps, cells=200_000, scale=1.0, grid="logsnr", unit_start=False):
     rng = np.random.default_rng(0)
 
     def network(x, t):
@@ -28,9 +29,11 @@ def sample(name, std, steps, cells=200_000, scale=1.0):
         return rng.standard_normal(cells, dtype=np.float32)
 
     calls = []
-    sampler_steps = Preset(name, steps, scale).plan(SCHEDULE)
+    sampler_steps = Preset(name, steps, scale, grid).plan(SCHEDULE)
     start = noise(-1)
-    if name in DETERMINISTIC:  # an ODE does not forget that a run starts without alpha MEAN
+    if (
+        name in DETERMINISTIC and not unit_start
+    ):  # an ODE does not forget that a run starts without alpha MEAN
         alpha, sigma = SCHEDULE.alpha(sampler_steps[0].t), SCHEDULE.sigma(sampler_steps[0].t)
         start = np.float32(alpha * MEAN) + np.float32(np.hypot(alpha * std, sigma)) * start
     result = integrate(network, start, sampler_steps, noise, calls.append)
@@ -44,6 +47,34 @@ def test_mean_and_spread_at_a_thousand_calls(name, std):
     result = sample(name, std, 1000, cells=60_000)
     assert result.mean() == pytest.approx(MEAN, rel=0.02)
     assert result.std() == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != "logsnr"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_time_grid_comes_to_the_same_mean_and_spread(name, grid):
+    result = sample(name, 0.6, 300, cells=60_000, grid=grid)
+    assert result.mean() == pytest.approx(MEAN, rel=0.02)
+    assert result.std() == pytest.approx(0.6, rel=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(DETERMINISTIC))
+def test_an_ode_from_unit_noise_falls_short_of_the_mean_by_what_its_start_lacks(name):
+    std, first = 1.0, SCHEDULE.times(2, "logsnr")[0]
+    lack = (
+        SCHEDULE.alpha(first) * std / np.hypot(SCHEDULE.alpha(first) * std, SCHEDULE.sigma(first))
+    )
+    result = sample(name, std, 200, unit_start=True)
+    assert result.mean() == pytest.approx(MEAN * (1 - lack), rel=0.01)
+    assert lack < 0.05
+
+
+@pytest.mark.parametrize("std", [0.3, 0.6, 1.0])
+def test_the_shipped_noise_scale_mends_what_its_few_calls_lose_and_a_little_more(std):
+    way = Bundle.open().manifest.presets[FAST]
+    bare = sample(way.sampler, std, way.steps, grid=way.time_grid).std() / std
+    result = sample(way.sampler, std, way.steps, scale=way.noise_scale, grid=way.time_grid)
+    assert 0.9 < bare < 1 < result.std() / std < 1.1
+    assert result.mean() == pytest.approx(MEAN, rel=0.02)
 
 
 @pytest.mark.parametrize("std", [0.3, 0.6, 1.0])
