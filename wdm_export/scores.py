@@ -2,6 +2,8 @@
 
 A forecast is scored tile by tile into sums (`TileScores`, `EnsembleTileScores`), and scores over
 many tiles are pooled from those sums: a bootstrap only has to `take` tiles again and pool them.
+Libraries have most of these scores but not their sums: the SSIM is scikit-image's, the rest is
+compared with `scores` and pysteps by the tests.
 Arrays are (y, x) [mm h-1]; members come first, (member, y, x).
 """
 
