@@ -30,10 +30,10 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import outside_engine_fraction
+from wdm_runtime.machine import machine
 from wdm_runtime.noise import NoiseSource
 from wdm_runtime.orientation import AS_IT_IS, orientation_of, restored, turned
 from wdm_runtime.presets import Preset, chosen
-from wdm_runtime.process import machine
 from wdm_runtime.samplers import SAMPLERS, integrate
 from wdm_runtime.stepping import StepTime
 
