@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid
-from wdm_runtime.io.netcdf import LIBRARY_LOCK
+from wdm_runtime.io.dataset import LIBRARY_LOCK
+from wdm_runtime.io.netcdf_library import open_dataset
 from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
 
 Array = npt.NDArray[np.float32]
@@ -105,8 +106,7 @@ def read_frame(output: Path, time: int, member: int, threshold: float) -> Ensemb
 @contextmanager
 def _open(output: Path) -> Iterator[netCDF4.Dataset]:
     try:
-        # An absolute path is never mistaken for the address of a server.
-        with netCDF4.Dataset(str(output.absolute())) as dataset:
+        with open_dataset(output) as dataset:
             yield dataset
     except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
         raise _not_an_output(output, str(error)) from error
