@@ -24,9 +24,8 @@ RUNTIME_FLOORS = [
     }
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "machine"}
     | {"bench.report", "engines.probe"}
-    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.grib_products"}
-    | {"io.hdf5_filters"}
-    | {"io.netcdf_library", "io.units"},
+    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.dates"}
+    | {"io.grib_products", "io.hdf5_filters", "io.netcdf_library", "io.units"},
     {"onnx_weights", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
     {"presets", "block_scaling", "faint_rain"},
     {"precision"},
