@@ -73,8 +73,7 @@ class Parts:
 
     def __init__(self, downscaler: Downscaler, field: PrecipField, way: Preset):
         # The private way in: what is timed here must be what the loop does, shapes included.
-        flip = slice(None) if field.grid.north_first else slice(None, None, -1)
-        frame = look_at(field.frame(0)[flip], downscaler.manifest)
+        frame = look_at(field.frame(0)[field.grid.to_north_first], downscaler.manifest)
         self.tiling = frame.tiling
         self.condition = condition(
             frame, downscaler.manifest, downscaler._transforms[0]

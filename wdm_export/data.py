@@ -247,10 +247,9 @@ def _cut_file(
 ) -> list[Source]:
     """Append the patches of a file's fields, numbered from ``first`` on."""
     sources = []
-    north_first = slice(None) if field.grid.north_first else slice(None, None, -1)
     for index, time in enumerate(field.valid_times):
         count = 0
-        for patches in cut_patches(field.frame(index)[north_first], factor, size):
+        for patches in cut_patches(field.frame(index)[field.grid.to_north_first], factor, size):
             for out, patch in zip(outputs, patches, strict=True):
                 out.write(patch.astype(np.float16).tobytes())
             count += 1
