@@ -26,8 +26,8 @@ from wdm_runtime.consistency import MODES
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.io import read_field
+from wdm_runtime.machine import machine
 from wdm_runtime.presets import chosen
-from wdm_runtime.process import machine
 from wdm_runtime.skill import BANDS_KM, TILE_PX
 
 TABLE_WIDTH = 100

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from wdm_export.coarsen import coarsen_file
 from wdm_runtime.io import read_field
-from wdm_runtime.process import machine
+from wdm_runtime.machine import machine
 
 # Each keeps the whole's north-west corner: rows and columns as shares of the domain.
 DOMAINS = (("1/4", 0.5, 0.5), ("1/2", 0.5, 1.0), ("1/1", 1.0, 1.0))

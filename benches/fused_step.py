@@ -23,8 +23,8 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, open_engine, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.fused import integrate_on_engine
+from wdm_runtime.machine import machine
 from wdm_runtime.presets import Preset, chosen
-from wdm_runtime.process import machine
 from wdm_runtime.samplers import SAMPLERS, integrate
 
 Array = npt.NDArray[np.float32]

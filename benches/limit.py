@@ -30,9 +30,9 @@ from wdm_export.config import NetworkConfig
 from wdm_export.unet import UNet
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Choice, open_engine, select, survey
-from wdm_runtime.engines.options import EngineOptions, available_threads
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError
-from wdm_runtime.process import machine
+from wdm_runtime.machine import available_threads, machine
 from wdm_runtime.timing import feeds_of
 from wdm_runtime.wavelets import WaveletSpec
 

@@ -30,10 +30,10 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.latency import outside_engine_fraction
+from wdm_runtime.machine import machine
 from wdm_runtime.noise import NoiseSource
 from wdm_runtime.orientation import AS_IT_IS, orientation_of, restored, turned
 from wdm_runtime.presets import Preset, chosen
-from wdm_runtime.process import machine
 from wdm_runtime.samplers import SAMPLERS, integrate
 from wdm_runtime.stepping import StepTime
 
@@ -73,8 +73,7 @@ class Parts:
 
     def __init__(self, downscaler: Downscaler, field: PrecipField, way: Preset):
         # The private way in: what is timed here must be what the loop does, shapes included.
-        flip = slice(None) if field.grid.north_first else slice(None, None, -1)
-        frame = look_at(field.frame(0)[flip], downscaler.manifest)
+        frame = look_at(field.frame(0)[field.grid.to_north_first], downscaler.manifest)
         self.tiling = frame.tiling
         self.condition = condition(
             frame, downscaler.manifest, downscaler._transforms[0]

@@ -20,9 +20,9 @@ from rich.table import Table
 from wdm_runtime import downscale
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.io import read_field
+from wdm_runtime.machine import machine
 from wdm_runtime.orientation import AS_IT_IS, ORIENTATIONS, orientation_of
 from wdm_runtime.presets import chosen
-from wdm_runtime.process import machine
 from wdm_runtime.tune import Trial, tune
 
 WAYS: dict[str, Callable[[int], int]] = {

@@ -24,10 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines.options import available_threads
 from wdm_runtime.engines.ort import cpu_options, load_onnxruntime
-from wdm_runtime.plan import resident_bytes
-from wdm_runtime.process import machine
+from wdm_runtime.machine import available_threads, machine, resident_bytes
 from wdm_runtime.timing import feeds_of
 
 ROLE, CALLS = "score_fp32", 9

@@ -26,8 +26,8 @@ from wdm_export.config import NetworkConfig
 from wdm_export.graphs import graph_entry, score_graph
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.engines import Engine, open_engine
-from wdm_runtime.engines.options import EngineOptions, available_threads
-from wdm_runtime.process import machine
+from wdm_runtime.engines.options import EngineOptions
+from wdm_runtime.machine import available_threads, machine
 from wdm_runtime.skill import TILE_PX
 from wdm_runtime.wavelets import WaveletSpec
 

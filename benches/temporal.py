@@ -28,8 +28,8 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean, interpolate
 from wdm_runtime.io import read_field
+from wdm_runtime.machine import machine
 from wdm_runtime.presets import chosen
-from wdm_runtime.process import machine
 from wdm_runtime.transform import PrecipTransform
 
 Array = npt.NDArray[np.float32]

@@ -22,16 +22,15 @@ RUNTIME_FLOORS = [
         "version",
         "console",
     }
-    | {"statistics", "plan", "settings", "suspect", "cache", "elf", "engines.options"}
+    | {"statistics", "plan", "settings", "suspect", "cache", "elf", "machine"}
     | {"bench.report", "engines.probe"}
-    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.grib_products"}
-    | {"io.hdf5_filters"}
-    | {"io.netcdf_library", "io.units"},
-    {"onnx_weights", "samplers", "skill", "bench.meters", "blocks"},
+    | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.dates"}
+    | {"io.grib_products", "io.hdf5_filters", "io.netcdf_library", "io.units"},
+    {"onnx_weights", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
     {"presets", "block_scaling", "faint_rain"},
     {"precision"},
     {"manifest"},
-    {"bundle", "field", "consistency", "shared_options", "process", "remembered"}
+    {"bundle", "field", "consistency", "shared_options", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"}
     | {"engines.engine"},

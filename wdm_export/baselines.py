@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdm_export.methods import Array, Places, window
 from wdm_export.residual_frame import ResidualFrame
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.noise import INITIAL_STEP, noise_of
-from wdm_runtime.skill import WET_MM_H
+from wdm_runtime.skill import WET_MM_H, Array, Places, window
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,7 @@ from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX
 
 STORE_VERSION = 3  # 3: rows from the north, storm days of fields without a time
 _INDEX = "index.json"
+_ARRAYS = ("fine", "coarse")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class PatchStore:
                     "Prepare the files again."
                 )
             sources = tuple(Source(**entry) for entry in index["sources"])
-            arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in ("fine", "coarse")]
+            arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
             factor, size = index["factor"], index["patch_px"]
             asked = index["variable"], index["accumulation_h"]
             periods_h = tuple(index["periods_h"])
@@ -150,113 +152,123 @@ def prepare(
     """
     store = Path(store)
     _make_folder(store, size, factor)
+    failure: InputError | None = None
     try:
-        _fill(store, files, factor, size, on_file, variable, accumulation_h, on_unreadable)
+        with _StoreWriter(store, factor, size) as writer:
+            for file in map(Path, files):
+                count = 0
+                try:
+                    field = read_field(file, variable, accumulation_h)
+                    count = writer.add(file, hash_of(file), field)
+                except InputError as error:
+                    if on_unreadable is None:
+                        raise
+                    on_unreadable(error)
+                    failure = error
+                if on_file:
+                    on_file(file, count)
+            if failure is not None and not writer.sources:
+                raise InputError(
+                    "None of the files could be used; expected one at least. The last one: "
+                    f"{failure}"
+                )
+            writer.finish(variable, accumulation_h)
     except OSError as error:
         raise OutputError(
             f"{store}: cannot be written ({error}); expected room for the patches. Free some "
             "space, or choose another folder with -o."
         ) from error
-    finally:
-        for unfinished in store.glob("*.raw"):
-            unfinished.unlink(missing_ok=True)
     return PatchStore.open(store)
 
 
-def _fill(
-    store: Path,
-    files: Iterable[str | Path],
-    factor: int,
-    size: int,
-    on_file: Callable[[Path, int], None] | None,
-    variable: str | None,
-    accumulation_h: float | None,
-    on_unreadable: Callable[[InputError], None] | None,
-) -> None:
-    """Cut the patches, then write the index that makes a folder a store."""
-    sources: list[Source] = []
-    read: dict[str, Path] = {}
-    failure: InputError | None = None
-    periods_h: set[float | None] = set()
-    domain: Domain | None = None
-    total = 0
-    with open(store / "fine.raw", "wb") as fine_out, open(store / "coarse.raw", "wb") as coarse_out:
-        for file in map(Path, files):
-            count = 0
-            try:
-                field = read_field(file, variable, accumulation_h)
-                digest = hash_of(file)
-                if digest in read:
-                    raise InputError(
-                        f"{file}: has the same bytes as {read[digest]}; expected each file once, "
-                        "as its patches would count twice. Leave one of them out."
-                    )
-                read[digest] = file
-                domain_with_it = widened(domain, field)
-                found = _cut_file(file, digest, field, factor, size, total, (fine_out, coarse_out))
-            except InputError as error:
-                if on_unreadable is None:
-                    raise
-                on_unreadable(error)
-                failure = error
-                for out in (fine_out, coarse_out):  # what it gave before it could not be read
-                    out.seek(2 * size**2 * total)
-                    out.truncate()
-            else:
-                periods_h.add(field.source.period_h)
-                domain = domain_with_it
-                sources += found
-                count = sum(source.count for source in found)
-                total += count
-            if on_file:
-                on_file(file, count)
-    if failure is not None and not sources:
-        raise InputError(
-            f"None of the files could be used; expected one at least. The last one: {failure}"
-        )
-    if domain is None or not total:
-        raise InputError(
-            f"{len(sources)} fields gave no training patch; expected some of {size} x {size} cells "
-            f"with at least {MIN_WET_SHARE:.0%} wet, under {MAX_MISSING_SHARE:.0%} missing and no "
-            "coarse cell missing in it or near it. Hand in larger or wetter fields, or cut smaller "
-            "patches with --patch."
-        )
-    for name in ("fine", "coarse"):
-        _raw_to_npy(store / f"{name}.raw", store / f"{name}.npy", (total, size, size))
-    index_values = {
-        "version": STORE_VERSION,
-        "factor": factor,
-        "patch_px": size,
-        "domain": asdict(domain),
-        "variable": variable,
-        "accumulation_h": accumulation_h,
-        "periods_h": sorted(periods_h, key=lambda period: period or 0),
-        "sources": [asdict(source) for source in sources],
-    }
-    write_text(store / _INDEX, json.dumps(index_values, indent=1))
+class _StoreWriter:
+    """A store in the making, whose patches lie in files without a name until all are there."""
 
+    def __init__(self, store: Path, factor: int, size: int) -> None:
+        self.store, self.factor, self.size = store, factor, size
+        self.sources: list[Source] = []
+        self.domain: Domain | None = None
+        self.periods_h: set[float | None] = set()
+        self.patches = 0
+        self._read: dict[str, Path] = {}
 
-def _cut_file(
-    file: Path,
-    digest: str,
-    field: PrecipField,
-    factor: int,
-    size: int,
-    first: int,
-    outputs: tuple[BinaryIO, BinaryIO],
-) -> list[Source]:
-    """Append the patches of a file's fields, numbered from ``first`` on."""
-    sources = []
-    north_first = slice(None) if field.grid.north_first else slice(None, None, -1)
-    for index, time in enumerate(field.valid_times):
+    def __enter__(self) -> _StoreWriter:
+        self._raw = {
+            name: tempfile.TemporaryFile(dir=self.store)  # noqa: SIM115
+            for name in _ARRAYS
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for raw in self._raw.values():
+            raw.close()
+
+    def add(self, file: Path, digest: str, field: PrecipField) -> int:
+        """Cut the patches of a file's fields, or none if one cannot be used; says how many.
+
+        Raises
+        ------
+        InputError
+            A file of the same bytes came before, or a field cannot be read or belongs to no domain
+            with those before.
+        """
+        if digest in self._read:
+            raise InputError(
+                f"{file}: has the same bytes as {self._read[digest]}; expected each file once, "
+                "as its patches would count twice. Leave one of them out."
+            )
+        self._read[digest] = file
+        domain = widened(self.domain, field)
+        sources, end = [], self.patches
+        try:
+            for index, time in enumerate(field.valid_times):
+                count = self._append(field.frame(index)[field.grid.to_north_first])
+                sources.append(Source(file.name, digest, time, end, count))
+                end += count
+        except InputError:
+            for raw in self._raw.values():
+                raw.seek(2 * self.size**2 * self.patches)
+                raw.truncate()
+            raise
+        self.sources += sources
+        self.domain = domain
+        self.periods_h.add(field.source.period_h)
+        before, self.patches = self.patches, end
+        return end - before
+
+    def _append(self, fine: npt.NDArray[np.float32]) -> int:
+        """Append the patches of a frame (y, x) [mm h-1], north first; says how many."""
         count = 0
-        for patches in cut_patches(field.frame(index)[north_first], factor, size):
-            for out, patch in zip(outputs, patches, strict=True):
-                out.write(patch.astype(np.float16).tobytes())
+        for patches in cut_patches(fine, self.factor, self.size):
+            for raw, patch in zip(self._raw.values(), patches, strict=True):
+                raw.write(patch.astype(np.float16).tobytes())
             count += 1
-        sources.append(Source(file.name, digest, time, first, count))
-        first += count
-    return sources
+        return count
+
+    def finish(self, variable: str | None, accumulation_h: float | None) -> None:
+        """Write the arrays, then the index that makes a folder a store."""
+        if self.domain is None or not self.patches:
+            raise InputError(
+                f"{len(self.sources)} fields gave no training patch; expected some of {self.size} "
+                f"x {self.size} cells with at least {MIN_WET_SHARE:.0%} wet, under "
+                f"{MAX_MISSING_SHARE:.0%} missing and no coarse cell missing in it or near it. "
+                "Hand in larger or wetter fields, or cut smaller patches with --patch."
+            )
+        shape = self.patches, self.size, self.size
+        for name, raw in self._raw.items():
+            with raw:  # closed after it is copied, which frees its room for the next one
+                _write_npy(self.store / f"{name}.npy", raw, shape)
+        index = {
+            "version": STORE_VERSION,
+            "factor": self.factor,
+            "patch_px": self.size,
+            "domain": asdict(self.domain),
+            "variable": variable,
+            "accumulation_h": accumulation_h,
+            "periods_h": sorted(self.periods_h, key=lambda period: period or 0),
+            "sources": [asdict(source) for source in self.sources],
+        }
+        write_text(self.store / _INDEX, json.dumps(index, indent=1))
 
 
 def widened(domain: Domain | None, field: PrecipField) -> Domain:
@@ -313,10 +325,10 @@ def _make_folder(store: Path, size: int, factor: int) -> None:
         ) from error
 
 
-def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, int, int]) -> None:
+def _write_npy(target: Path, raw: IO[bytes], shape: tuple[int, int, int]) -> None:
     """Turn appended raw values into a .npy, whose header needs the final count first."""
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    with raw.open("rb") as values, target.open("wb") as out:  # a mapped file dies on a full disk
+    raw.seek(0)
+    with target.open("wb") as out:  # a mapped file dies on a full disk
         np.lib.format.write_array_header_1_0(out, header)
-        shutil.copyfileobj(values, out)
-    raw.unlink()
+        shutil.copyfileobj(raw, out)

@@ -20,13 +20,11 @@ from wdm_export.bootstrap import DRAWS, intervals
 from wdm_export.coarsen import coarsen
 from wdm_export.gallery import Gallery
 from wdm_export.methods import (
-    Array,
     DownscalerLike,
     Ensemble,
     Interpolation,
     Method,
     nearest,
-    window,
 )
 from wdm_export.metrics import TruthTile
 from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
@@ -37,9 +35,17 @@ from wdm_runtime.conditioning import valid_cells
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
 from wdm_runtime.field import PrecipField
-from wdm_runtime.grid import Grid, interpolate
+from wdm_runtime.grid import interpolate
 from wdm_runtime.presets import FAST, PRESETS, Preset
-from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_H, find_tiles
+from wdm_runtime.skill import (
+    MAX_MISSING_SHARE,
+    MIN_WET_SHARE,
+    TILE_PX,
+    WET_MM_H,
+    Array,
+    find_tiles,
+    window,
+)
 
 SHOWN_PROBABILITY_MM_H = 5.0
 _LEAST_TILE_PX = 12  # SSIM's window and one block more
@@ -219,13 +225,10 @@ def evaluate(
 
 
 def frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
-    """Each valid time as a field of its own, north first: tiles start in the north-west."""
+    """Each valid time as a field of its own, north first."""
     for one in fields:
-        flip = slice(None) if one.grid.north_first else slice(None, None, -1)
-        grid: Grid = replace(one.grid, y=one.grid.y[flip])
-        for index, time in enumerate(one.valid_times):
-            rates = one.frame(index)[None, flip]
-            yield replace(one, rate_mm_h=rates, grid=grid, valid_times=(time,))
+        for index in range(len(one.valid_times)):
+            yield one.alone(index)
 
 
 class _Run:

@@ -19,14 +19,13 @@ from rich.text import Text
 
 from wdm_export.coarsen import coarsen
 from wdm_export.crops import Coefficients
-from wdm_export.methods import window
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import interpolated
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import InputError, ParityError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
-from wdm_runtime.skill import TILE_PX, find_tiles
+from wdm_runtime.skill import TILE_PX, find_tiles, window
 
 Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]

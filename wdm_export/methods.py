@@ -6,7 +6,7 @@ Interpolation is of the whole domain, as the model's is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +18,7 @@ from wdm_runtime.consistency import DEFAULT_CONSISTENCY, make_consistent
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import interpolate
 from wdm_runtime.presets import Preset
-from wdm_runtime.skill import WET_MM_H
-
-Array = npt.NDArray[np.floating]
-Places = Sequence[tuple[int, int]]  # first row and column of every tile in the fine field
+from wdm_runtime.skill import WET_MM_H, Array, Places, cut_tiles, wanted_cells
 
 
 class Method(Protocol):
@@ -69,24 +66,6 @@ class DownscalerLike(Protocol):
         """Draw an ensemble; only the ``wanted`` fine cells need a result."""
 
 
-def window(place: tuple[int, int], size: int) -> tuple[slice, slice]:
-    """The tile at a place."""
-    return slice(place[0], place[0] + size), slice(place[1], place[1] + size)
-
-
-def wanted_cells(shape: tuple[int, ...], places: Places, size: int) -> npt.NDArray[np.bool_]:
-    """Fine mask of the cells in any of the tiles."""
-    wanted = np.zeros(shape, dtype=np.bool_)
-    for place in places:
-        wanted[window(place, size)] = True
-    return wanted
-
-
-def cut(rate_mm_h: Array, places: Places, size: int) -> Array:
-    """(tile, size, size) copies of the tiles of a domain."""
-    return np.stack([rate_mm_h[window(place, size)] for place in places])
-
-
 @dataclass(frozen=True)
 class Ensemble:
     """A bundle's own: members of an open `Downscaler`, which are as the runtime makes them."""
@@ -109,7 +88,7 @@ class Ensemble:
             consistency=self.consistency,
             wanted=wanted_cells(shape, places, size),
         ):
-            yield cut(sample.rate_mm_h, places, size)
+            yield cut_tiles(sample.rate_mm_h, places, size)
 
 
 @dataclass(frozen=True)
@@ -126,7 +105,7 @@ class Interpolation:
     ) -> Iterator[Array]:
         fine = self.refine(coarse.frame(0), self.factor)
         fine[fine < WET_MM_H] = 0
-        yield cut(fine, places, size)
+        yield cut_tiles(fine, places, size)
 
 
 def nearest(coarse: Array, factor: int) -> npt.NDArray[np.float32]:

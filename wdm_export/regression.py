@@ -16,13 +16,13 @@ import torch
 
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import REGRESSION
-from wdm_export.methods import Array, Places
 from wdm_export.residual_frame import ResidualFrame
 from wdm_export.unet import UNet
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import SCHEMA_VERSION, Manifest
+from wdm_runtime.skill import Array, Places
 
 
 @dataclass(frozen=True)

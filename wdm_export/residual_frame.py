@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export.methods import Array, Places, cut, wanted_cells
 from wdm_runtime.conditioning import condition, finish, interpolated, look_at, valid_cells
 from wdm_runtime.consistency import make_consistent
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
+from wdm_runtime.skill import Array, Places, cut_tiles, wanted_cells
 from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
 
 
@@ -71,4 +71,4 @@ class ResidualFrame:
             rate, self.coarse_mm_h, self._smooth, manifest.factor, self.consistency,
             manifest.transform.dry_threshold_mm_h,
         )  # fmt: skip
-        return cut(rate, self.places, self.size)
+        return cut_tiles(rate, self.places, self.size)

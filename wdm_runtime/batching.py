@@ -10,8 +10,7 @@ from wdm_runtime.engines import Choice
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError
-from wdm_runtime.plan import available_bytes, resident_bytes
-from wdm_runtime.process import machine
+from wdm_runtime.machine import available_bytes, machine, resident_bytes
 from wdm_runtime.remembered import Remembered
 from wdm_runtime.timing import feeds_of, timed_call
 

@@ -7,11 +7,11 @@ import platform
 from dataclasses import asdict, dataclass
 
 from wdm_runtime.engines import Finding, select, survey
-from wdm_runtime.engines.options import available_threads
 from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, Provider, providers
 from wdm_runtime.engines.probe import Gpu, jetson_release, probe_gpu
 from wdm_runtime.engines.tensorrt_module import MODULES, wheel_cuda
 from wdm_runtime.errors import EngineError, WdmError
+from wdm_runtime.machine import available_threads
 from wdm_runtime.records import to_json
 from wdm_runtime.version import version
 

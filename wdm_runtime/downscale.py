@@ -282,7 +282,7 @@ class Downscaler:
                     yield Draw(frame, index, member, noise, orientation)
 
         def draw_all() -> Iterator[Sample]:
-            flip, noted = _flip(field), False
+            flip, noted = field.grid.to_north_first, False
             for group in self._groups(draws(), at_most):
                 self._require_open()
                 for found in sampling.run(group):
@@ -339,7 +339,7 @@ class Downscaler:
             yield waiting
 
     def _look(self, field: PrecipField, index: int, wanted: Mask | None) -> Frame:
-        flip = _flip(field)
+        flip = field.grid.to_north_first
         return look_at(
             field.frame(index)[flip], self.manifest, None if wanted is None else wanted[flip]
         )
@@ -376,8 +376,3 @@ class Downscaler:
                 "wdm_runtime.select."
             )
         return fine[0] // stride - margin, fine[1] // stride - margin
-
-
-def _flip(field: PrecipField) -> slice:
-    """Turns rows north first, and back."""
-    return slice(None) if field.grid.north_first else slice(None, None, -1)

@@ -187,6 +187,15 @@ class PrecipField:
             source=replace(self.source, time=time.at(indices) if time else None),
         )
 
+    def alone(self, index: int) -> PrecipField:
+        """One of its times by itself, read now, north first: tiles start in the north-west."""
+        flip = self.grid.to_north_first
+        return replace(
+            self.at([index]),
+            rate_mm_h=self.frame(index)[None, flip],
+            grid=replace(self.grid, y=self.grid.y[flip]),
+        )
+
     def crop(self, rows: slice, columns: slice) -> PrecipField:
         """The field within a window of its own rows and columns, still read when asked for."""
         rows, columns = (

@@ -144,6 +144,11 @@ class Grid:
         return bool(self.y.size > 1 and self.y[0] > self.y[-1])
 
     @property
+    def to_north_first(self) -> slice:
+        """Turns rows of the grid north first, and such rows back into its own order."""
+        return slice(None) if self.north_first else slice(None, None, -1)
+
+    @property
     def units(self) -> tuple[str, str]:
         """The coordinates' units, "" where the file says none."""
         y, x = (str(attributes.get("units", "")).strip() for attributes in self.attributes)

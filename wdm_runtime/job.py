@@ -19,8 +19,9 @@ from wdm_runtime.io import read_field
 from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import EnsembleWriter, open_writer
+from wdm_runtime.machine import available_bytes, resident_bytes
 from wdm_runtime.manifest import Manifest
-from wdm_runtime.plan import Plan, available_bytes, resident_bytes
+from wdm_runtime.plan import Plan
 from wdm_runtime.presets import Preset, chosen
 from wdm_runtime.sampling import Balance
 from wdm_runtime.select import (

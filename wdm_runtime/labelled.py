@@ -19,7 +19,7 @@ from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
 from wdm_runtime.job import Suspects, facts, outcome_attributes, settled
-from wdm_runtime.plan import available_bytes
+from wdm_runtime.machine import available_bytes
 from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training
 from wdm_runtime.settings import Settings

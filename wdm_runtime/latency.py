@@ -17,8 +17,8 @@ from wdm_runtime.engines import open_engine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import WdmError
 from wdm_runtime.job import Outcome
+from wdm_runtime.machine import machine, peak_rss_mib
 from wdm_runtime.presets import Preset
-from wdm_runtime.process import machine, peak_rss_mib
 from wdm_runtime.records import to_json
 from wdm_runtime.remembered import Remembered
 from wdm_runtime.stepping import StepTime

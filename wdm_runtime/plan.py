@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from wdm_runtime.container import memory_left_in_container
 from wdm_runtime.errors import InputError
 
 # Arrays of the padded fine domain, in float32, that live at the same time; measured with
@@ -81,27 +77,3 @@ def parse_bytes(text: str) -> int:
             f"--max-memory got '{text}'; expected a size such as 2GiB or 500MB. Correct it."
         )
     return int(float(match[1]) * _SIZES[match[2].lower()])
-
-
-def available_bytes() -> int | None:
-    """Memory the system can give without swapping, None where it does not say.
-
-    In a container at most what is left below its limit.
-    """
-    found = []
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
-    left = memory_left_in_container()
-    if left is not None:
-        found.append(left)
-    return min(found, default=None)
-
-
-def resident_bytes() -> int | None:
-    """Memory this process holds now, None where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -259,10 +259,9 @@ def _extent(grid: Grid) -> tuple[float, float, float, float]:
 
 def _show(axes: Axes, title: str, grid: Grid, values: Array, aspect: float) -> AxesImage:
     """Values (y, x) with the largest y on top and x rising to the right, whatever their order."""
-    rows = slice(None) if grid.north_first else slice(None, None, -1)
     columns = slice(None) if grid.x[0] < grid.x[-1] else slice(None, None, -1)
     stride = max(1, max(values.shape) // _CELLS_ACROSS)
-    shown = np.ma.masked_invalid(values[rows, columns][::stride, ::stride])
+    shown = np.ma.masked_invalid(values[grid.to_north_first, columns][::stride, ::stride])
     axes.set_title(title)
     return axes.imshow(shown, extent=_extent(grid), aspect=aspect)
 

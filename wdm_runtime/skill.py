@@ -16,6 +16,7 @@ from wdm_runtime.transform import PrecipTransform
 
 Array = npt.NDArray[np.floating]
 Float64 = npt.NDArray[np.float64]
+Places = Sequence[tuple[int, int]]  # first row and column of every tile in the fine field
 
 WET_MM_H = 0.1
 MIN_WET_SHARE = 0.05
@@ -45,12 +46,30 @@ def find_tiles(fine: Array, size: int = TILE_PX) -> list[tuple[int, int]]:
     found = []
     for row in range(0, fine.shape[0] - size + 1, size):
         for column in range(0, fine.shape[1] - size + 1, size):
-            tile = fine[row : row + size, column : column + size]
+            tile = fine[window((row, column), size)]
             missing = np.count_nonzero(np.isnan(tile))
             wet = np.count_nonzero(tile >= WET_MM_H)
             if missing < MAX_MISSING_SHARE * tile.size and wet > MIN_WET_SHARE * tile.size:
                 found.append((row, column))
     return found
+
+
+def window(place: tuple[int, int], size: int) -> tuple[slice, slice]:
+    """The tile at a place."""
+    return slice(place[0], place[0] + size), slice(place[1], place[1] + size)
+
+
+def wanted_cells(shape: tuple[int, ...], places: Places, size: int) -> npt.NDArray[np.bool_]:
+    """Fine mask of the cells in any of the tiles."""
+    wanted = np.zeros(shape, dtype=np.bool_)
+    for place in places:
+        wanted[window(place, size)] = True
+    return wanted
+
+
+def cut_tiles(rate_mm_h: Array, places: Places, size: int) -> Array:
+    """(tile, size, size) copies of the tiles of a domain."""
+    return np.stack([rate_mm_h[window(place, size)] for place in places])
 
 
 def scaled_z(rate_mm_h: Array) -> npt.NDArray[np.float32]:
@@ -96,9 +115,9 @@ def windowed(field: Array) -> Float64:
     forecast alike, falls slower with the wavenumber than rain's own, and pulls their ratio to 1.
     """
     along = np.hanning(field.shape[0] + 1)[:-1]
-    window = np.outer(along, along)
-    anomaly = field - (window * field).sum() / window.sum()
-    return np.asarray(window * anomaly / np.sqrt(np.mean(window**2)))
+    hann = np.outer(along, along)
+    anomaly = field - (hann * field).sum() / hann.sum()
+    return np.asarray(hann * anomaly / np.sqrt(np.mean(hann**2)))
 
 
 def band_ratio_db(

@@ -29,10 +29,12 @@ from wdm_runtime.skill import (
     Array,
     Float64,
     band_ratio_db,
+    cut_tiles,
     fair_crps,
     find_tiles,
     radial_spectrum,
     scaled_z,
+    wanted_cells,
 )
 
 FAST_STEPS = 8  # network calls of the fast preset at most
@@ -216,14 +218,10 @@ def _frames(
     """Frames with tiles, north first."""
     factor, size = downscaler.factor, downscaler.manifest.tile_px
     _check_pair(coarse, truth, factor)
-    flips = [
-        slice(None) if field.grid.north_first else slice(None, None, -1)
-        for field in (coarse, truth)
-    ]
     found: list[tuple[int, tuple[int, int]]] = []
     for index in range(len(truth.valid_times)):  # read again where chosen: a day does not fit
-        reached = valid_cells(coarse.frame(index)[flips[0]], factor)
-        rates = np.where(reached, truth.frame(index)[flips[1]], np.float32(np.nan))
+        reached = valid_cells(coarse.alone(index).frame(0), factor)
+        rates = np.where(reached, truth.alone(index).frame(0), np.float32(np.nan))
         found += [(index, place) for place in find_tiles(rates, size)]
     if not found:
         raise InputError(
@@ -236,18 +234,12 @@ def _frames(
     frames = []
     for index in sorted({index for index, _ in chosen}):
         places = tuple(place for number, place in chosen if number == index)
-        rate = coarse.frame(index)[flips[0]]
-        smooth = interpolate(rate, factor)
+        alone = coarse.alone(index)
+        smooth = interpolate(alone.frame(0), factor)
         smooth[smooth < WET_MM_H] = 0
-        fine = truth.frame(index)[flips[1]]
-        tiles, interpolated = (_cut(field, places, size) for field in (fine, smooth))
-        wanted = np.zeros(smooth.shape, dtype=np.bool_)
-        for row, column in places:
-            wanted[row : row + size, column : column + size] = True
-        grid = replace(coarse.grid, y=coarse.grid.y[flips[0]])
-        alone = replace(
-            coarse, rate_mm_h=rate[None], grid=grid, valid_times=(coarse.valid_times[index],)
-        )
+        fine = truth.alone(index).frame(0)
+        tiles, interpolated = (cut_tiles(rates, places, size) for rates in (fine, smooth))
+        wanted = wanted_cells(smooth.shape, places, size)
         valid = np.isfinite(tiles) & np.isfinite(interpolated)
         frames.append(_Frame(alone, places, tiles, valid, interpolated, wanted))
     return frames
@@ -273,10 +265,6 @@ def _check_pair(coarse: PrecipField, truth: PrecipField, factor: int) -> None:
             )
 
 
-def _cut(field: Array, places: Sequence[tuple[int, int]], size: int) -> Array:
-    return np.stack([field[row : row + size, column : column + size] for row, column in places])
-
-
 def _drawn(
     downscaler: Downscaler, frame: _Frame, way: Preset, members: int, seed: int
 ) -> Iterator[Array]:
@@ -288,7 +276,7 @@ def _drawn(
         preset=way,
         wanted=frame.wanted,
     ):
-        yield _cut(sample.rate_mm_h, frame.places, downscaler.manifest.tile_px)
+        yield cut_tiles(sample.rate_mm_h, frame.places, downscaler.manifest.tile_px)
 
 
 def _trial(

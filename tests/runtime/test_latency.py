@@ -16,7 +16,7 @@ from netcdf_files import add, coordinates
 from wdm_runtime import Downscaler
 from wdm_runtime.cache import private_folder
 from wdm_runtime.errors import OutputError
-from wdm_runtime.latency import peak_rss_mib
+from wdm_runtime.machine import peak_rss_mib
 
 REPORT_KEYS = {
     *("engine", "device", "precision", "sampler", "steps", "members", "frames", "tiles_total"),
@@ -150,6 +150,6 @@ def test_nothing_is_written_into_the_bundle_that_a_command_reads(run, tiny_copy,
 
 def test_peak_memory_is_not_the_parents():
     held = np.ones(40_000_000)  # 305 MiB
-    code = "from wdm_runtime.latency import peak_rss_mib; print(peak_rss_mib())"
+    code = "from wdm_runtime.machine import peak_rss_mib; print(peak_rss_mib())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert peak_rss_mib() > held.nbytes / 2**20 > 300 > float(done.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def test_views_read_later_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.at([1]).load(), RAIN[1:])
     cropped = found.crop(slice(1, 3), slice(2, 5))
     np.testing.assert_array_equal(cropped.load(), RAIN[:, 1:3, 2:5])
+
+
+@pytest.mark.parametrize("rows", [1, -1], ids=["as read", "turned"])
+def test_a_frame_alone_is_north_first_and_has_its_own_time(tmp_path: Path, rows: int) -> None:
+    found = read_field(rain_file(tmp_path / "in.nc"))
+    grid = replace(found.grid, y=found.grid.y[::rows])
+    alone = replace(found, rate_mm_h=found.load()[:, ::rows], grid=grid).alone(1)
+    south_up = slice(None, None, 1 if found.grid.north_first else -1)
+    np.testing.assert_array_equal(alone.load(), RAIN[1:, south_up])
+    np.testing.assert_array_equal(alone.grid.y, found.grid.y[south_up])
+    assert alone.grid.north_first and alone.valid_times == found.valid_times[1:]
+    assert found.source.time is not None and alone.source.time is not None
+    assert alone.source.time.values == found.source.time.values[1:]
 
 
 def test_memory_is_that_of_a_frame(tmp_path: Path) -> None:

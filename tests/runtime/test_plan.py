@@ -16,12 +16,13 @@ from wdm_runtime import container
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import most_tiles
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines.options import EngineOptions, available_threads
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
-from wdm_runtime.plan import available_bytes, parse_bytes
+from wdm_runtime.machine import available_bytes, available_threads
+from wdm_runtime.plan import parse_bytes
 from wdm_runtime.samplers import DETERMINISTIC, SAMPLERS
 from wdm_runtime.tiling import Tiling
 
@@ -123,8 +124,8 @@ RUN = """
 import sys
 import numpy as np
 from wdm_runtime import Downscaler, Grid, PrecipField
-from wdm_runtime.latency import peak_rss_mib
-from wdm_runtime.plan import resident_bytes
+from wdm_runtime.machine import peak_rss_mib
+from wdm_runtime.machine import resident_bytes
 
 # So large that the C library gives each array back to the system: above 32 MiB.
 rate = np.zeros((1, 220, 440), np.float32)

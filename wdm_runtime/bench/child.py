@@ -18,8 +18,7 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import WdmError
-from wdm_runtime.plan import resident_bytes
-from wdm_runtime.process import peak_rss_mib, seconds_since_process_start
+from wdm_runtime.machine import peak_rss_mib, resident_bytes, seconds_since_process_start
 from wdm_runtime.timing import feeds_of
 
 

@@ -34,8 +34,8 @@ from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Choice, gpu_of
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError, InputError, WdmError
+from wdm_runtime.machine import load, machine
 from wdm_runtime.presets import FAST, PRESETS
-from wdm_runtime.process import load, machine
 from wdm_runtime.timing import feeds_of, timed_call
 from wdm_runtime.version import version
 

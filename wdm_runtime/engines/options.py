@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wdm_runtime.container import cpus_of_container
 from wdm_runtime.errors import InputError, whole
+from wdm_runtime.machine import available_threads
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
-
-
-def available_threads() -> int:
-    """CPU cores this process may use, in a container as many as its share of time is."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, cpus_of_container() or cores or 1)
-
-
 _MOST = 1 << 16  # threads, or tiles a call: no machine has more, and engines count in 32 bits
 
 

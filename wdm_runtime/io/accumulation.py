@@ -10,7 +10,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, check_number
 from wdm_runtime.field import TimeAxis
 from wdm_runtime.io.dataset import Dataset, Variable
-from wdm_runtime.io.times import dates_of
+from wdm_runtime.io.dates import dates_of
 
 # CF's interval is the spacing of what was summed: a day of hourly rain has "interval: 1 hour".
 # Only with the comment that `cf.period_note` gives is it the period itself.

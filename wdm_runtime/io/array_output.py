@@ -10,8 +10,8 @@ import netCDF4
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.io.dataset import LIBRARY_LOCK
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable
-from wdm_runtime.io.netcdf import LIBRARY_LOCK
 from wdm_runtime.statistics import StatisticsBlock
 
 _COMPRESSION_LEVEL: Final = 1  # noisy floats: higher levels cost much and save little

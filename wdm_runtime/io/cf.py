@@ -16,6 +16,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
+from wdm_runtime.io.dates import to_the_second
 from wdm_runtime.io.units import amount_factor, to_mm_h
 
 CONVENTIONS = "CF-1.11, ACDD-1.3"
@@ -215,8 +216,8 @@ def _coverage_in_time(time: TimeAxis | None) -> dict[str, Any]:
     dates: Any = netCDF4.num2date(ends, time.units, time.calendar)
     start, end = dates
     covered = {
-        "time_coverage_start": _utc(start),
-        "time_coverage_end": _utc(end),
+        "time_coverage_start": to_the_second(start) + "Z",
+        "time_coverage_end": to_the_second(end) + "Z",
         "time_coverage_duration": _duration(end - start),
     }
     steps = np.unique(np.diff(time.values))
@@ -224,10 +225,6 @@ def _coverage_in_time(time: TimeAxis | None) -> dict[str, Any]:
         dates = netCDF4.num2date(time.values[:2], time.units, time.calendar)
         covered["time_coverage_resolution"] = _duration(dates[1] - dates[0])
     return covered
-
-
-def _utc(date: Any) -> str:
-    return str((date + timedelta(milliseconds=500)).isoformat(timespec="seconds")) + "Z"
 
 
 def _duration(span: timedelta) -> str:

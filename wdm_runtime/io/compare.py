@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError, require
 from wdm_runtime.io.atomic import ZARR_SUFFIX
+from wdm_runtime.io.dataset import LIBRARY_LOCK
 from wdm_runtime.io.layout import FILL_VALUE
-from wdm_runtime.io.netcdf import LIBRARY_LOCK
+from wdm_runtime.io.netcdf_library import open_dataset
 from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
 
 _DIMENSIONS = "_ARRAY_DIMENSIONS"  # of Zarr format 2
@@ -173,8 +174,7 @@ def _open(path: Path, stack: ExitStack) -> tuple[dict[str, _Stored], dict[str, A
         if path.is_dir() or path.suffix.lower() == ZARR_SUFFIX:
             group = require("zarr", "xarray", "Reading Zarr").open_group(str(path), mode="r")
             return {name: _zarr(path, array) for name, array in group.arrays()}, dict(group.attrs)
-        # An absolute path is never mistaken for the address of a server.
-        dataset = stack.enter_context(netCDF4.Dataset(str(path.absolute())))
+        dataset = stack.enter_context(open_dataset(path))
         dataset.set_auto_maskandscale(False)
         stored = {name: _netcdf(path, variable) for name, variable in dataset.variables.items()}
         return stored, {name: dataset.getncattr(name) for name in dataset.ncattrs()}

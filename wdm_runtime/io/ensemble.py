@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy.typing as npt
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid
-from wdm_runtime.io.netcdf import LIBRARY_LOCK
+from wdm_runtime.io.dataset import LIBRARY_LOCK
+from wdm_runtime.io.dates import to_the_second
+from wdm_runtime.io.netcdf_library import open_dataset
 from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
 
 Array = npt.NDArray[np.float32]
@@ -105,8 +106,7 @@ def read_frame(output: Path, time: int, member: int, threshold: float) -> Ensemb
 @contextmanager
 def _open(output: Path) -> Iterator[netCDF4.Dataset]:
     try:
-        # An absolute path is never mistaken for the address of a server.
-        with netCDF4.Dataset(str(output.absolute())) as dataset:
+        with open_dataset(output) as dataset:
             yield dataset
     except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
         raise _not_an_output(output, str(error)) from error
@@ -153,4 +153,4 @@ def _valid_time(dataset: netCDF4.Dataset, name: str, index: int) -> str:
         return f"none-{index}"
     coordinate = dataset.variables[name]
     date: Any = netCDF4.num2date(coordinate[index], coordinate.units, coordinate.calendar)
-    return str((date + timedelta(milliseconds=500)).isoformat(timespec="seconds"))
+    return to_the_second(date)

@@ -20,6 +20,7 @@ from wdm_runtime.errors import OutputError
 from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.cf import is_geographic, output_time, time_method
+from wdm_runtime.io.dates import to_the_second
 from wdm_runtime.io.grib_header import load_eccodes
 from wdm_runtime.io.grib_products import ACCUMULATION, AVERAGE
 from wdm_runtime.io.layout import Layout
@@ -196,9 +197,8 @@ def _spans(field: PrecipField) -> list[tuple[datetime, datetime]]:
 
 
 def _dates(values: npt.NDArray[Any], time: TimeAxis) -> list[datetime]:
-    half = timedelta(milliseconds=500)
     dates: Any = netCDF4.num2date(values, time.units, time.calendar)
-    return [datetime.fromisoformat((date + half).isoformat(timespec="seconds")) for date in dates]
+    return [datetime.fromisoformat(to_the_second(date)) for date in dates]
 
 
 def _clock(suffix: str, moment: datetime) -> dict[str, int]:

@@ -14,8 +14,14 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.io.classic import check_classic_length
-from wdm_runtime.io.dataset import LIBRARY_LOCK as LIBRARY_LOCK
-from wdm_runtime.io.dataset import Dataset, Index, Variable, check_unchanged, identity
+from wdm_runtime.io.dataset import (
+    LIBRARY_LOCK,
+    Dataset,
+    Index,
+    Variable,
+    check_unchanged,
+    identity,
+)
 from wdm_runtime.io.hdf5_filters import check_filters, chunk_bytes
 from wdm_runtime.io.netcdf_library import open_dataset
 from wdm_runtime.io.precipitation import read_precipitation

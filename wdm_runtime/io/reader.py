@@ -24,7 +24,7 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.io.child import Child, ChildError, ChildSilentError, ChildStartError
 from wdm_runtime.io.field_wire import described
 from wdm_runtime.io.wire import Message, WireError
-from wdm_runtime.plan import available_bytes
+from wdm_runtime.machine import available_bytes
 
 Array = npt.NDArray[np.float32]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from datetime import timedelta
 from typing import Any
 
 import netCDF4
@@ -15,14 +13,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import TimeAxis
 from wdm_runtime.io.coordinates import Axis, named_kind
 from wdm_runtime.io.dataset import Dataset, Variable
-
-# What UDUNITS allows after "since", but for dates and times without separators.
-_UNITS = re.compile(
-    r"(?P<head>.*?\bsince)\s+(?P<date>[+-]?\d+-\d{1,2}-\d{1,2})"
-    r"((?P<separator>T|\s)\s*(?P<hour>\d{1,2})(?P<minutes>:\d{1,2}(:\d{1,2}(\.\d+)?)?)?\.?)?"
-    r"(?P<gap>\s?)\s*(?P<zone>Z|UTC|GMT|[+-]\d{1,2}(:?\d{2})?)?\s*",
-    re.IGNORECASE,
-)
+from wdm_runtime.io.dates import dates_of, to_the_second, whole_units
 
 
 def valid_times_of(
@@ -47,7 +38,7 @@ def valid_times_of(
     units = coordinate.text("units")
     calendar = coordinate.text("calendar").casefold() or "standard"
     try:
-        units = _read_whole(units)
+        units = whole_units(units)
         decoded = np.ravel(coordinate.decoded())
         if not np.isfinite(decoded).all():
             raise ValueError("some times are missing or infinite")
@@ -65,9 +56,7 @@ def valid_times_of(
             "time in '<unit> since <YYYY-MM-DD hh:mm:ss>', UTC or with an offset like +02:00. "
             "Correct the coordinate and its attributes."
         ) from error
-    # Whole seconds: days as floats miss them by microseconds, and the text addresses the noise.
-    half = timedelta(milliseconds=500)
-    texts = tuple((date + half).isoformat(timespec="seconds") for date in dates)
+    texts = tuple(to_the_second(date) for date in dates)
     text, count = max(Counter(texts).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:  # two frames would share their noise
         raise InputError(
@@ -119,23 +108,6 @@ def _in_units_of(units: str, calendar: str, period: Variable) -> npt.NDArray[Any
     return np.asarray(netCDF4.date2num(dates, f"{units.split()[0]} {since}", calendar))
 
 
-def dates_of(values: npt.NDArray[Any], units: str, calendar: str) -> Any:
-    """An array of dates (cftime), raising ValueError where there is none."""
-    return netCDF4.num2date(values, _read_whole(units), calendar.casefold())
-
-
-def _read_whole(units: str) -> str:
-    """Units of time as cftime understands them: it drops what it does not, and is silent."""
-    found = _UNITS.fullmatch(units)
-    if found is None:
-        raise ValueError("not '<unit> since', a date and a time")
-    hour, zone = found["hour"], found["zone"] or ""
-    clock = f"{found['separator']}{hour}{found['minutes'] or ':00'}" if hour else ""
-    if sum(map(str.isdigit, zone)) % 2:  # +2 or -6:30
-        zone = f"{zone[0]}0{zone[1:]}"
-    return f"{found['head']} {found['date']}{clock}{found['gap'] if zone else ''}{zone}"
-
-
 def _bounds(
     dataset: Dataset, coordinate: Variable, units: str, calendar: str
 ) -> tuple[str, npt.NDArray[Any] | None]:
@@ -147,7 +119,7 @@ def _bounds(
     if not np.isfinite(bounds.decoded()).all():
         raise ValueError(f"some bounds in '{bounds.name}' are missing")
     said = bounds.text("units"), bounds.text("calendar").casefold()
-    other = _read_whole(said[0]) if said[0] else units, said[1] or calendar
+    other = whole_units(said[0]) if said[0] else units, said[1] or calendar
     if other != (units, calendar):  # against CF, but met: what they mean is clear
         dates = dates_of(values, *other)
         values = np.asarray(netCDF4.date2num(dates, units, calendar))
