@@ -66,7 +66,9 @@ class Bundle:
 
     @classmethod
     def own(cls, path: Path) -> Bundle:
-        """Open a bundle that this process has just made, and nobody can have signed yet.
+        """Open a bundle that this process has just written or is to sign, so not signed yet.
+
+        What a user names to be run is for `open`.
 
         Raises
         ------
