@@ -20,6 +20,7 @@ _SUM = re.compile(
     r"\(interval: (\d+(?:\.\d+)?(?:e[+-]\d+)?) hours comment: accumulation period\)"
 )
 
+
 def period_of(
     dataset: Dataset, variable: Variable, time: TimeAxis | None, stated_h: float | None
 ) -> float:
