@@ -32,9 +32,10 @@ RUNTIME_FLOORS = [
     {"manifest"},
     {"bundle", "field", "consistency", "shared_options", "remembered"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
-    | {"engines.cuda_memory", "engines.plan_cache", "engines.tensorrt_module"}
+    | {"engines.plan_cache", "engines.tensorrt_module"}
     | {"engines.engine"},
     {
+        "engines.cuda_memory",
         "engines.fixed_batch",
         "engines.ort",
         "engines.ort_libraries",

@@ -53,7 +53,7 @@ def check(
     from wdm_runtime.io.atomic import check_destination
     from wdm_runtime.manifest import MANIFEST_NAME
 
-    opened = Bundle.own(bundle)
+    opened = Bundle.open(bundle)
     if files and keep:
         check_destination(bundle / MANIFEST_NAME, overwrite=True)
     found = package.check_bundle(opened, Checkpoint.load(weights) if weights else None)

@@ -99,10 +99,10 @@ def coarsen_file(
     rows, columns = (n // factor for n in field.grid.shape)
     row, column, height, width = (n * factor for n in _parse(crop, rows, columns))
     field = field.crop(slice(row, row + height), slice(column, column + width))
-    for path, contents in ((coarse, coarsen(field, factor)), (truth, field)):
-        if path is not None:
-            origin = f"{fine.name}, block means of {factor} x {factor} cells"
-            _write(path, contents, origin, overwrite)
+    means = f"{fine.name}, block means of {factor} x {factor} cells"
+    _write(coarse, coarsen(field, factor), means, overwrite)
+    if truth is not None:
+        _write(truth, field, fine.name, overwrite)
 
 
 def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, int]:

@@ -138,7 +138,8 @@ def measure_scales(
                 sums[i, 0] += values.sum(dim=(0, 2, 3))
                 sums[i, 1] += values.square().sum(dim=(0, 2, 3))
             count += values[:, 0].numel()
-    mean = processes.total(sums)[:, 0] / processes.total(count)
+    sums, count = processes.total(sums), processes.total(count)
+    mean = sums[:, 0] / count
     # Inputs without any residual (a constant field) still need a finite scale.
     std = (sums[:, 1] / count - mean.square()).clamp(min=1e-12).sqrt()
     residual, condition = (

@@ -18,7 +18,7 @@ from wdm_export.config import NetworkConfig
 from wdm_export.golden import golden_file
 from wdm_export.step_graph import compare_step, step_tail
 from wdm_export.unet import UNet, parameter_count
-from wdm_runtime.bundle import Bundle, sha256
+from wdm_runtime.bundle import Bundle, rewritten, sha256
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import BundleError, OutputError, ParityError
 from wdm_runtime.io.atomic import Workspace, publish, whole_file
@@ -216,10 +216,7 @@ def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> str:
     with whole_file(target) as folder:
         shutil.copytree(target, folder, ignore=shutil.ignore_patterns(SIGNATURE_NAME))
         write_manifest(folder, manifest)
-    line = f"Wrote it into {bundle.path}, whose sha256 is now {Bundle.own(target).sha256}"
-    if signed:
-        line += f". Its signature was of the old one and is gone: wdm-export sign {bundle.path}"
-    return line
+    return rewritten(bundle.path, signed)
 
 
 def sign_bundle(bundle: Bundle, key: Path) -> Path:

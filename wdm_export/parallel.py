@@ -51,7 +51,7 @@ class Processes:
         return network if self.size == 1 else DistributedDataParallel(network)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of all processes' tensors, the same in each."""
+        """The sum of all processes' tensors, the same in each; ``values`` is reduced in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values

@@ -66,7 +66,9 @@ class Bundle:
 
     @classmethod
     def own(cls, path: Path) -> Bundle:
-        """Open a bundle that this process has just made, and nobody can have signed yet.
+        """Open a bundle that this process has just written or is to sign, so not signed yet.
+
+        What a user names to be run is for `open`.
 
         Raises
         ------
@@ -180,6 +182,14 @@ class Bundle:
 
 def _reason(error: OSError | ValueError) -> str:
     return str(error.strerror if isinstance(error, OSError) else error)
+
+
+def rewritten(path: Path, signed: bool) -> str:
+    """Says a bundle's SHA-256 after its manifest changed, and where it was signed what to do."""
+    line = f"Wrote it into {path}, whose sha256 is now {Bundle.own(path).sha256}"
+    if signed:
+        line += f". Its signature was of the old one and is gone: wdm-export sign {path}"
+    return line
 
 
 def default_bundle() -> Path:

@@ -114,11 +114,8 @@ def run_tune(
     if chart:
         draw_tuning(found, chart)
     if keep:
-        kept = keep_presets(opened, found.suggested)
-        console.out.print(
-            f"Wrote them into {kept.path}, whose sha256 is now {kept.sha256}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        line = keep_presets(opened, found.suggested)
+        console.out.print(line, highlight=False, soft_wrap=True)
 
 
 def _names(text: str, all_of_them: tuple[str, ...]) -> tuple[str, ...]:

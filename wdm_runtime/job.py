@@ -19,7 +19,7 @@ from wdm_runtime.io import read_field
 from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import EnsembleWriter, open_writer
-from wdm_runtime.machine import available_bytes, resident_bytes
+from wdm_runtime.machine import available_bytes, machine, resident_bytes
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.plan import Plan
 from wdm_runtime.presets import Preset, chosen
@@ -386,7 +386,7 @@ def provenance(downscaler: Downscaler, input: Path, command: str) -> dict[str, A
 
 
 def facts(downscaler: Downscaler) -> dict[str, Any]:
-    """The bundle, engine and version of a run, as global attributes."""
+    """The bundle, engine, machine and versions of a run, as global attributes."""
     return {
         "wdm_bundle": downscaler.manifest.name,
         "wdm_bundle_sha256": downscaler.bundle.sha256,
@@ -395,4 +395,6 @@ def facts(downscaler: Downscaler) -> dict[str, Any]:
         "wdm_device": downscaler.engine.device,
         "wdm_precision": downscaler.choice.precision,
         "wdm_version": version(),
+        "wdm_machine": machine(),
+        "wdm_numpy": np.__version__,
     }

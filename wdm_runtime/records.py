@@ -23,6 +23,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         record = next(filter(is_dataclass, arguments), None)
         if record is not None:
             return build(record, value, where)
+        if float in arguments and type(value) is int and int not in arguments:
+            return float(value)
         if not isinstance(value, tuple(arguments)) or isinstance(value, bool):
             raise ValueError(f"{where} is {reprlib.repr(value)}, expected {kind}")
         return value

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.bundle import Bundle
+from wdm_runtime.bundle import Bundle, rewritten
 from wdm_runtime.conditioning import valid_cells
 from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.downscale import Downscaler
@@ -105,25 +105,30 @@ class Tuning:
         return to_json(values)
 
 
-def keep_presets(bundle: Bundle, presets: Mapping[str, Preset]) -> Bundle:
+def keep_presets(bundle: Bundle, presets: Mapping[str, Preset]) -> str:
     """Make presets a bundle's own, beside those of other names; a signature is no longer one.
+
+    Returns
+    -------
+    A line that says what the bundle's SHA-256 is now, and that a signature is gone.
 
     Raises
     ------
     OutputError
-        The folder cannot be written.
+        The folder cannot be written, or a signature not removed.
     """
     manifest = replace(bundle.manifest, presets={**bundle.manifest.presets, **presets})
     signature = bundle.path / SIGNATURE_NAME
-    try:
+    signed = signature.exists()
+    write_text(bundle.path / MANIFEST_NAME, manifest.to_json())
+    try:  # after the manifest: what cannot be written leaves a bundle signed as it was
         signature.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{signature}: cannot be removed ({error.strerror}); a changed bundle must not keep "
-            "it. Make the folder writable, or copy the bundle and name the copy with --bundle."
+            f"{signature}: cannot be removed ({error.strerror}); it is of the manifest before "
+            "the presets, which are written. Remove it, and sign the bundle again."
         ) from error
-    write_text(bundle.path / MANIFEST_NAME, manifest.to_json())
-    return Bundle.own(bundle.path)
+    return rewritten(bundle.path, signed)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ def test_a_cut_of_a_map_projection_can_be_trained_on(tmp_path):
         assert field.source.grid_mapping == whole.source.grid_mapping
         assert "time: mean" in field.source.cell_methods
         np.testing.assert_array_equal(field.source.time.bounds, whole.source.time.bounds)
+    said = []
+    for name in ("coarse", "truth"):
+        with netCDF4.Dataset(tmp_path / f"{name}.nc") as dataset:
+            said.append(dataset.source)
+    assert said == ["radar.nc, block means of 10 x 10 cells", "radar.nc"]
     with netCDF4.Dataset(tmp_path / "coarse.nc") as dataset:  # of CF
         assert "coordinates" not in (*dataset.ncattrs(), *dataset["precipitation_rate"].ncattrs())
         for name in ("time", "time_bnds", "y", "x", "aeqd"):

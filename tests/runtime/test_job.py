@@ -169,7 +169,24 @@ class TestReplayRefuses:
         with netCDF4.Dataset(output, "a") as data:
             data[RAIN][0, 0, 100, 100] = 42.0
         code, _, err = run("replay", output, "--bundle", tiny)
-        assert code == 5 and RAIN in err and "1 of" in err
+        assert code == 5 and RAIN in err and "1 of" in err and "Changed since" not in err
+
+    @pytest.mark.parametrize("name", ["machine", "numpy"])
+    def test_another_value_of_another_machine_or_numpy_by_its_name(self, output, run, tiny, name):
+        with netCDF4.Dataset(output, "a") as data:
+            data[RAIN][0, 0, 100, 100] = 42.0
+            now = data.getncattr(f"wdm_{name}")
+            data.setncattr(f"wdm_{name}", "older")
+        code, _, err = run("replay", output, "--bundle", tiny)
+        assert code == 5 and f"Changed since: {name} 'older' then, '{now}' now" in err
+
+    def test_another_value_of_an_output_that_names_no_machine(self, output, run, tiny):
+        with netCDF4.Dataset(output, "a") as data:
+            data[RAIN][0, 0, 100, 100] = 42.0
+            data.delncattr("wdm_machine")
+            data.delncattr("wdm_numpy")
+        code, _, err = run("replay", output, "--bundle", tiny)
+        assert code == 5 and "Changed since" not in err
 
     def test_another_input(self, output, run, tiny, tmp_path):
         other = tmp_path / "other.nc"

@@ -240,3 +240,27 @@ def test_a_damaged_file_is_an_input_error(tmp_path):
         (tmp_path / "cut.h5").write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"cut\.h5"):
             read_odim(tmp_path / "cut.h5")
+
+
+@pytest.mark.parametrize("layer", [ACRR, RATE], ids=["amounts", "rates"])
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        *((stated, f"got an accumulation of {stated:g} h") for stated in (np.nan, np.inf, 0, -1)),
+        ("1h", "Got accumulation_h = '1h'; expected a number"),
+    ],
+)
+def test_a_stated_period_that_is_none(tmp_path, layer, stated, says):
+    path = tmp_path / "in.h5"
+    odim(path, ((layer, QUARTER, RAW),))
+    with pytest.raises(InputError, match=says):
+        read_field(path, accumulation_h=stated)
+
+
+def test_a_stated_period_may_be_a_second_off(tmp_path):
+    """As that of NetCDF, whose bounds may end a second before the next begin."""
+    path = tmp_path / "in.h5"
+    odim(path, ((ACRR, QUARTER, RAW),))
+    assert read_field(path, accumulation_h=901.2 / 3600).source.period_h == 0.25
+    with pytest.raises(InputError, match=r"summed over 0.25 h as its file says; got .* 0\.5 h"):
+        read_field(path, accumulation_h=0.5)

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import SAMPLE, edit_manifest
+from conftest import SAMPLE, TRUTH, edit_manifest
 
 from wdm_runtime.bench.processes import measure_opening
 from wdm_runtime.bench.turns import choices_of
@@ -181,6 +181,27 @@ def test_without_the_library_nothing_passes(tiny_copy, keys, monkeypatch):
     with pytest.raises(MissingDependencyError, match=r"wdm-edge\[sign\]"):
         Bundle.open(tiny_copy, public)
     assert Bundle.open(tiny_copy).path == tiny_copy
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("command", ["check", "evaluate"])
+def test_commands_of_the_export_refuse_what_is_not_signed(
+    tiny_copy, keys, monkeypatch, capsys, command
+):
+    cli = pytest.importorskip("wdm_export.cli", reason="needs the extra 'export'")
+    pytest.importorskip("torch", reason="needs the extra 'export'")
+    private, public = keys["ours"]
+    monkeypatch.setenv(REQUIRE_VARIABLE, str(public))
+    files = [str(TRUTH)] if command == "evaluate" else []
+    monkeypatch.setattr("sys.argv", ["wdm-export", command, str(tiny_copy), *files])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 3 and "is no signature" in capsys.readouterr().err
+    if command == "check":
+        signed(tiny_copy, private)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
 
 
 @pytest.mark.torch

@@ -13,7 +13,7 @@ from netcdf_files import add, coordinates
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.diffusion import GRIDS
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import read_attributes
@@ -133,10 +133,13 @@ def test_kept_presets_are_the_bundles_defaults_and_end_its_signature(tiny, tmp_p
     shutil.copytree(tiny, folder)
     (folder / SIGNATURE_NAME).write_text("of the manifest before")
     way = Preset("second-order", 3, 1.3, "karras")
-    kept = keep_presets(Bundle.open(folder), {FAST: way})
+    said = keep_presets(Bundle.open(folder), {FAST: way})
+    kept = Bundle.open(folder)
+    assert f"is now {kept.sha256}. Its signature" in said and f"wdm-export sign {folder}" in said
     assert kept.manifest.presets == {FAST: way} and not (folder / SIGNATURE_NAME).exists()
     kept.verify()
-    assert keep_presets(kept, {BEST: Preset()}).manifest.presets == {FAST: way, BEST: Preset()}
+    assert "signature" not in keep_presets(kept, {BEST: Preset()})
+    assert Bundle.open(folder).manifest.presets == {FAST: way, BEST: Preset()}
     with Downscaler.open(folder, "ort-cpu", "fp32") as opened:
         (own,) = opened.downscale(pair[0], seed=1)
         (same,) = opened.downscale(
@@ -152,6 +155,24 @@ def test_kept_presets_are_the_bundles_defaults_and_end_its_signature(tiny, tmp_p
         assert np.abs(own.rate_mm_h - other.rate_mm_h).max() > 0
 
 
+def test_presets_that_cannot_be_written_leave_the_signature_as_it_was(tiny_copy, monkeypatch):
+    def full(path, text):
+        raise OutputError(f"{path}: cannot be written (No space left on device).")
+
+    signature = tiny_copy / SIGNATURE_NAME
+    signature.write_text("of this manifest")
+    monkeypatch.setattr("wdm_runtime.tune.write_text", full)
+    with pytest.raises(OutputError, match="No space left"):
+        keep_presets(Bundle.open(tiny_copy), {FAST: Preset()})
+    assert signature.read_text() == "of this manifest"
+
+
+def test_a_signature_that_cannot_be_removed_is_said(tiny_copy):
+    (tiny_copy / SIGNATURE_NAME).mkdir()
+    with pytest.raises(OutputError, match=r"manifest\.sig: cannot be removed"):
+        keep_presets(Bundle.open(tiny_copy), {FAST: Preset()})
+
+
 def test_json_says_what_is_suggested():
     text = Tuning("bundle", "engine", 3, 8, (trial(8, 0.06, scale=1.1),)).to_json()
     assert json.loads(text)["suggested"][FAST]["noise_scale"] == 1.1
@@ -159,6 +180,7 @@ def test_json_says_what_is_suggested():
 
 def test_the_command_tables_draws_and_keeps(run, tiny_copy, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (plot)")
+    (tiny_copy / SIGNATURE_NAME).write_text("of the manifest before")
     code, out, err = run(
         "tune", SAMPLE, TRUTH, "--bundle", tiny_copy, "--engine", "ort-cpu", "--precision", "fp32",
         "--samplers", "second-order,heun", "--steps", "2,3", "--noise-scales", "1,1.2",
@@ -170,6 +192,7 @@ def test_the_command_tables_draws_and_keeps(run, tiny_copy, tmp_path):
     assert "fast: " in out.replace("fast, best: ", "fast: ") and "heun" in out
     assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
     kept = Bundle.open(tiny_copy)
+    assert "Its signature was of the old one and is gone" in out
     assert kept.manifest.presets[FAST] == Preset(**found["suggested"][FAST])
     assert kept.sha256 in out
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.engines.engine import REPORT
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.errors import EngineError, MissingDependencyError
 
@@ -23,7 +24,7 @@ _REMEDIES = {
         "'cuda-bindings>=12.9,<13'"
     ),
 }
-_OTHER_REMEDY = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
+_OTHER_REMEDY = f"Choose --engine ort-cpu, or {REPORT}."
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ import numpy.typing as npt
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import TensorSpec
 
+# How remedies end: the file names the GPU, the libraries and what each engine computes.
+REPORT = "report this with the file of 'wdm-run selftest -o FILE'"
+
 
 class Engine(Protocol):
     """A loaded graph. Arrays returned by `run` belong to the caller and are never written again."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.engines.engine import REPORT
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import TensorSpec
 
@@ -64,8 +65,7 @@ def count_tiles(feeds: Mapping[str, Array], inputs: Specs, batch: int, version: 
     expected = {spec.name: fixed_shape(spec, tiles) for spec in inputs}
     if got != expected or tiles < 1:
         raise EngineError(
-            f"{version} failed on inputs {got}; expected {expected}. Report this with the output "
-            "of 'wdm-run info'."
+            f"{version} failed on inputs {got}; expected {expected}. Hand in those, or {REPORT}."
         )
     return tiles
 
@@ -128,7 +128,7 @@ def check_states(x: Array, condition: Array, inputs: Specs, batch: int, version:
     if x.shape != expected or condition.shape != expected or not 0 < len(x) <= batch:
         raise EngineError(
             f"{version} failed on states {x.shape} and conditions {condition.shape}; expected up "
-            f"to {batch} of {expected[1:]}. Report this with the output of 'wdm-run info'."
+            f"to {batch} of {expected[1:]}. Hand in those, or {REPORT}."
         )
 
 

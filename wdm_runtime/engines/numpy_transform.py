@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from wdm_runtime.engines.engine import REPORT
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import GraphEntry
 from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
@@ -29,7 +30,7 @@ class NumpyTransform:
             got = {key: value.shape for key, value in feeds.items()}
             raise EngineError(
                 f"The wavelet transform got {got}; expected '{name}' of shape "
-                f"{self.inputs[0].shape}. Report this with the output of 'wdm-run info'."
+                f"{self.inputs[0].shape}. Hand in that, or {REPORT}."
             )
         return self._transform(feeds[name][0], self._spec)[None]
 

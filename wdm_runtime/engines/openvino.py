@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.cache import private_folder
-from wdm_runtime.engines.engine import check_tensors
+from wdm_runtime.engines.engine import REPORT, check_tensors
 from wdm_runtime.errors import EngineError, require
 from wdm_runtime.manifest import GraphEntry, TensorSpec
 
@@ -110,7 +110,7 @@ class OpenVinoEngine:
         if shapes.keys() != expected.keys():  # it would take the last call's for a missing one
             raise EngineError(
                 f"{self._file}: got inputs {sorted(shapes)}; expected {sorted(expected)}. "
-                "Report this with the output of 'wdm-run info'."
+                f"Hand in those, or {REPORT}."
             )
         try:
             if self._fields:
@@ -123,8 +123,7 @@ class OpenVinoEngine:
             return tuple(np.concatenate(parts) for parts in zip(*tiles, strict=True))
         except Exception as error:  # RuntimeError of OpenVINO, TypeError of its bindings
             raise EngineError(
-                f"{self.version} failed on inputs {shapes} ({error}). "
-                "Lower --batch, or report this with the output of 'wdm-run info'."
+                f"{self.version} failed on inputs {shapes} ({error}). Lower --batch, or {REPORT}."
             ) from error
 
     def _infer(

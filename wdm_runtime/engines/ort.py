@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.engines.engine import check_tensors
+from wdm_runtime.engines.engine import REPORT, check_tensors
 from wdm_runtime.errors import EngineError, MissingDependencyError, install_line, require
 from wdm_runtime.manifest import GraphEntry
 
@@ -141,8 +141,7 @@ class OrtCpuEngine:
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EngineError(
-                f"{self.version} failed on inputs {shapes} ({error}). "
-                "Lower --batch, or report this with the output of 'wdm-run info'."
+                f"{self.version} failed on inputs {shapes} ({error}). Lower --batch, or {REPORT}."
             ) from error
 
     def close(self) -> None:
@@ -165,7 +164,7 @@ def check_placement(session: Any, file: str, provider: str) -> None:
     if set(got) != {provider}:
         raise EngineError(
             f"{file} was to run on {provider} but got {', '.join(sorted(set(got)))}. "
-            "Report this with the output of 'wdm-run info'."
+            f"Choose another --engine, or {REPORT}."
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.engines.engine import check_tensors
+from wdm_runtime.engines.engine import REPORT, check_tensors
 from wdm_runtime.engines.fixed_batch import (
     Result,
     check_answers,
@@ -50,10 +50,7 @@ _GRAPH_OF_RUN, _PLAINLY = "gpu_graph_id", "-1"
 # Graphs in fp16 have Resize of opset 19, for which the CUDA provider had no kernel before
 # (onnxruntime's pull request 27415).
 _LOADS_FP16 = (1, 25)
-_REMEDY = (
-    "Lower --batch, free GPU memory, choose --engine ort-cpu, or report this with the output of "
-    "'wdm-run doctor'."
-)
+_REMEDY = f"Lower --batch, free GPU memory, choose --engine ort-cpu, or {REPORT}."
 
 
 def precisions() -> tuple[str, ...]:

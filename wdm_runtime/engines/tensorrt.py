@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.engines.cuda_memory import Device, Staged, cuda_runtime
-from wdm_runtime.engines.engine import check_tensors
+from wdm_runtime.engines.engine import REPORT, check_tensors
 from wdm_runtime.engines.fixed_batch import (
     Result,
     check_answers,
@@ -49,7 +49,7 @@ from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import GraphEntry
 
 Array = npt.NDArray[np.float32]
-_REPORT = "Choose --engine ort-cpu, or report this with the output of 'wdm-run info'."
+_REMEDY = f"Choose --engine ort-cpu, or {REPORT}."
 
 
 def precisions(kind: str) -> tuple[str, ...]:
@@ -234,7 +234,7 @@ class LoadedPlan(ABC):
                 )
                 engine = self._deserialized(plan)
                 if engine is None:
-                    raise self._error("does not load the plan it has just built of", _REPORT)
+                    raise self._error("does not load the plan it has just built of", _REMEDY)
                 self._cache.write(self._key, plan)
         return engine
 
@@ -275,7 +275,7 @@ class LoadedPlan(ABC):
         for spec in (*self.inputs, *self.outputs):
             staged = self._device.allocate(fixed_shape(spec, self.batch), spec.dtype)
             if not self._context.set_tensor_address(spec.name, staged.address):
-                raise self._error(f"refuses the address of '{spec.name}' in", _REPORT)
+                raise self._error(f"refuses the address of '{spec.name}' in", _REMEDY)
             self._tensors[spec.name] = staged
 
     def _execute(self) -> None:
@@ -292,10 +292,10 @@ class LoadedPlan(ABC):
         capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX only
         try:
             if capturable and not capturable(self._device.stream):
-                raise self._error("cannot be captured in a CUDA graph with", _REPORT)
+                raise self._error("cannot be captured in a CUDA graph with", _REMEDY)
             self._launch = self._device.capture(self._queue)
             if not same_answers(self._check_answers(), answer):
-                raise self._error("gives other values with a CUDA graph in", _REPORT)
+                raise self._error("gives other values with a CUDA graph in", _REMEDY)
         except EngineError as error:
             self._launch = self._queue
             self._options.note(f"{self._file}: runs without a CUDA graph. {error}")
@@ -303,7 +303,7 @@ class LoadedPlan(ABC):
 
     def _check_answers(self) -> Array:
         return check_answers(
-            self._answer, self.inputs, self.batch, lambda what: self._error(what, _REPORT)
+            self._answer, self.inputs, self.batch, lambda what: self._error(what, _REMEDY)
         )
 
     def _error(self, what: str, remedy: str) -> EngineError:

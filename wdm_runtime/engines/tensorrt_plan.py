@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from wdm_runtime.bundle import sha256
-from wdm_runtime.engines.engine import check_tensors
+from wdm_runtime.engines.engine import REPORT, check_tensors
 from wdm_runtime.engines.fixed_batch import fixed_specs
 from wdm_runtime.engines.options import Progress
 from wdm_runtime.engines.plan_cache import Key, PlanCache
@@ -109,8 +109,7 @@ def build_plan(
     if plan is None:
         raise EngineError(
             f"{version_of(trt)} does not build {entry.file} for batch {batch} "
-            f"({log.take()}). Lower --batch, choose --engine ort-cpu, or report this with the "
-            "output of 'wdm-run info'."
+            f"({log.take()}). Lower --batch, choose --engine ort-cpu, or {REPORT}."
         )
     if timings:
         timings[0].write(timings[1], bytes(config.get_timing_cache().serialize()))

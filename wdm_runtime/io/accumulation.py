@@ -7,10 +7,11 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError, check_number
+from wdm_runtime.errors import InputError
 from wdm_runtime.field import TimeAxis
 from wdm_runtime.io.dataset import Dataset, Variable
 from wdm_runtime.io.dates import dates_of
+from wdm_runtime.io.units import SAME_WITHIN_H, check_stated_period
 
 # CF's interval is the spacing of what was summed: a day of hourly rain has "interval: 1 hour".
 # Only with the comment that `cf.period_note` gives is it the period itself.
@@ -18,8 +19,6 @@ _SUM = re.compile(
     r"(\w+)\s*:\s*sum\s*"
     r"\(interval: (\d+(?:\.\d+)?(?:e[+-]\d+)?) hours comment: accumulation period\)"
 )
-# Bounds may end a second before the next begin, and days as floats miss whole seconds.
-_SAME_WITHIN_H = 1.5 / 3600
 
 
 def period_of(
@@ -36,26 +35,15 @@ def period_of(
         The period is unknown, differs between the times, or is not the one stated; or all amounts
         are summed from one start.
     """
-    if stated_h is not None:
-        check_number("accumulation_h", stated_h)
     of_bounds = _period_of_bounds(dataset, variable, time)
     found_h = of_bounds if of_bounds is not None else _period_of_cell_methods(variable, time)
     named = f"{dataset.label}: variable '{variable.path}'"
-    if stated_h is not None and not 0 < stated_h < np.inf:
-        raise InputError(
-            f"{named} got an accumulation of {stated_h:g} h; expected a positive period. Correct "
-            "--accumulation."
-        )
+    check_stated_period(named, found_h, stated_h)
     if found_h is None and stated_h is None:
         raise InputError(
             f"{named} has units '{variable.text('units')}', an amount over an unknown period; "
             "expected a rate convertible to 'mm h-1', or time bounds that state the period. State "
             "it with --accumulation, like --accumulation 1h, or choose another with --variable."
-        )
-    if found_h is not None and stated_h is not None and abs(found_h - stated_h) > _SAME_WITHIN_H:
-        raise InputError(
-            f"{named} is summed over {found_h:g} h as its file says; got an accumulation of "
-            f"{stated_h:g} h. Leave out --accumulation, or correct the file."
         )
     return float(stated_h or found_h or 0.0)
 
@@ -67,10 +55,10 @@ def _period_of_bounds(dataset: Dataset, variable: Variable, time: TimeAxis | Non
     starts, ends = _hours(dates[:, 0] - dates[0, 0]), _hours(dates[:, 1] - dates[0, 0])
     periods = np.abs(ends - starts)
     named = f"{dataset.label}: variable '{variable.path}' has amounts"
-    if np.ptp(periods) <= _SAME_WITHIN_H:
+    if np.ptp(periods) <= SAME_WITHIN_H:
         # Bounds without width state no period.
-        return float(np.median(periods)) if periods.min() > _SAME_WITHIN_H else None
-    if np.ptp(starts) <= _SAME_WITHIN_H:
+        return float(np.median(periods)) if periods.min() > SAME_WITHIN_H else None
+    if np.ptp(starts) <= SAME_WITHIN_H:
         raise InputError(
             f"{named} summed from one start, {dates[0, 0].isoformat()}, to each of its times; "
             "expected one period before each time. Take the differences of successive times "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
+from wdm_runtime.io.units import check_stated_period
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HDF5_OFFSETS = (0, 512, 1024, 2048)  # a user block may come first
@@ -18,7 +19,13 @@ _GRIB = re.compile(rb"GRIB...[\x01\x02]", re.DOTALL)
 def read_file(
     path: Path, variable: str | None = None, accumulation_h: float | None = None
 ) -> PrecipField:
-    """Read precipitation here and now; see `wdm_runtime.io.read_field`."""
+    """Read precipitation here and now; see `wdm_runtime.io.read_field`.
+
+    Raises
+    ------
+    InputError, MissingDependencyError
+        As there.
+    """
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:  # a name too long, a folder above without permission
@@ -66,13 +73,12 @@ def _read_grib(
 def _as_asked(field: PrecipField, accumulation_h: float | None) -> PrecipField:
     """The field, if its period is the one asked for, of formats that state it."""
     source = field.source
-    if accumulation_h is not None and (
-        source.period_h is None or abs(source.period_h - accumulation_h) > 1 / 3600
-    ):
-        period = f"amounts over {source.period_h:g} h" if source.period_h else "a rate"
+    named = f"{source.path}: variable '{source.variable}'"
+    check_stated_period(named, source.period_h, accumulation_h)
+    if accumulation_h is not None and source.period_h is None:
         raise InputError(
-            f"{source.path}: variable '{source.variable}' is {period} as the file says; got an "
-            f"accumulation of {accumulation_h:g} h. Leave out --accumulation."
+            f"{named} is a rate as the file says; got an accumulation of {accumulation_h:g} h. "
+            "Leave out --accumulation."
         )
     return field
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from wdm_runtime.errors import InputError
+from wdm_runtime.errors import InputError, check_number
 
 _MM = {
     (("mm", 1),): 1.0,
@@ -29,6 +29,8 @@ _UNIT_NAMES = {
 }
 _UNIT_TERM = re.compile(r"\s*(/?)\s*([a-z]+)([+-]?\d+)?[\s.*]*")
 _PERIOD = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)?\s*([a-z]+)\s*", re.IGNORECASE)
+# Bounds may end a second before the next begin, and days as floats miss whole seconds.
+SAME_WITHIN_H = 1.5 / 3600
 
 
 def to_mm_h(units: str, period_h: float | None) -> float:
@@ -96,6 +98,36 @@ def parse_period(text: str) -> float:
             "30min or 1d. Correct --accumulation."
         )
     return period_h
+
+
+def check_stated_period(named: str, found_h: float | None, stated_h: float | None) -> None:
+    """Refuse a period that the caller states, if it is none or not the file's.
+
+    Parameters
+    ----------
+    named
+        The file and its variable, as the message's subject.
+    found_h, stated_h
+        The period that the file states and the one the caller does [h]; None for none.
+
+    Raises
+    ------
+    InputError
+        What is stated is no finite positive number, or another period than was found.
+    """
+    if stated_h is None:
+        return
+    check_number("accumulation_h", stated_h)
+    if not 0 < stated_h < math.inf:
+        raise InputError(
+            f"{named} got an accumulation of {stated_h:g} h; expected a positive period. Correct "
+            "--accumulation."
+        )
+    if found_h is not None and abs(found_h - stated_h) > SAME_WITHIN_H:
+        raise InputError(
+            f"{named} is summed over {found_h:g} h as its file says; got an accumulation of "
+            f"{stated_h:g} h. Leave out --accumulation, or correct the file."
+        )
 
 
 def _powers(units: str) -> dict[str, int]:
