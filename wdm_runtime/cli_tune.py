@@ -31,7 +31,7 @@ from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.select import check_spacing, crop_alike, select_box, select_times, snap_cells
 from wdm_runtime.shared_options import AccumulationOption, VariableOption
-from wdm_runtime.tune import Trial, keep_presets, tune, ways
+from wdm_runtime.tune import keep_presets, tune, ways
 from wdm_runtime.tune_report import draw_tuning, tune_tables
 
 _N = TypeVar("_N", int, float)
@@ -80,6 +80,8 @@ def run_tune(
         _names(time_grids, GRIDS),
     )
     opened = Bundle.open(bundle, require_signature)
+    # What a suggestion would replace is weighed beside it.
+    tried = tuple(dict.fromkeys((*tried, *opened.manifest.presets.values())))
     check_report(json, opened, require_signature, input, truth, chart)
     check_report(chart, opened, require_signature, input, truth)
     if chart:
@@ -102,11 +104,10 @@ def run_tune(
         console.err.print(downscaler.choice.why, style="dim", highlight=False)
         with console.err.status("") as status:
 
-            def on_trial(trial: Trial | None, way: Preset) -> None:
-                if trial is None:
-                    status.update(f"{way}: {members} members")
+            def on_way(way: Preset) -> None:
+                status.update(f"{way}: {members} members")
 
-            found = tune(downscaler, fields[0], fields[1], tried, members, seed, tiles, on_trial)
+            found = tune(downscaler, fields[0], fields[1], tried, members, seed, tiles, on_way)
     for part in tune_tables(found):
         console.out.print(part, highlight=False)
     if json:

@@ -98,9 +98,16 @@ class Tuning:
                 found[name] = min(close, key=lambda t: (t.way.steps, t.crps_mm_h)).way
         return found
 
+    @property
+    def fast_over_best(self) -> float | None:
+        """CRPS of the suggested fast preset over the best one's; None unless there are both."""
+        scores = {t.way: t.crps_mm_h for t in self.trials}
+        crps = [scores[way] for way in self.suggested.values()]
+        return crps[0] / crps[1] if len(crps) == 2 and crps[1] > 0 else None
+
     def to_json(self) -> str:
         """Everything, and what is suggested."""
-        values = asdict(self)
+        values = {**asdict(self), "fast_over_best": self.fast_over_best}
         values["suggested"] = {name: asdict(way) for name, way in self.suggested.items()}
         return to_json(values)
 
@@ -173,7 +180,7 @@ def tune(
     members: int = 8,
     seed: int = 0,
     tiles: int = 12,
-    on_trial: Callable[[Trial | None, Preset], None] = lambda trial, way: None,
+    on_way: Callable[[Preset], None] = lambda way: None,
 ) -> Tuning:
     """Draw ensembles in every way, and score them on the tiles of truth with rain.
 
@@ -190,8 +197,8 @@ def tune(
         Of each ensemble; at least 2 members.
     tiles
         At most so many, taken evenly from all.
-    on_trial
-        Called with None before and with the result after each trial.
+    on_way
+        Called with each way before it is tried.
 
     Raises
     ------
@@ -205,9 +212,8 @@ def tune(
     frames = _frames(downscaler, coarse, truth, tiles)
     trials = []
     for way in tried:
-        on_trial(None, way)
+        on_way(way)
         trials.append(_trial(downscaler, frames, way, members, seed))
-        on_trial(trials[-1], way)
     return Tuning(
         downscaler.manifest.name,
         f"{downscaler.engine.version}, {downscaler.choice.precision}",

@@ -47,6 +47,8 @@ def tune_tables(tuning: Tuning) -> Iterator[RenderableType]:
     yield table
     for way, name in names.items():
         yield Text(f"{name}: {way}", style="bold")
+    if tuning.fast_over_best is not None:
+        yield Text(f"CRPS of fast over best: {tuning.fast_over_best:.3f}", style="bold")
     yield Text(
         f"Lowest CRPS of the trials within {LARGEST_BAND_DB:g} dB in every band and with spread/"
         f"skill of {SPREAD_SKILL[0]:g} to {SPREAD_SKILL[1]:g}, if there are any; fast: at most "

@@ -178,6 +178,13 @@ def test_json_says_what_is_suggested():
     assert json.loads(text)["suggested"][FAST]["noise_scale"] == 1.1
 
 
+def test_what_fast_loses_against_best_is_said():
+    found = Tuning("bundle", "engine", 3, 8, (trial(8, 0.06), trial(20, 0.05)))
+    assert found.fast_over_best == json.loads(found.to_json())["fast_over_best"]
+    assert found.fast_over_best == pytest.approx(1.2)
+    assert Tuning("bundle", "engine", 3, 8, (trial(20, 0.05),)).fast_over_best is None
+
+
 def test_the_command_tables_draws_and_keeps(run, tiny_copy, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (plot)")
     (tiny_copy / SIGNATURE_NAME).write_text("of the manifest before")
@@ -195,6 +202,15 @@ def test_the_command_tables_draws_and_keeps(run, tiny_copy, tmp_path):
     assert "Its signature was of the old one and is gone" in out
     assert kept.manifest.presets[FAST] == Preset(**found["suggested"][FAST])
     assert kept.sha256 in out
+    code, out, err = run(
+        "tune", SAMPLE, TRUTH, "--bundle", tiny_copy, "--engine", "ort-cpu", "--precision", "fp32",
+        "--samplers", "euler-maruyama", "--steps", "4", "--noise-scales", "1.3",
+        "--members", 2, "--tiles", 1, "--json", "again.json",
+    )  # fmt: skip
+    assert code == 0, err
+    tried = [t["way"] for t in json.loads((tmp_path / "again.json").read_text())["trials"]]
+    assert found["suggested"][FAST] in tried, "the bundle's own presets are tried too"
+    assert "CRPS of fast over best: " in out
 
 
 def test_the_variable_and_the_period_of_amounts_can_be_stated(
