@@ -16,12 +16,14 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from wdm_export.graphs import IR_VERSION
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.errors import EngineError
 from wdm_runtime.manifest import GraphEntry, TensorSpec
+from wdm_runtime.onnx_gate import OPSET
 from wdm_runtime.precision import Peak
 
 Array = npt.NDArray[np.float32]
@@ -160,8 +162,8 @@ def _require_roundings() -> None:
         _cast("back", "y", TensorProto.FLOAT),
     ]
     graph = helper.make_graph(nodes, "probe", ends[:1], ends[1:])
-    model = rounded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
-    model.ir_version = 10
+    model = rounded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
+    model.ir_version = IR_VERSION
     x, y = (TensorSpec(name, "float32", ("size",)) for name in ("x", "y"))
     entry = GraphEntry("probe", "", 0, (x,), (y,))
     engine = open_engine(model.SerializeToString(), entry, "ort-cpu", "fp16")

@@ -221,7 +221,7 @@ def _baselines(
     """Interpolations, bare and dressed, RainFARM if wanted or to be had, and what was named."""
     from wdm_export.baselines import DressedBicubic, RainFarm
     from wdm_export.methods import Ensemble, interpolations
-    from wdm_runtime.select import same_spacing
+    from wdm_runtime.grid import same_spacing
 
     factor, spacing_km = downscaler.factor, downscaler.manifest.domain.spacing_km
     dressed = DressedBicubic(downscaler.manifest, consistency)

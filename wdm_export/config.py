@@ -65,7 +65,13 @@ class NetworkConfig:
             )
 
     def check_edge(self, edge_px: int, option: str) -> None:
-        """Refuse crops and tiles that cannot be halved once for each level and each depth."""
+        """Refuse crops and tiles that cannot be halved once for each level and each depth.
+
+        Raises
+        ------
+        InputError
+            ``edge_px`` is no such size; the message names ``option``.
+        """
         multiple = self.wavelet.stride * 2 ** (len(self.multipliers) - 1)
         if edge_px < 1 or edge_px % multiple:
             raise InputError(

@@ -23,9 +23,9 @@ from wdm_export.compiler_form import CpuForm, GpuForm
 from wdm_export.unet import UNet
 from wdm_runtime.bundle import sha256
 from wdm_runtime.manifest import GraphEntry, TensorSpec
+from wdm_runtime.onnx_gate import OPSET
 from wdm_runtime.wavelets import Taps, WaveletSpec
 
-OPSET = 20
 IR_VERSION = 10  # what opset 20 came with; older engines refuse newer ones
 ROLE_PROPERTY = "wdm_role"
 _LAST = 2**31 - 1  # of a slice: to the end, in 32 bits as TensorRT counts

@@ -12,7 +12,7 @@ import pywt
 import torch
 
 from wdm_export.check_graphs import open_rounded
-from wdm_export.graphs import OPSET, ROLE_PROPERTY, tensor_specs
+from wdm_export.graphs import ROLE_PROPERTY, tensor_specs
 from wdm_export.packet import WaveletPacket
 from wdm_export.unet import UNet
 from wdm_runtime import wavelets
@@ -21,6 +21,7 @@ from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.errors import ParityError
 from wdm_runtime.golden import read_golden
 from wdm_runtime.manifest import GraphEntry, TensorSpec
+from wdm_runtime.onnx_gate import OPSET
 from wdm_runtime.wavelets import WaveletSpec
 
 FP32_LIMIT = 1e-4  # largest absolute difference, v has unit variance

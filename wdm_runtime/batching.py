@@ -113,6 +113,9 @@ def _ms_a_tile(engine: WatchedEngine, batch: int) -> float:
 
 
 def _room_to_double() -> bool:
-    """Twice the batch takes at most as much again as this process holds."""
+    """Whether more memory is free than this process holds.
+
+    That is an upper bound of what doubling the batch adds.
+    """
     free, held = available_bytes(), resident_bytes()
     return free is None or held is None or free > held

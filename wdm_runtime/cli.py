@@ -25,7 +25,7 @@ from wdm_runtime.cli_options import (
 )
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, MODES
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import ENGINES, PRECISIONS, has_step, select, step_pays
+from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, has_step, select, step_pays
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import exit_on_signals, write_text
 from wdm_runtime.io.reader import READ_TIMEOUT_S, ReaderProcess
@@ -42,6 +42,7 @@ from wdm_runtime.shared_options import (
     VersionOption,
 )
 from wdm_runtime.signing import required_key
+from wdm_runtime.statistics import StatisticsSpec
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, POLICIES
 
@@ -52,6 +53,11 @@ app.command("selftest")(cli_engines.run_selftest)
 app.command()(cli_bench.bench)
 app.command("tune")(cli_tune.run_tune)
 _SUFFIXES = (".gz", ".grib2", ".grb2", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".hdf", ".zarr")
+
+_QUANTILES, _THRESHOLDS = (
+    ",".join(f"{value:g}" for value in values)
+    for values in (StatisticsSpec.quantiles, StatisticsSpec.thresholds_mm_h)
+)
 
 MemoryOption = Annotated[
     str | None,
@@ -95,8 +101,8 @@ def infer(
     ] = None,
     bundle: BundleOption = None,
     require_signature: KeyOption = None,
-    engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = "auto",
-    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
+    engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = AUTO,
+    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = AUTO,
     members: Annotated[int, typer.Option(help="Ensemble size")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same ensemble")] = 0,
     preset: PresetOption = None,
@@ -137,9 +143,11 @@ def infer(
     stats: Annotated[
         str, typer.Option(help=f"Statistics over members: {' | '.join(job.STATS)}")
     ] = "none",
-    quantiles: Annotated[str | None, typer.Option(help="For --stats; default: 0.1,0.5,0.9")] = None,
+    quantiles: Annotated[
+        str | None, typer.Option(help=f"For --stats; default: {_QUANTILES}")
+    ] = None,
     thresholds: Annotated[
-        str | None, typer.Option(help="For --stats, mm/h; default: 0.1,1,5,10,20,50")
+        str | None, typer.Option(help=f"For --stats, mm/h; default: {_THRESHOLDS}")
     ] = None,
     on_suspect: Annotated[
         str | None,

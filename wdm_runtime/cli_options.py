@@ -15,7 +15,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination
 from wdm_runtime.signing import REQUIRE_VARIABLE, required_key
 
-_MOST_DIGITS = 9  # of a batch: far beyond any, and what it is then compared with says so
+_MOST_DIGITS = 9  # digits of --batch that are parsed; EngineOptions refuses what is too large
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Default: the shipped bundle")]
 KeyOption = Annotated[

@@ -21,7 +21,7 @@ from wdm_runtime.cli_options import (
 )
 from wdm_runtime.diffusion import GRIDS, LOGSNR
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import ENGINES, PRECISIONS
+from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, write_text
@@ -42,8 +42,8 @@ def run_tune(
     truth: Annotated[Path, typer.Argument(help="The same domain and times on the fine grid")],
     bundle: BundleOption = None,
     require_signature: KeyOption = None,
-    engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = "auto",
-    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "auto",
+    engine: Annotated[str, typer.Option(help=" | ".join(ENGINES))] = AUTO,
+    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = AUTO,
     samplers: Annotated[
         str, typer.Option(help=f"Some of {', '.join(SAMPLERS)}, or all")
     ] = "second-order,dpm-solver-2m",

@@ -68,6 +68,11 @@ class VPSchedule:
         grid
             ``"logsnr"`` is even in log SNR, ``"karras"`` even in (sigma/alpha)^(1/7),
             ``"time"`` even in t.
+
+        Raises
+        ------
+        InputError
+            Fewer than 2 steps, or an unknown grid.
         """
         if steps < 2:
             raise InputError(f"Got {steps} sampling steps; expected at least 2. Raise --steps.")

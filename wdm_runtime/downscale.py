@@ -242,6 +242,8 @@ class Downscaler:
             memory needed than given.
         SuspectError
             A member cannot be true, under ``"fail"``; or is not finite, under any.
+        EngineError
+            A call of the engine fails, while samples are computed.
         """
         self._require_open()
         # Plain ones: the seed's text addresses the noise, and 1.0 or True has another.

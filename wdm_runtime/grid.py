@@ -109,7 +109,7 @@ class Grid:
     ) -> Grid:
         """The grid a file describes, whose latitudes must end at the poles.
 
-        Not asked of every grid: a cell around a pole has finer cells on its far side.
+        Not checked in `Grid`: refining a cell centred on a pole gives centres beyond 90 degrees.
 
         Parameters
         ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.downscale import Downscaler, Sample
+from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import InputError, whole
 from wdm_runtime.field import PrecipField
 from wdm_runtime.input_hash import hash_of
@@ -71,13 +72,29 @@ class Outcome:
         return sum(step.fused for step in self.steps)
 
 
-@dataclass
-class _Watch:
-    """What is noted while samples pass by."""
+class Tally:
+    """What samples of an engine tell as they pass by, from before the first to after the last."""
 
-    steps: list[StepTime] = field(default_factory=list)
-    balances: list[Balance] = field(default_factory=list)
-    suspects: Suspects = field(default_factory=Suspects)
+    def __init__(self, engine: WatchedEngine) -> None:
+        self.steps: list[StepTime] = []
+        self.suspects = Suspects()
+        self._balances: list[Balance] = []
+        self._engine, self._reruns_before = engine, engine.fp32_reruns
+
+    def take(self, sample: Sample) -> None:
+        """Take one more member in."""
+        self._balances.append(sample.balance)
+        self.suspects.count(sample)
+
+    @property
+    def fp32_reruns(self) -> int:
+        """Batches that had to be computed again in fp32 so far."""
+        return self._engine.fp32_reruns - self._reruns_before
+
+    def attributes(self) -> dict[str, Any]:
+        """Of an output of these samples."""
+        fused_steps = sum(step.fused for step in self.steps)
+        return outcome_attributes(self._balances, self.fp32_reruns, fused_steps, self.suspects)
 
 
 def load(
@@ -248,23 +265,16 @@ def run(
         Nothing is left at ``target``, or an older file as it was.
     """
     settings = settled(settings, downscaler.manifest.presets)
-    domain = downscaler.manifest.domain
-    check_spacing(coarse, domain.spacing_km, downscaler.factor, settings.assume_factor)
+    spacing_km = downscaler.manifest.domain.spacing_km
+    check_spacing(coarse, spacing_km, downscaler.factor, settings.assume_factor)
     budget = _budget(max_bytes)
     way = _way(settings, downscaler.manifest.presets)
     plan = downscaler.plan(coarse, settings.members, max_bytes=budget, preset=way)
-    if on_plan:
-        on_plan(plan, outside_training(coarse, domain.latitudes))
-    empty = [index for index, share in enumerate(plan.missing) if share == 1]
-    if empty:
-        downscaler.engine.note(
-            f"{len(empty)} of {len(plan.missing)} frames will be missing throughout, first that of "
-            f"{coarse.valid_times[empty[0]]}, for want of valid input."
-        )
-    watch, reruns_before = _Watch(), downscaler.engine.fp32_reruns
+    _tell(downscaler, coarse, plan, on_plan)
+    tally = Tally(downscaler.engine)
 
     def note(step: StepTime) -> None:
-        watch.steps.append(step)
+        tally.steps.append(step)
         if on_step:
             on_step(step)
 
@@ -298,22 +308,28 @@ def run(
                 )
             )
         for sample in samples:
-            watch.balances.append(sample.balance)
-            watch.suspects.count(sample)
+            tally.take(sample)
             _keep(sample, writer, store, settings)
-        reruns = downscaler.engine.fp32_reruns - reruns_before
-        outcome = Outcome(
-            plan,
-            way,
-            tuple(watch.steps),
-            reruns,
-            watch.suspects,
-            coarse.grid.area_km2(),
+        writer.set_attributes(tally.attributes())
+    area_km2 = coarse.grid.area_km2()
+    return Outcome(plan, way, tuple(tally.steps), tally.fp32_reruns, tally.suspects, area_km2)
+
+
+def _tell(
+    downscaler: Downscaler,
+    coarse: PrecipField,
+    plan: Plan,
+    on_plan: Callable[[Plan, str | None], None] | None,
+) -> None:
+    """Say what comes before it does, and what will be missing."""
+    if on_plan:
+        on_plan(plan, outside_training(coarse, downscaler.manifest.domain.latitudes))
+    empty = [index for index, share in enumerate(plan.missing) if share == 1]
+    if empty:
+        downscaler.engine.note(
+            f"{len(empty)} of {len(plan.missing)} frames will be missing throughout, first that of "
+            f"{coarse.valid_times[empty[0]]}, for want of valid input."
         )
-        writer.set_attributes(
-            outcome_attributes(watch.balances, reruns, outcome.fused_steps, watch.suspects)
-        )
-    return outcome
 
 
 def _keep(

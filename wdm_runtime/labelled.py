@@ -18,12 +18,10 @@ from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
-from wdm_runtime.job import Suspects, facts, outcome_attributes, settled
+from wdm_runtime.job import Tally, facts, settled
 from wdm_runtime.machine import available_bytes
-from wdm_runtime.sampling import Balance
 from wdm_runtime.select import check_spacing, outside_training
 from wdm_runtime.settings import Settings
-from wdm_runtime.stepping import StepTime
 
 # What refers to variables that a single array cannot carry along.
 _REFERENCES = ("bounds", "ancillary_variables", "grid_mapping")
@@ -118,7 +116,7 @@ def downscale(
     shape = len(coarse.valid_times), members, rows, columns
     room = _left_beside(shape)
     layout = layout_of(_without_bounds(coarse), downscaler.factor, members, units, None, True)
-    step_times: list[StepTime] = []
+    tally = Tally(downscaler.engine)
     samples = downscaler.downscale(
         coarse,
         members,
@@ -128,17 +126,13 @@ def downscale(
         settings.consistency or DEFAULT_CONSISTENCY,
         noise_decorrelation_min,
         room,
-        step_times.append,
+        tally.steps.append,
         noise_scale=settings.noise_scale,
         time_grid=settings.time_grid,
     )
-    reruns_before = downscaler.engine.fp32_reruns
-    values, balances, suspects = _collected(samples, shape, layout.quantity.mm_h)
+    values = _collected(samples, shape, layout.quantity.mm_h, tally)
     times = _dates(xarray, labelled, coarse.source.time) if coarse.source.time else None
-    reruns = downscaler.engine.fp32_reruns - reruns_before
-    fused_steps = sum(step.fused for step in step_times)
-    known = _provenance(downscaler, settings, layout)
-    known |= outcome_attributes(balances, reruns, fused_steps, suspects)
+    known = _provenance(downscaler, settings, layout) | tally.attributes()
     return _labelled(xarray, layout, values, times, known)
 
 
@@ -159,17 +153,16 @@ def _without_bounds(coarse: PrecipField) -> PrecipField:
 
 
 def _collected(
-    samples: Iterator[Sample], shape: tuple[int, ...], mm_h: float
-) -> tuple[npt.NDArray[np.float32], list[Balance], Suspects]:
-    """(time, member, y, x) in units of ``mm_h`` mm h-1, each member's balance, and the suspects."""
-    values, balances, suspects = np.empty(shape, dtype=np.float32), [], Suspects()
+    samples: Iterator[Sample], shape: tuple[int, ...], mm_h: float, tally: Tally
+) -> npt.NDArray[np.float32]:
+    """(time, member, y, x) in units of ``mm_h`` mm h-1."""
+    values = np.empty(shape, dtype=np.float32)
     for sample in samples:
         place = values[sample.time_index, sample.member]
         # Divided in float64 and rounded once, as the writers of files do.
         np.divide(sample.rate_mm_h, mm_h, out=place, dtype=np.float64, casting="same_kind")
-        balances.append(sample.balance)
-        suspects.count(sample)
-    return values, balances, suspects
+        tally.take(sample)
+    return values
 
 
 def _left_beside(shape: tuple[int, ...]) -> int | None:

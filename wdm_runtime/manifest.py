@@ -20,7 +20,7 @@ from wdm_runtime.wavelets import WaveletSpec
 
 SCHEMA_VERSION = 3  # 2: `domain`; 3: graphs may share weights, see `onnx_weights`
 MANIFEST_NAME = "manifest.json"
-GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.selftest`
+GOLDEN_NAME = "golden.npz"  # see `wdm_runtime.golden`
 # What each graph is for. The pixel graphs serve the latency comparison only; `step` is the
 # sampler's update, which is no graph by itself but continues a score graph: `engines.step`.
 GRAPH_ROLES = ("score_fp32", "score_fp16", "step", "dwt", "idwt", "pixel_fp32", "pixel_fp16")

@@ -122,8 +122,8 @@ def check_graph(data: bytes, name: str, tail: bool = False) -> None:
     name
         What the message calls it.
     tail
-        Whether it is a graph alone, which continues another. Parsers join the lists of both, so
-        that what each part may not have neither has the whole.
+        True for a fragment that is appended to a score graph. Protobuf merges the two, so checking
+        each part checks the whole.
 
     Raises
     ------

@@ -82,7 +82,8 @@ def chosen(
 ) -> Preset:
     """A preset with what else is asked for.
 
-    Its noise scale was fitted for the rest of it: with anything else it is 1 unless given.
+    A preset's noise scale was fitted to its own sampler, steps and grid; if one of them is
+    overridden it falls back to 1.
 
     Parameters
     ----------

@@ -38,8 +38,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _HALF = math.sqrt(0.5)  # Haar's tap
 
 
-# Both pass over one axis with taps of root 2 times their size, which Haar's are 1 and exact with;
-# two axes leave a factor of 2 to take out.
+# Taps are scaled by sqrt 2, so that Haar's are exactly ±1. After both axes the result is 2 times
+# too large; `_analyse` and `_synthesise` halve it.
 
 
 def _split(x: Array, bank: FilterBank, axis: int) -> tuple[Array, Array]:
@@ -254,7 +254,13 @@ def dwt(field: Array, spec: WaveletSpec) -> Array:
 
 
 def idwt(coeffs: Array, spec: WaveletSpec) -> Array:
-    """Inverse packet transform: (c * subbands, h, w) -> (c, h * stride, w * stride)."""
+    """Inverse packet transform: (c * subbands, h, w) -> (c, h * stride, w * stride).
+
+    Raises
+    ------
+    InputError
+        The coefficients are not (c, h, w), or c is no multiple of the subbands.
+    """
     if coeffs.ndim != 3 or coeffs.shape[0] % spec.subbands:
         raise InputError(
             f"The inverse wavelet transform got coefficients of shape {coeffs.shape}; expected "

@@ -12,7 +12,9 @@ import pytest
 from gpu_box import Box
 
 from wdm_runtime import selftest
+from wdm_runtime.bench.turns import choices_of
 from wdm_runtime.bundle import Bundle, sha256
+from wdm_runtime.engines.families import FAMILIES
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.engines.step import HostStep
@@ -50,6 +52,22 @@ def test_the_cpu_passes_and_the_report_says_so(run, tiny, tmp_path):
         assert 0 < check["p50_ms"] <= check["p95_ms"]
         assert 0 <= check["fused_difference"] <= 1e-6
         assert f"passed ort-cpu in {check['precision']}" in out
+
+
+def test_one_engine_by_name_asks_no_other_whether_it_works(tiny, monkeypatch):
+    """A GPU's driver takes seconds to say, and a broken one may not come back."""
+
+    def asked():
+        raise AssertionError("asked")
+
+    for kind, family in FAMILIES.items():
+        if kind != "ort-cpu":
+            monkeypatch.setitem(FAMILIES, kind, replace(family, probe=asked))
+    options = EngineOptions(threads=1)
+    checks = list(selftest.selftest(Bundle.open(tiny), "ort-cpu", options))
+    choices, problems = choices_of("ort-cpu")
+    assert [check.precision for check in checks] == [choice.precision for choice in choices]
+    assert checks and not problems
 
 
 def test_precisions_without_a_fused_step_pass_without(run, tiny, tmp_path):

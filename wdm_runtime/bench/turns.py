@@ -51,16 +51,15 @@ def choices_of(names: str) -> tuple[list[Choice], list[Problem]]:
     EngineError, MissingDependencyError
         An engine asked for by name cannot be had.
     """
-    findings = survey()
     if names == ALL:
+        findings = survey()
         problems = [Problem(f.kind, f.problem) for f in findings if f.problem]
         return [select(f.kind, p) for f in findings for p in f.precisions], problems
     chosen = []
     for name in names.split(","):
         kind, _, precision = name.strip().partition("/")
         first = select(kind, precision or AUTO)
-        works = next(f.precisions for f in findings if f.kind == first.kind)
-        wanted = (first.precision,) if precision or kind == AUTO else works
+        wanted = (first.precision,) if precision or kind == AUTO else first.works
         chosen += [select(first.kind, p) for p in wanted]
     return list(dict.fromkeys(chosen)), []
 

@@ -21,8 +21,8 @@ from wdm_runtime.io.atomic import whole_file
 
 Key = Mapping[str, str | int]
 _SUFFIX = ".entry"
-# Entries. One bench of two engines makes 34, and those of a few bundles and of before the last
-# upgrade are to outlive it.
+# Entries kept. A bench of two engines writes 34; this holds those of a few bundles and of the
+# version before.
 _KEPT = 128
 _READ_ONLY_USER = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -67,6 +67,14 @@ class Header:
 
 
 def header_of(path: Path, get: Get, product: Product) -> Header:
+    """What a message's keys say of its period, time, member and grid.
+
+    Raises
+    ------
+    InputError
+        The grid is no regular one of latitudes and longitudes, or sizes, period or time cannot be
+        had.
+    """
     name = product.name
     _require_plain_grid(path, name, get)
     rows, columns = _sizes(path, name, get)

@@ -16,7 +16,8 @@ from pathlib import Path
 # 1.7, ecCodes 2.50, xarray, zarr 3, pyproj), and as much again for what they keep of files.
 _LIBRARIES_BYTES = 1 << 28
 
-# Of the limit, at a failure: libraries that unpack ask for twice as much each time.
+# Share of the limit held at a failure from which memory is named as the likely cause; unpacking
+# libraries double their requests.
 _NEAR = 0.25
 
 # Libraries read a file's structure within milliseconds; damaged ones have HDF5 walk in circles.

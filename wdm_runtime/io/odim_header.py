@@ -98,7 +98,13 @@ def _instant(path: Path, group: str, what: dict[str, Any], which: str) -> dateti
 
 
 def chosen(path: Path, layers: list[Layer], quantity: str | None) -> list[Layer]:
-    """The layers of the only precipitation quantity, or of the one asked for."""
+    """The layers of the only precipitation quantity, or of the one asked for.
+
+    Raises
+    ------
+    InputError
+        The file has none or several of precipitation, or not the one asked for.
+    """
     found = sorted({layer.quantity for layer in layers if layer.quantity})
     listed = ", ".join(f"'{name}'" for name in found) or "none"
     rain = [name for name in found if name in UNITS and quantity in (None, name)]
@@ -119,7 +125,13 @@ def chosen(path: Path, layers: list[Layer], quantity: str | None) -> list[Layer]
 
 
 def common_period_h(path: Path, layers: list[Layer]) -> float | None:
-    """The hours amounts are summed over, None for rates."""
+    """The hours amounts are summed over, None for rates.
+
+    Raises
+    ------
+    InputError
+        The layers have several periods, or none that is positive.
+    """
     if layers[0].quantity != "ACRR":
         return None
     periods = {
@@ -136,7 +148,13 @@ def common_period_h(path: Path, layers: list[Layer]) -> float | None:
 
 
 def by_time(path: Path, layers: list[Layer]) -> tuple[list[Layer], list[datetime]]:
-    """Layers in the order of their valid times."""
+    """Layers in the order of their valid times.
+
+    Raises
+    ------
+    InputError
+        One has no time, or two have the same.
+    """
     nominal = len(layers) == 1 and layers[0].quantity == "RATE"
     timed = []
     for layer in layers:
@@ -158,7 +176,13 @@ def by_time(path: Path, layers: list[Layer]) -> tuple[list[Layer], list[datetime
 
 
 def place_of(path: Path, where: dict[str, Any]) -> dict[str, float]:
-    """The numbers of ``where``: sizes whole, scales positive."""
+    """The numbers of ``where``: sizes whole, scales positive.
+
+    Raises
+    ------
+    InputError
+        One is missing, no number, or out of range.
+    """
     missing = [name for name in _PLACE if name not in where]
     if missing:
         raise InputError(

@@ -23,7 +23,7 @@ from wdm_runtime.io.formats import read_file
 from wdm_runtime.io.wire import Message, decode, encode
 
 _BEAT_EVERY_S: Final = 0.2
-# Whoever waits ends us first. This is for when nobody does any more and a library never returns.
+# The parent's timeout comes first. This alarm ends an orphan whose library call never returns.
 _ALARM_FACTOR: Final = 5
 _MOST_WARNINGS: Final = 100
 
