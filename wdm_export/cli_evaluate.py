@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wdm_export.bootstrap import DRAWS
 from wdm_export.cli_parts import (
     Files,
     Threads,
@@ -82,7 +83,7 @@ def evaluate(
     draws: Annotated[
         int | None,
         typer.Option(
-            "--bootstrap", help="Redraws of the tiles behind the intervals; default: 1000"
+            "--bootstrap", help=f"Redraws of the tiles behind the intervals; default: {DRAWS}"
         ),
     ] = None,
     report: Annotated[
