@@ -216,7 +216,8 @@ def rewrite_manifest(bundle: Bundle, manifest: Manifest) -> str:
     with whole_file(target) as folder:
         shutil.copytree(target, folder, ignore=shutil.ignore_patterns(SIGNATURE_NAME))
         write_manifest(folder, manifest)
-    return rewritten(bundle.path, signed)
+    # By the resolved path: a current folder that was replaced is still the old one as ".".
+    return rewritten(bundle.path, Bundle.own(target).sha256, signed)
 
 
 def sign_bundle(bundle: Bundle, key: Path) -> Path:

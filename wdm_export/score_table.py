@@ -52,10 +52,10 @@ DEFINITIONS = (
     f"CRPS of means: the same of {', '.join(map(str, AVERAGED_KM))} km block means",
     "tail CRPS: fair CRPS of max(rate, threshold): what happens above it, over all cells",
     "spread/skill: sqrt((M + 1) / M x mean variance) / RMSE of the mean; 1 is reliable",
-    "ranks: cells by the number of members below the truth, ties at random; cells in which all "
-    "members are the truth are left out. Flat is reliable",
-    "reliability: the share of events among cells in which k of M members are >= threshold; k / M "
-    "is reliable",
+    "ranks, in scores.json: cells by the number of members below the truth, ties at random; cells "
+    "in which all members are the truth are left out. Flat is reliable",
+    "reliability, in scores.json: the share of events among cells in which k of M members are >= "
+    "threshold; k / M is reliable",
     "Brier: mean (share of members >= threshold - event)^2 of an ensemble, in its mean's column; "
     "of a single field, of its yes or no",
     "CSI: hits / (hits + misses + false alarms) of rate >= threshold, pooled; 1 is perfect",

@@ -37,7 +37,13 @@ from wdm_export.metrics import (
     spectral_distance_db,
     ssim,
 )
-from wdm_export.probability import brier, reliability_counts, spread_sums, tail_crps_sums
+from wdm_export.probability import (
+    SPREAD_EDGES_MM_H,
+    brier,
+    reliability_counts,
+    spread_sums,
+    tail_crps_sums,
+)
 from wdm_export.texture import (
     REGIONS,
     checkerboard_db,
@@ -231,7 +237,8 @@ class EnsembleMetrics:
     ``rank_histogram`` counts cells by the members below the truth. ``reliability`` has, for each
     threshold [mm h-1], the cells that 0 .. M members call an event and how many of them are one;
     ``spread_classes`` the cells, the members' variance and the squared error of their mean
-    [mm2 h-2], means of each class of `SPREAD_EDGES_MM_H`.
+    [mm2 h-2], means of each class between ``edges_mm_h`` of spread. Cells in which all members
+    agree are in none of them.
     """
 
     fair_crps_mm_h: float
@@ -343,10 +350,5 @@ def _spread_classes(sums: Float64) -> dict[str, tuple[float, ...]]:
     cells, *others = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         means = [tuple(map(float, column / cells)) for column in others]
-    return dict(
-        zip(
-            ("cells", "variance_mm2_h2", "squared_error_mm2_h2"),
-            (tuple(map(float, cells)), *means),
-            strict=True,
-        )
-    )
+    names = ("edges_mm_h", "cells", "variance_mm2_h2", "squared_error_mm2_h2")
+    return dict(zip(names, (SPREAD_EDGES_MM_H, tuple(map(float, cells)), *means), strict=True))

@@ -184,9 +184,9 @@ def _reason(error: OSError | ValueError) -> str:
     return str(error.strerror if isinstance(error, OSError) else error)
 
 
-def rewritten(path: Path, signed: bool) -> str:
+def rewritten(path: Path, digest: str, signed: bool) -> str:
     """Says a bundle's SHA-256 after its manifest changed, and where it was signed what to do."""
-    line = f"Wrote it into {path}, whose sha256 is now {Bundle.own(path).sha256}"
+    line = f"Wrote it into {path}, whose sha256 is now {digest}"
     if signed:
         line += f". Its signature was of the old one and is gone: wdm-export sign {path}"
     return line

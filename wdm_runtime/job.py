@@ -20,7 +20,7 @@ from wdm_runtime.io import read_field
 from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
 from wdm_runtime.io.writer import EnsembleWriter, open_writer
-from wdm_runtime.machine import available_bytes, machine, resident_bytes
+from wdm_runtime.machine import available_bytes, processor, resident_bytes
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.plan import Plan
 from wdm_runtime.presets import Preset, chosen
@@ -411,6 +411,6 @@ def facts(downscaler: Downscaler) -> dict[str, Any]:
         "wdm_device": downscaler.engine.device,
         "wdm_precision": downscaler.choice.precision,
         "wdm_version": version(),
-        "wdm_machine": machine(),
+        "wdm_processor": processor(),
         "wdm_numpy": np.__version__,
     }

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from wdm_runtime.container import cpus_of_container, memory_left_in_container
 
+_CPUINFO = Path("/proc/cpuinfo")
+# By Linux's names on x86 and ARM; libraries choose their code by these.
+_VECTORS = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "asimddp", "sve", "bf16")
+
 
 def available_threads() -> int:
     """CPU cores this process may use, in a container as many as its share of time is."""
@@ -37,15 +41,27 @@ def available_bytes() -> int | None:
 
 def machine() -> str:
     """What makes two machines differ in speed, in words."""
-    model = platform.processor()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux: platform's word is all there is
+    model = _cpu().get("model name", platform.processor())
     return f"{platform.machine()}, {model}, {available_threads()} cores"
+
+
+def processor() -> str:
+    """What makes two machines round differently, in words: the vector instructions they have."""
+    cpu = _cpu()
+    known = (cpu.get("flags") or cpu.get("Features", "")).split()  # x86, ARM
+    vectors = " ".join(name for name in _VECTORS if name in known)
+    model = cpu.get("model name", platform.processor())
+    return ", ".join(part for part in (platform.machine(), model, vectors) if part)
+
+
+def _cpu() -> dict[str, str]:
+    """Linux's words of the first core; none elsewhere."""
+    try:
+        first = _CPUINFO.read_text().partition("\n\n")[0]
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def load() -> float:

@@ -20,8 +20,8 @@ from wdm_runtime.plan import Plan
 from wdm_runtime.settings import Settings
 from wdm_runtime.stepping import StepTime
 
-# The machine and NumPy's version because float32 functions are rounded by instruction set.
-_MAY_CHANGE_VALUES = ("version", "engine_version", "device", "precision", "machine", "numpy")
+# The processor and NumPy's version because float32 functions are rounded by instruction set.
+_MAY_CHANGE_VALUES = ("version", "engine_version", "device", "precision", "processor", "numpy")
 
 
 @dataclass(frozen=True)

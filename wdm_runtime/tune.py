@@ -135,7 +135,7 @@ def keep_presets(bundle: Bundle, presets: Mapping[str, Preset]) -> str:
             f"{signature}: cannot be removed ({error.strerror}); it is of the manifest before "
             "the presets, which are written. Remove it, and sign the bundle again."
         ) from error
-    return rewritten(bundle.path, signed)
+    return rewritten(bundle.path, Bundle.own(bundle.path).sha256, signed)
 
 
 @dataclass(frozen=True)

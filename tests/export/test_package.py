@@ -301,6 +301,14 @@ def test_check_bundle_refuses_a_graph_in_another_ones_place(exported, checkpoint
         package.check_bundle(Bundle.open(bundle.path), checkpoint)
 
 
+def test_the_current_folder_is_rewritten_as_any_other(tiny_copy, monkeypatch):
+    monkeypatch.chdir(tiny_copy)
+    bundle = Bundle.open(".")
+    said = package.rewrite_manifest(bundle, replace(bundle.manifest, name="renamed"))
+    assert Bundle.open(tiny_copy).manifest.name == "renamed"
+    assert Bundle.open(tiny_copy).sha256 in said
+
+
 def test_a_bundle_with_another_manifest_has_no_signature_left(tiny_copy):
     (tiny_copy / SIGNATURE_NAME).write_text("of the old manifest")
     bundle = Bundle.open(tiny_copy)

@@ -329,6 +329,8 @@ def test_json_has_what_the_diagrams_of_ensembles_show(folder: Path, result: Eval
     row = result.rows[-1]
     assert row.ensemble_tiles is not None
     assert variance == pytest.approx(row.ensemble_tiles.variance.sum(), rel=1e-6)
+    assert len(cells) == len(classes["edges_mm_h"]) + 1
+    assert 0 < cells.sum() <= content["cells"]
 
 
 def test_spectra_average_to_the_bands_scores(folder: Path, result: Evaluation) -> None:

@@ -171,8 +171,8 @@ class TestReplayRefuses:
         code, _, err = run("replay", output, "--bundle", tiny)
         assert code == 5 and RAIN in err and "1 of" in err and "Changed since" not in err
 
-    @pytest.mark.parametrize("name", ["machine", "numpy"])
-    def test_another_value_of_another_machine_or_numpy_by_its_name(self, output, run, tiny, name):
+    @pytest.mark.parametrize("name", ["processor", "numpy"])
+    def test_another_value_of_another_processor_or_numpy_by_its_name(self, output, run, tiny, name):
         with netCDF4.Dataset(output, "a") as data:
             data[RAIN][0, 0, 100, 100] = 42.0
             now = data.getncattr(f"wdm_{name}")
@@ -180,10 +180,10 @@ class TestReplayRefuses:
         code, _, err = run("replay", output, "--bundle", tiny)
         assert code == 5 and f"Changed since: {name} 'older' then, '{now}' now" in err
 
-    def test_another_value_of_an_output_that_names_no_machine(self, output, run, tiny):
+    def test_another_value_of_an_output_that_names_no_processor(self, output, run, tiny):
         with netCDF4.Dataset(output, "a") as data:
             data[RAIN][0, 0, 100, 100] = 42.0
-            data.delncattr("wdm_machine")
+            data.delncattr("wdm_processor")
             data.delncattr("wdm_numpy")
         code, _, err = run("replay", output, "--bundle", tiny)
         assert code == 5 and "Changed since" not in err
