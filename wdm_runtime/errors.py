@@ -104,8 +104,8 @@ def check_number(name: str, value: object) -> None:
 
 
 def install_line(extra: str) -> str:
-    """The exact command that installs an extra."""
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+    """The command that installs an extra; by name it cannot be had, it is on no package index."""
+    return f"pip install '.[{extra}]' in the clone"
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -130,7 +130,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise MissingDependencyError(
             f"{purpose} needs the Python package '{module}', which cannot be imported ({error}). "
-            f"Install it with: {install_line(extra)}, in a clone: pip install '.[{extra}]'",
+            f"Install it with: {install_line(extra)}",
             extra,
             module,
         ) from error
