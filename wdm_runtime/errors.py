@@ -103,9 +103,10 @@ def check_number(name: str, value: object) -> None:
         raise InputError(f"Got {name} = {value!r}; expected a number. Hand in an int or a float.")
 
 
-def install_line(extra: str) -> str:
+def install_line(extra: str, *pins: str) -> str:
     """The command that installs an extra; by name it cannot be had, it is on no package index."""
-    return f"pip install '.[{extra}]' in the clone"
+    packages = " ".join(f"'{package}'" for package in (f".[{extra}]", *pins))
+    return f"pip install {packages} in the clone"
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
