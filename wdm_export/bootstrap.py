@@ -7,10 +7,12 @@ than wide. All forecasts of a draw are scored on the same tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wdm_export.score_table import REFERENCE, ForecastRow, Intervals
+if TYPE_CHECKING:
+    from wdm_export.score_table import ForecastRow, Intervals
 
 DRAWS = 1000
 _LEAST_SHARE = 0.9  # of the draws, that define a score
@@ -32,6 +34,9 @@ def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
     for scores that more than a tenth of the draws leave undefined or infinite, as those of events
     in a tile or two are, or that an interval says nothing about (a maximum over the tiles).
     """
+    # Brings scikit-image and SciPy, which the command line's help, told of DRAWS, goes without.
+    from wdm_export.score_table import REFERENCE
+
     tiles = len(rows[0].tiles.cells)
     if tiles < 2 or draws < 1:
         return {row.name: {} for row in rows}

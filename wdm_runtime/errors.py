@@ -103,9 +103,10 @@ def check_number(name: str, value: object) -> None:
         raise InputError(f"Got {name} = {value!r}; expected a number. Hand in an int or a float.")
 
 
-def install_line(extra: str) -> str:
-    """The exact command that installs an extra."""
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+def install_line(extra: str, *pins: str) -> str:
+    """The command that installs an extra; by name it cannot be had, it is on no package index."""
+    packages = " ".join(f"'{package}'" for package in (f".[{extra}]", *pins))
+    return f"pip install {packages} in the clone"
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -130,7 +131,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise MissingDependencyError(
             f"{purpose} needs the Python package '{module}', which cannot be imported ({error}). "
-            f"Install it with: {install_line(extra)}, in a clone: pip install '.[{extra}]'",
+            f"Install it with: {install_line(extra)}",
             extra,
             module,
         ) from error

@@ -248,7 +248,9 @@ def _no_gpu():
 def test_a_chart_without_matplotlib_names_the_extra(run, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, error = run("bench", "--bundle", tiny, "--chart", "chart.png")
-    assert code == MissingDependencyError.exit_code and "wdm-edge[plot]" in error
+    assert (
+        code == MissingDependencyError.exit_code and "pip install '.[plot]' in the clone" in error
+    )
 
 
 @pytest.mark.parametrize("suffix", sorted(chart._SUFFIXES))

@@ -68,8 +68,8 @@ NOT_AN_ENGINES = (InputError, OutputError, MissingDependencyError)
     ("words", "said"),
     [
         (("-o", "a.tif"), "a.tif: has suffix"),
-        (("-o", "a.zarr"), "wdm-edge[xarray]"),
-        (("-o", "a.grib2"), "wdm-edge[grib]"),
+        (("-o", "a.zarr"), "pip install '.[xarray]' in the clone"),
+        (("-o", "a.grib2"), "pip install '.[grib]' in the clone"),
         (("--units", "K"), "--units"),
         ((), "has cells of 10 x 10 km"),
     ],
@@ -236,7 +236,7 @@ def test_a_missing_extra_names_its_install_line(
         (tmp_path / name).write_bytes(b"GRIB")
     options = ("--bundle", tiny) if "infer" in arguments else ()
     code, _, err = run(*arguments, *options)
-    assert code == 4 and f"pip install 'wdm-edge[{extra}]'" in err and "Traceback" not in err
+    assert code == 4 and f"pip install '.[{extra}]' in the clone" in err and "Traceback" not in err
     assert not list(tmp_path.glob("*_1km.nc"))
 
 

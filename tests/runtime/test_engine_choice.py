@@ -55,7 +55,7 @@ def test_auto_says_why_it_is_not_the_fastest(openvino_does):
 def test_auto_without_openvino_says_how_to_get_it(no_openvino):
     chosen = select()
     assert (chosen.kind, chosen.precision) == ("ort-cpu", "fp32")
-    assert "pip install 'wdm-edge[openvino]'" in chosen.why
+    assert "pip install '.[openvino]' in the clone" in chosen.why
     assert "\n" not in chosen.why
 
 
@@ -63,7 +63,7 @@ def test_auto_takes_openvino_where_it_is_alone(openvino_does, no_onnxruntime):
     openvino_does("fp32")
     chosen = select()
     assert (chosen.kind, chosen.precision) == ("openvino", "fp32")
-    assert "wdm-edge[cpu]" in chosen.why
+    assert "pip install '.[cpu]' in the clone" in chosen.why
 
 
 def test_auto_keeps_to_the_precision_that_was_asked_for(openvino_does):
@@ -83,7 +83,7 @@ def test_nothing_installed_names_every_remedy(no_openvino, no_onnxruntime):
     with pytest.raises(EngineError, match="No engine works here") as caught:
         select()
     for extra in ("cpu", "openvino"):
-        assert f"pip install 'wdm-edge[{extra}]'" in str(caught.value)
+        assert f"pip install '.[{extra}]' in the clone" in str(caught.value)
 
 
 def test_what_was_asked_for_by_name_is_never_replaced(openvino_does):
@@ -96,7 +96,7 @@ def test_what_was_asked_for_by_name_is_never_replaced(openvino_does):
 
 
 def test_an_engine_that_is_not_installed_is_an_error_by_name(no_openvino):
-    with pytest.raises(MissingDependencyError, match=r"pip install 'wdm-edge\[openvino\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[openvino\]' in the clone"):
         select("openvino")
 
 

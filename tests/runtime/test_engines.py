@@ -34,13 +34,15 @@ def test_both_onnxruntime_packages_is_an_error_with_the_install_line(monkeypatch
     monkeypatch.setattr(
         importlib.metadata, "version", installed({"onnxruntime", "onnxruntime-gpu"})
     )
-    with pytest.raises(EngineError, match=r"pip install 'wdm-edge\[cpu\]'") as caught:
+    with pytest.raises(EngineError, match=r"pip install '\.\[cpu\]' in the clone") as caught:
         select("ort-cpu")
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(caught.value)
 
 
 def test_a_missing_extra_names_its_install_line():
-    with pytest.raises(MissingDependencyError, match=r"pip install 'wdm-edge\[grib\]'") as caught:
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install '\.\[grib\]' in the clone"
+    ) as caught:
         require("no_such_module_at_all", "grib", "Reading GRIB2")
     assert caught.value.extra == "grib" and caught.value.exit_code == 4
 

@@ -212,4 +212,4 @@ def test_without_a_driver_auto_says_nothing_of_gpus(monkeypatch):
 def test_a_gpu_without_tensorrt_says_what_to_install(monkeypatch):
     monkeypatch.setattr(engine_module, "probe_gpu", lambda: Gpu("A", (8, 6), 1 << 30, (13, 0)))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert "wdm-edge[gpu]" in select().why
+    assert "pip install '.[gpu]' in the clone" in select().why

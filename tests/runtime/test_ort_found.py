@@ -39,7 +39,7 @@ def test_the_package_for_cpus_names_the_one_for_gpus(box):
     box.ort.get_available_providers = lambda: ["CPUExecutionProvider"]
     with pytest.raises(EngineError, match=r"without CUDAExecutionProvider") as caught:
         select("ort-cuda")
-    assert "pip uninstall -y onnxruntime && pip install 'wdm-edge[gpu]'" in str(caught.value)
+    assert "pip uninstall -y onnxruntime && pip install '.[gpu]' in the clone" in str(caught.value)
 
 
 def test_missing_libraries_are_named_with_what_brings_them(box):
@@ -77,14 +77,16 @@ def test_a_driver_older_than_the_provider_is_an_error(box):
 
 def test_nothing_installed_names_its_extra(box, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match=r"wdm-edge\[gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[gpu\]' in the clone"):
         select("ort-cuda")
 
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    with pytest.raises(MissingDependencyError, match=r"'ort-cuda' is not .*wdm-edge\[gpu\]"):
+    with pytest.raises(
+        MissingDependencyError, match=r"'ort-cuda' is not .*'\.\[gpu\]' in the clone"
+    ):
         select("ort-cuda")
 
 
@@ -93,8 +95,8 @@ def test_auto_takes_it_where_tensorrt_is_not(box, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     chosen = select()
     assert (chosen.kind, chosen.precision, chosen.graph) == ("ort-cuda", "fp16", "fp16")
-    assert "tensorrt is not installed (pip install 'wdm-edge[gpu]')" in chosen.why
-    assert "tensorrt-rtx is not installed (pip install 'wdm-edge[rtx]')" in chosen.why
+    assert "tensorrt is not installed (pip install '.[gpu]' in the clone)" in chosen.why
+    assert "tensorrt-rtx is not installed (pip install '.[rtx]' in the clone)" in chosen.why
     assert select("auto", "fp32").kind == "ort-cuda"
 
 

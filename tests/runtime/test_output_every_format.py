@@ -124,6 +124,6 @@ class TestEveryFormat:
         extra: str,
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(MissingDependencyError, match=rf"wdm-edge\[{extra}\]"):
+        with pytest.raises(MissingDependencyError, match=rf"'\.\[{extra}\]' in the clone"):
             write_output(tmp_path / f"out{suffix}", rate_field())
         assert not list(tmp_path.iterdir())

@@ -284,5 +284,5 @@ def test_figures_that_cannot_be_written(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"wdm-edge\[plot\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[plot\]' in the clone"):
         plot_ensemble(make(tmp_path), tmp_path / "f.png", None, 0, 0, 5.0)

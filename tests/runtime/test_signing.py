@@ -178,7 +178,7 @@ def test_without_the_library_nothing_passes(tiny_copy, keys, monkeypatch):
     private, public = keys["ours"]
     signed(tiny_copy, private)
     monkeypatch.setitem(__import__("sys").modules, "cryptography", None)
-    with pytest.raises(MissingDependencyError, match=r"wdm-edge\[sign\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[sign\]' in the clone"):
         Bundle.open(tiny_copy, public)
     assert Bundle.open(tiny_copy).path == tiny_copy
 

@@ -64,7 +64,7 @@ def test_a_tensorrt_that_does_not_start_is_an_error(box, part):
 
 def test_missing_packages_name_their_extra(box10):
     box10.patch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependencyError, match=r"wdm-edge\[gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[gpu\]' in the clone"):
         box10.open()
 
 
