@@ -168,6 +168,33 @@ class TestPlanes:
         with pytest.raises(InputError, match=r"'lat' varies along both.*Regrid"):
             read_field(tmp_path / "in.nc")
 
+    @pytest.mark.parametrize(
+        ("tilt", "drift", "says"),
+        [
+            (0.0, 0.0, None),
+            (0.05, 0.0, "'XLAT' varies along both of its dimensions"),
+            (0.0, 0.3, "'XLAT' varies along 'Time'"),
+        ],
+    )
+    def test_wrfs_planes_of_every_time_are_looked_at(
+        self, tmp_path: Path, tilt: float, drift: float, says: str | None
+    ) -> None:
+        lat, lon = np.meshgrid(LAT, LON, indexing="ij")
+        moved = drift * np.arange(2)[:, None, None]
+        plane = ("Time", "south_north", "west_east")
+        path = tmp_path / "wrfout"
+        with netCDF4.Dataset(path, "w") as dataset:
+            for name, size in zip(plane, RAIN.shape, strict=True):
+                dataset.createDimension(name, size)
+            add(dataset, "XLAT", moved + lat + tilt * lon, plane, units="degree_north")
+            add(dataset, "XLONG", 0 * moved + lon - tilt * lat, plane, units="degree_east")
+            add(dataset, "rain", RAIN, plane, **RATE)
+        if says is None:
+            np.testing.assert_allclose(read_field(path).grid.y, LAT, atol=1e-5)
+            return
+        with pytest.raises(InputError, match=rf"{says}.*Regrid"):
+            read_field(path)
+
 
 class TestFormatsThatStateAllOfIt:
     """What is asked of them must be what they hold."""
