@@ -7,7 +7,7 @@ A store is a folder:
     index.json             version, sizes, domain (spacing and latitudes), and for every source its
                            file name, SHA-256, valid time and the range of patches that
                            were cut from it; over which periods fields are sums; which variable
-                           and period were asked for, if any
+                           and period were asked for, if any; how many places were left out, and why
 float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 """
 
@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export.patches import cut_patches
+from wdm_export.patches import DRY, GAPS, cut_patches
 from wdm_export.sources import Source, listed
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
@@ -59,6 +59,7 @@ class PatchStore:
     variable: str | None = None
     accumulation_h: float | None = None
     periods_h: tuple[float | None, ...] = ()  # of the fields: None of rates
+    left_out: tuple[tuple[str, int], ...] = ()  # reasons and how many places
 
     @classmethod
     def open(cls, path: str | Path) -> PatchStore:
@@ -83,6 +84,7 @@ class PatchStore:
             asked = index["variable"], index["accumulation_h"]
             periods_h = tuple(index["periods_h"])
             domain = Domain(**index["domain"])
+            left_out = tuple(index.get("left_out", {}).items())  # older stores do not say
             shape = (sum(source.count for source in sources), size, size)
             if any(array.shape != shape for array in arrays):
                 raise ValueError(
@@ -94,7 +96,7 @@ class PatchStore:
                 "by 'wdm-export prepare'. Prepare the files first."
             ) from error
         fine, coarse = arrays
-        return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h)
+        return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h, left_out)
 
     def listed_sources(self) -> list[dict[str, Any]]:
         """The sources as checkpoints and bundles tell them, see `wdm_export.sources.listed`."""
@@ -190,6 +192,7 @@ class _StoreWriter:
         self.domain: Domain | None = None
         self.periods_h: set[float | None] = set()
         self.patches = 0
+        self.left_out: Counter[str] = Counter()
         self._read: dict[str, Path] = {}
 
     def __enter__(self) -> _StoreWriter:
@@ -219,10 +222,10 @@ class _StoreWriter:
             )
         self._read[digest] = file
         domain = widened(self.domain, field)
-        sources, end = [], self.patches
+        sources, end, left_out = [], self.patches, Counter[str]()
         try:
             for index, time in enumerate(field.valid_times):
-                count = self._append(field.frame(index)[field.grid.to_north_first])
+                count = self._append(field.frame(index)[field.grid.to_north_first], left_out)
                 sources.append(Source(file.name, digest, time, end, count))
                 end += count
         except InputError:
@@ -231,15 +234,16 @@ class _StoreWriter:
                 raw.truncate()
             raise
         self.sources += sources
+        self.left_out += left_out
         self.domain = domain
         self.periods_h.add(field.source.period_h)
         before, self.patches = self.patches, end
         return end - before
 
-    def _append(self, fine: npt.NDArray[np.float32]) -> int:
+    def _append(self, fine: npt.NDArray[np.float32], left_out: Counter[str]) -> int:
         """Append the patches of a frame (y, x) [mm h-1], north first; says how many."""
         count = 0
-        for patches in cut_patches(fine, self.factor, self.size):
+        for patches in cut_patches(fine, self.factor, self.size, left_out):
             for raw, patch in zip(self._raw.values(), patches, strict=True):
                 raw.write(patch.astype(np.float16).tobytes())
             count += 1
@@ -251,8 +255,10 @@ class _StoreWriter:
             raise InputError(
                 f"{len(self.sources)} fields gave no training patch; expected some of {self.size} "
                 f"x {self.size} cells with at least {MIN_WET_SHARE:.0%} wet, under "
-                f"{MAX_MISSING_SHARE:.0%} missing and no coarse cell missing in it or near it. "
-                "Hand in larger or wetter fields, or cut smaller patches with --patch."
+                f"{MAX_MISSING_SHARE:.0%} missing and no coarse cell missing in it or near it; got "
+                f"{self.left_out[DRY]} places of {DRY} and "
+                f"{self.left_out[GAPS]} of {GAPS}. Hand in larger or wetter fields, or cut smaller "
+                "patches with --patch."
             )
         shape = self.patches, self.size, self.size
         for name, raw in self._raw.items():
@@ -266,6 +272,7 @@ class _StoreWriter:
             "variable": variable,
             "accumulation_h": accumulation_h,
             "periods_h": sorted(self.periods_h, key=lambda period: period or 0),
+            "left_out": dict(self.left_out),
             "sources": [asdict(source) for source in self.sources],
         }
         write_text(self.store / _INDEX, json.dumps(index, indent=1))

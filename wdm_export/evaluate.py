@@ -43,6 +43,7 @@ from wdm_runtime.skill import (
     TILE_PX,
     WET_MM_H,
     Array,
+    Places,
     find_tiles,
     window,
 )
@@ -216,12 +217,23 @@ def evaluate(
             f"{seen} fields have no tile to score; expected one of {tile_px} x {tile_px} cells "
             f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing"
             f"{' in the region' if region else ''}, cells near a missing coarse one among them. "
-            "Hand in larger or wetter fields, score smaller tiles with --tile"
-            f"{', or name another --bbox' if region else ''}."
+            f"{_gap_advice(run.gaps) or 'Hand in larger or wetter fields, score'} smaller tiles "
+            f"with --tile{', or name another --bbox' if region else ''}."
         )
     settings = {"members": members, "seed": seed, **asdict(way)}
     settings |= {"consistency": consistency, "tile_px": tile_px}
     return run.board.result(settings, bootstrap_draws)
+
+
+def _gap_advice(places: int) -> str:
+    """What helps a radar's disc, whose corners miss; the sentence goes on."""
+    if not places:
+        return ""
+    return (
+        f"{places} places have rain enough, but missing cells: cut a square without any first "
+        "(wdm-export coarsen FINE -o coarse.nc --truth fine.nc --crop ROW,COLUMN,HEIGHT,WIDTH, in "
+        "coarse cells) and hand in fine.nc, or score"
+    )
 
 
 def frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
@@ -250,6 +262,7 @@ class _Run:
         self.members, self.seed, self.tile_px = members, seed, tile_px
         self.region, self.gallery, self.on_progress = region, gallery, on_progress
         self.board = _Scoreboard(methods, members, seed)
+        self.gaps = 0  # places of frames without a tile that had rain enough, but missing cells
 
     def score(self, frame: PrecipField) -> None:
         """Draw and score every method on one frame's tiles."""
@@ -259,11 +272,9 @@ class _Run:
         blocks = coarse.frame(0)
         reached = valid_cells(blocks, self.factor)
         counted = np.where(reached, fine, np.nan)
-        places = {place: centre_of(frame.grid, place, size) for place in find_tiles(counted, size)}
-        if self.region:
-            degrees = frame.grid.is_latlon
-            places = {p: c for p, c in places.items() if self.region.holds(c, degrees)}
+        places = self._inside(frame, find_tiles(counted, size))
         if not places:
+            self.gaps += len(self._inside(frame, find_tiles(fine, size, missing_share=1)))
             return
         truths = {}
         for place, centre in places.items():
@@ -303,6 +314,14 @@ class _Run:
                 f"{who} gave no finite rate in {lost} cells of {where}; expected one wherever the "
                 "input is valid. Check the bundle with 'wdm-export check'."
             )
+
+    def _inside(self, frame: PrecipField, places: Places) -> dict[tuple[int, int], Any]:
+        """The places within the region, with their centres."""
+        centres = {place: centre_of(frame.grid, place, self.tile_px) for place in places}
+        if self.region is None:
+            return centres
+        degrees = frame.grid.is_latlon
+        return {p: c for p, c in centres.items() if self.region.holds(c, degrees)}
 
     def _keep(self, method: Method, tile: int, members: Array) -> None:
         """What the report's maps show."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,9 +17,14 @@ from wdm_runtime.skill import MAX_MISSING_SHARE, MIN_WET_SHARE, TILE_PX, WET_MM_
 # coarse cells where it never meets them.
 _STRIDE_PX = 4
 
+DRY, GAPS = "too little rain", "missing cells"  # why a place is left out
+
 
 def cut_patches(
-    fine: npt.NDArray[np.float32], factor: int, size: int = TILE_PX
+    fine: npt.NDArray[np.float32],
+    factor: int,
+    size: int = TILE_PX,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Patches of one field with enough rain and hardly anything missing.
 
@@ -30,6 +36,8 @@ def cut_patches(
         Fine cells per coarse cell.
     size
         Patch edge in fine cells; patches overlap by half, at the far edges by more.
+    left_out
+        Counts the places that are left out, by `DRY` or, where there is rain enough, `GAPS`.
 
     Yields
     ------
@@ -46,9 +54,11 @@ def cut_patches(
             patch, given = fine[window], smooth[window]
             missing = np.isnan(patch)
             wet = np.count_nonzero(patch >= WET_MM_H)
-            enough = wet >= MIN_WET_SHARE * patch.size and missing.mean() < MAX_MISSING_SHARE
-            if enough and not np.isnan(given).any():
+            is_wet = wet >= MIN_WET_SHARE * patch.size
+            if is_wet and missing.mean() < MAX_MISSING_SHARE and not np.isnan(given).any():
                 yield np.where(missing, given, patch), given
+            elif left_out is not None:
+                left_out[GAPS if is_wet else DRY] += 1
 
 
 def _starts(length: int, size: int, factor: int) -> list[int]:

@@ -65,6 +65,6 @@ AccumulationOption = Annotated[
     str | None,
     typer.Option(
         "--accumulation",
-        help="Period of amounts where the file does not say it, for example 1h or 30min",
+        help="Period of amounts where a file does not say it or has several, such as 1h or 30min",
     ),
 ]

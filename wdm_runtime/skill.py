@@ -29,7 +29,9 @@ LEAST_POWER = 1e-12
 _TRANSFORM = PrecipTransform()
 
 
-def find_tiles(fine: Array, size: int = TILE_PX) -> list[tuple[int, int]]:
+def find_tiles(
+    fine: Array, size: int = TILE_PX, missing_share: float = MAX_MISSING_SHARE
+) -> list[tuple[int, int]]:
     """Non-overlapping tiles with rain and hardly a missing cell.
 
     Parameters
@@ -38,10 +40,12 @@ def find_tiles(fine: Array, size: int = TILE_PX) -> list[tuple[int, int]]:
         (y, x) [mm h-1], NaN where missing; tiles lie on a grid that starts at its first cell.
     size
         Tile edge in cells.
+    missing_share
+        Tiles have less than this missing, 1 % by default.
 
     Returns
     -------
-    First (row, column) of every tile with under 1 % missing and over 5 % at 0.1 mm/h or more.
+    First (row, column) of every tile with less missing and over 5 % at 0.1 mm/h or more.
     """
     found = []
     for row in range(0, fine.shape[0] - size + 1, size):
@@ -49,7 +53,7 @@ def find_tiles(fine: Array, size: int = TILE_PX) -> list[tuple[int, int]]:
             tile = fine[window((row, column), size)]
             missing = np.count_nonzero(np.isnan(tile))
             wet = np.count_nonzero(tile >= WET_MM_H)
-            if missing < MAX_MISSING_SHARE * tile.size and wet > MIN_WET_SHARE * tile.size:
+            if missing < missing_share * tile.size and wet > MIN_WET_SHARE * tile.size:
                 found.append((row, column))
     return found
 

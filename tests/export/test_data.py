@@ -184,7 +184,7 @@ def test_fields_without_a_patch_are_refused(tmp_path):
     dry = write_netcdf(tmp_path / "dry.nc", [np.zeros((60, 80), np.float32)], ["2019-06-10"])
     small = write_netcdf(tmp_path / "small.nc", [rain((20, 30))], ["2019-06-10"])
     for file in (dry, small):
-        with pytest.raises(InputError, match=f"no training patch.*{SIZE} x {SIZE}"):
+        with pytest.raises(InputError, match=rf"no training patch.*{SIZE} x {SIZE}.*got \d+ pl"):
             prepare([file], tmp_path / file.stem, size=SIZE)
     with pytest.raises(InputError, match="no training patch"):
         prepare([], tmp_path / "none", size=SIZE)

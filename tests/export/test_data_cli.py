@@ -1,5 +1,7 @@
 """`wdm-export prepare` and `coarsen` as users call them: which fields become which patches."""
 
+import re
+
 import netCDF4
 import numpy as np
 import pytest
@@ -122,6 +124,7 @@ def test_files_that_cannot_be_read_are_counted(tmp_path):
     files = (tmp_path / "junk.nc", TRUTH)
     out = run("wdm-export", "prepare", *files, "-o", tmp_path / "s", "--skip-unreadable")
     assert "2022-08-09" in out and "Left out 1 of 2 files." in out
+    assert re.search(r"Cut \d+ patches; left out \d+ for ", out)
 
 
 def test_rates_and_sums_in_one_store_are_said(amounts, tmp_path):

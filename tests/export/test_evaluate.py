@@ -224,8 +224,14 @@ def test_a_downscaler_that_leaves_cells_empty_is_refused() -> None:
 
 def test_unusable_input_is_refused() -> None:
     field = field_of(np.zeros((135, 207), dtype=np.float32))
-    with pytest.raises(InputError, match="no tile to score"):
+    with pytest.raises(InputError, match=r"no tile to score.*larger or wetter fields"):
         evaluate(Oracle({}), [field], 1, seed=0, tile_px=TILE)
+    disc = showers(0)
+    y, x = np.mgrid[: disc.shape[0], : disc.shape[1]]
+    disc[np.hypot(y - 64, x - 64) > 70] = np.nan  # the corners of every tile, as a radar's
+    says = r"no tile to score.*4 places have rain enough, but missing.*coarsen FINE .*--crop ROW,"
+    with pytest.raises(InputError, match=says):
+        evaluate(Oracle({}), [field_of(disc)], 1, seed=0, tile_px=TILE)
     with pytest.raises(InputError, match="expected at least 1"):
         evaluate(Oracle({}), [field], 0, seed=0)
 

@@ -1,5 +1,7 @@
 """Training patches of one field: where they are cut, and what they hold."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -62,13 +64,17 @@ def test_dry_patches_are_skipped():
     assert not rest
     np.testing.assert_array_equal(truth, fine[:, 80:])
     fine[0, 80] = 0.0
-    assert not list(cut_patches(fine, FACTOR, SIZE))
+    left_out = Counter()
+    assert not list(cut_patches(fine, FACTOR, SIZE, left_out))
+    assert left_out == {"too little rain": 5}
 
 
 def test_patches_that_read_a_missing_block_are_skipped():
     fine = rain((40, 160))
     fine[10:20, 40:50] = np.nan  # 6 % of one patch; two blocks around it read it
-    truths = [truth for truth, _ in cut_patches(fine, FACTOR, SIZE)]
+    left_out = Counter()
+    truths = [truth for truth, _ in cut_patches(fine, FACTOR, SIZE, left_out)]
+    assert left_out == {"missing cells": 4}
     reached = np.isnan(interpolate(block_mean(fine, FACTOR), FACTOR))[:SIZE]
     kept = [c for c in range(0, 121, 20) if not reached[:, c : c + SIZE].any()]
     assert 0 < len(kept) < 6 and kept == [80, 100, 120]

@@ -206,8 +206,23 @@ def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
         ([((0, 0, 0), {})], "parameter 0/0/0; expected an MRMS"),
         ([(AMOUNT, {})], "parameter 0/1/8 of no period; expected an MRMS"),
         ([(FLUX, summed(6, statistic=2))], "parameter 0/1/52 of statistic 2; expected"),
-        ([(AMOUNT, summed(0))], "summed over 1 ranges of 0"),
-        ([(FLUX, {}), (FLUX, {})], "'total_precipitation_rate' has 2 messages of 1 times"),
+        (
+            [((0, 0, 0), {}), (AMOUNT, summed(0))],
+            r"message 2, 'total_precipitation' of step range 0, is summed over no time.*"
+            r"grib_copy -w 'stepRange!=0' FILE",
+        ),
+        (
+            [(FLUX, {"typeOfFirstFixedSurface": 103, "level": n}) for n in (2, 10)],
+            r"'total_precipitation_rate' has 2 messages of 1 times.*-w level=2 FILE",
+        ),
+        (
+            [(FLUX, {}), (FLUX, {"typeOfFirstFixedSurface": 103, "level": 2})],
+            r"2 messages of 1 times.*-w typeOfLevel=surface FILE",
+        ),
+        (
+            [(FLUX, {"forecastTime": 6}), (FLUX, {"hour": 18, "forecastTime": 3})],
+            r"2 messages of 1 times.*-w dataDate=20220809,dataTime=1500 FILE",
+        ),
         (
             [(FLUX, {}), (MRMS_RATE, {})],
             r"'PrecipRate', 'total_precipitation_rate' \(tprate\); expected one .*--variable",
@@ -218,7 +233,7 @@ def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
         ([(MRMS_RATE, {"jDirectionIncrementInDegrees": 60, **BEYOND})], "'lat' goes from -130 to"),
         (
             [(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=14))],
-            r"2 periods \[h\] \(3.0, 6.0\).*grib_copy -w lengthOfTimeRange=3 FILE",
+            r"2 periods \[h\] \(3.0, 6.0\).*--accumulation 3h. .*-w lengthOfTimeRange=3 FILE",
         ),
         (
             [(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=12))],
@@ -239,6 +254,30 @@ def test_what_cannot_be_read_as_one_series_is_said(tmp_path, messages, expected)
     with pytest.raises(InputError, match=expected) as caught:
         read_grib2(write(tmp_path / "bad.grib2", *data))
     assert str(caught.value).startswith(str(tmp_path / "bad.grib2"))
+
+
+def test_a_message_that_comes_twice_counts_once(tmp_path):
+    """As GFS has it at 6 h, where the last six hours are also all since the beginning."""
+    six, other = message(RAIN, AMOUNT, **summed(6)), message(RAIN + 1, AMOUNT, **summed(6))
+    field = read_grib2(write(tmp_path / "a.grib2", six, six))
+    np.testing.assert_allclose(field.load(), RAIN[None] / 6, rtol=1e-4)
+    says = r"Messages 1 and 2 differ in their values alone.*grib_copy -w 'count!=2' FILE"
+    with pytest.raises(InputError, match=says):
+        read_grib2(write(tmp_path / "b.grib2", six, other))
+
+
+def test_of_sums_over_several_periods_the_one_asked_for_is_read(tmp_path):
+    """As GFS has it at 24 h: the last six hours, and all since the beginning."""
+    six = message(RAIN, AMOUNT, **summed(6))
+    day = message(4 * RAIN + 8, AMOUNT, **summed(24))
+    path = write(tmp_path / "a.grib2", six, day)
+    np.testing.assert_allclose(read_field(path, None, 6).load()[0], RAIN / 6, rtol=1e-4)
+    whole = read_field(path, None, 24)
+    np.testing.assert_allclose(whole.load()[0], (4 * RAIN + 8) / 24, rtol=1e-4)
+    assert whole.source.period_h == 24
+    for hours, says in ((12, r"2 periods \[h\]"), (-1, "expected a positive period")):
+        with pytest.raises(InputError, match=says):
+            read_field(path, None, hours)
 
 
 def test_two_grids_are_not_one_series(tmp_path):

@@ -137,6 +137,21 @@ class TestProjected:
         assert mapping is not None and mapping.name == "crs"
         assert mapping.attributes == {"grid_mapping_name": "polar_stereographic"}
 
+    @pytest.mark.parametrize("variable", [None, "image1/image_data"])
+    def test_knmis_own_hdf5_is_named(self, tmp_path: Path, variable: str | None) -> None:
+        """Its pixels have no units and no coordinates: all of that is in groups of its own."""
+        h5py = pytest.importorskip("h5py")
+        path = tmp_path / "RAD_NL25_RAC_MFBS_5min.h5"
+        with h5py.File(path, "w") as file:
+            file["image1/image_data"] = np.arange(20, dtype=np.uint16).reshape(4, 5)
+            calibration = file.create_group("image1/calibration")
+            calibration.attrs["calibration_formulas"] = np.bytes_("GEO = 0.01 * PV + 0.0")
+            file.create_group("overview").attrs["products_missing"] = np.bytes_("none")
+            place = file.create_group("geographic/map_projection")
+            place.attrs["projection_proj4_params"] = np.bytes_("+proj=stere +lat_0=90")
+        with pytest.raises(InputError, match=r"KNMI's own HDF5.*Convert it to ODIM_H5 or CF"):
+            read_field(path, variable)
+
 
 class TestPlanes:
     @pytest.mark.parametrize("order", [("j", "i"), ("i", "j")])
@@ -167,6 +182,33 @@ class TestPlanes:
             add(dataset, "rain", RAIN[0], ("y", "x"), **RATE)
         with pytest.raises(InputError, match=r"'lat' varies along both.*Regrid"):
             read_field(tmp_path / "in.nc")
+
+    @pytest.mark.parametrize(
+        ("tilt", "drift", "says"),
+        [
+            (0.0, 0.0, None),
+            (0.05, 0.0, "'XLAT' varies along both of its dimensions"),
+            (0.0, 0.3, "'XLAT' varies along 'Time'"),
+        ],
+    )
+    def test_wrfs_planes_of_every_time_are_looked_at(
+        self, tmp_path: Path, tilt: float, drift: float, says: str | None
+    ) -> None:
+        lat, lon = np.meshgrid(LAT, LON, indexing="ij")
+        moved = drift * np.arange(2)[:, None, None]
+        plane = ("Time", "south_north", "west_east")
+        path = tmp_path / "wrfout"
+        with netCDF4.Dataset(path, "w") as dataset:
+            for name, size in zip(plane, RAIN.shape, strict=True):
+                dataset.createDimension(name, size)
+            add(dataset, "XLAT", moved + lat + tilt * lon, plane, units="degree_north")
+            add(dataset, "XLONG", 0 * moved + lon - tilt * lat, plane, units="degree_east")
+            add(dataset, "rain", RAIN, plane, **RATE)
+        if says is None:
+            np.testing.assert_allclose(read_field(path).grid.y, LAT, atol=1e-5)
+            return
+        with pytest.raises(InputError, match=rf"{says}.*Regrid"):
+            read_field(path)
 
 
 class TestFormatsThatStateAllOfIt:

@@ -36,7 +36,8 @@ def read_field(
         Which one, where the file holds several precipitation variables: name, or path with groups;
         in GRIB2 a name like "total_precipitation", or ecCodes' short name.
     accumulation_h
-        The period amounts are summed over [h], where the file does not say.
+        The period amounts are summed over [h], where the file does not say, or which of several
+        to read of GRIB2.
     isolate
         Read in another process, one for all calls, so that a file that makes a library crash, hang
         or fill the memory ends that process and not this one. Use a `ReaderProcess` to set its

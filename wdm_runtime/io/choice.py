@@ -23,6 +23,7 @@ _KNOWN_NAMES = re.compile(
 )
 _REFERRING = ("ancillary_variables", "bounds", "cell_measures", "climatology", "coordinates")
 _LISTED = 20
+_KNMI_PIXELS = "image1/image_data"  # of KNMI's HDF5 data format for radar
 
 
 def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None) -> Variable:
@@ -44,6 +45,8 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
     planes = _planes(dataset)
     fields = _without_supporting(dataset, planes)
     rain = {path: variable for path, variable in fields.items() if _is_precipitation(variable)}
+    if not rain:
+        _refuse_knmi(dataset)
     if requested is not None:
         wanted = requested.strip("/")
         found = [wanted] if wanted in planes else [p for p in planes if planes[p].name == wanted]
@@ -75,6 +78,17 @@ def choose(dataset: Dataset, requested: str | None, accumulation_h: float | None
     chosen = planes[found[0]] if found else next(iter(rain.values()))
     _check_units(dataset, chosen)
     return chosen
+
+
+def _refuse_knmi(dataset: Dataset) -> None:
+    """Choosing its pixels by name leads nowhere: units, scale and place are in its own groups."""
+    pixels = dataset.variables.get(_KNMI_PIXELS)
+    if pixels is not None and not pixels.text("units"):
+        raise InputError(
+            f"{dataset.label}: is KNMI's own HDF5, whose '{_KNMI_PIXELS}' has neither units nor "
+            "coordinates; expected ODIM_H5 or CF NetCDF. Convert it to ODIM_H5 or CF first: its "
+            "scale is in 'image1/calibration', its grid in 'geographic'."
+        )
 
 
 def _planes(dataset: Dataset) -> dict[str, Variable]:

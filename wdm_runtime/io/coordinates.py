@@ -138,29 +138,55 @@ def named_kind(name: str) -> str:
 def _from_plane(dataset: Dataset, variable: Variable, kind: str, index: Axis | None) -> Axis:
     """An axis from a two-dimensional coordinate that only repeats a one-dimensional one.
 
-    Else the index, a coordinate without units, if there is one.
+    WRF gives its coordinates for every time; they count as the first time's if none moves. Else the
+    index, a coordinate without units, if there is one.
     """
     curved = []
-    for plane in dataset.scope(variable):
-        if (
-            len(plane.dimensions) == 2
-            and set(plane.dimensions) <= set(variable.dimensions)
-            and _kind(plane) == kind
-        ):
-            check_fits(dataset.label, plane, plane.size)
-            line = _line(plane)
-            if line is not None:
-                return Axis(kind, line.dimensions[0], line.size, line)
-            curved.append(plane.name)
+    for found in dataset.scope(variable):
+        if _kind(found) != kind or not set(found.dimensions) <= set(variable.dimensions):
+            continue
+        plane = _of_first_time(found)
+        if len(plane.dimensions) != 2:
+            continue
+        check_fits(dataset.label, plane, plane.size)
+        line = _line(plane)
+        if line is None:
+            curved.append(f"'{plane.name}' varies along both of its dimensions")
+        elif not _stays(found, plane):
+            curved.append(f"'{plane.name}' varies along '{found.dimensions[0]}'")
+        else:
+            return Axis(kind, line.dimensions[0], line.size, line)
     if index is not None and index.coordinate is not None:
         return index
-    reason = f" ('{curved[0]}' varies along both of its dimensions)" if curved else ""
+    reason = f" ({curved[0]})" if curved else ""
     raise InputError(
         f"{dataset.label}: variable '{variable.path}' has dimensions "
         f"({', '.join(variable.dimensions)}) without a one-dimensional coordinate along {kind}"
         f"{reason}; expected a regular grid with coordinates. Regrid it first, or choose another "
         "with --variable."
     )
+
+
+def _of_first_time(coordinate: Variable) -> Variable:
+    """A coordinate over (time, y, x) at its first time; any other as it is."""
+    dimensions, shape = coordinate.dimensions, coordinate.shape
+    if len(dimensions) != 3 or named_kind(dimensions[0]) != "t" or not shape[0]:
+        return coordinate
+    return replace(
+        coordinate,
+        dimensions=dimensions[1:],
+        shape=shape[1:],
+        read=lambda index: coordinate.read((0, *index)),
+    )
+
+
+def _stays(coordinate: Variable, first: Variable) -> bool:
+    """Whether a coordinate is the same at all times, which a moving nest's is not."""
+    if coordinate is first:
+        return True
+    here = first.raw()
+    times = range(1, coordinate.shape[0])
+    return all(np.array_equal(coordinate.raw((t, slice(None), slice(None))), here) for t in times)
 
 
 def _line(plane: Variable) -> Variable | None:

@@ -67,7 +67,7 @@ def _read_grib(
         )
     from wdm_runtime.io.grib2 import read_grib2
 
-    return _as_asked(read_grib2(path, variable), accumulation_h)
+    return _as_asked(read_grib2(path, variable, accumulation_h), accumulation_h)
 
 
 def _as_asked(field: PrecipField, accumulation_h: float | None) -> PrecipField:

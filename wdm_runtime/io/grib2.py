@@ -23,24 +23,28 @@ from wdm_runtime.io.foreign import epoch_axis, to_rates
 from wdm_runtime.io.grib_header import Header, header_of, load_eccodes
 from wdm_runtime.io.grib_packing import check_packing
 from wdm_runtime.io.grib_products import Get, Product, chosen_name, other_of, product_of
-from wdm_runtime.io.grib_series import require_one_series
+from wdm_runtime.io.grib_series import of_period, require_one_series
 from wdm_runtime.io.limits import beat, memory_bytes
-from wdm_runtime.io.units import to_mm_h
+from wdm_runtime.io.units import check_stated_period, to_mm_h
 
 _SENTINEL_FROM = 9999.0  # also ecCodes' own mark where a bitmap says missing
 _DATA_SECTION = 7
+_VALUE_SECTIONS = (5, 6, _DATA_SECTION)  # how they are packed, which are missing, and themselves
 _NETCDF = (b"CDF", b"\x89HDF")
 _CHUNK_BYTES = 1 << 20
 # Of a file read as a whole: its bytes are there twice, as such and cut up, beside decoded frames.
 _MEMORY_SHARE = 4
 
 
-def read_grib2(path: Path, variable: str | None = None) -> PrecipField:
+def read_grib2(
+    path: Path, variable: str | None = None, accumulation_h: float | None = None
+) -> PrecipField:
     """Read the precipitation of a GRIB2 file as rates [mm h-1].
 
     Messages of other parameters are passed over; those of precipitation become the times, in
     order. ``source`` keeps the file's units: amounts stay "mm", "m" or "kg m-2" with their period.
-    Means stay rates, with the period they are of as time bounds.
+    Means stay rates, with the period they are of as time bounds. A message that comes twice, as
+    sums do in GFS, counts once.
 
     Parameters
     ----------
@@ -48,6 +52,8 @@ def read_grib2(path: Path, variable: str | None = None) -> PrecipField:
         GRIB2 on a regular latitude-longitude grid, plain or gzipped. Longitudes stay as they are.
     variable
         Which product, where the file holds several: "total_precipitation", or ecCodes' short name.
+    accumulation_h
+        Where the file holds sums over several periods: of which period they are read.
 
     Returns
     -------
@@ -61,18 +67,22 @@ def read_grib2(path: Path, variable: str | None = None) -> PrecipField:
         Not GRIB2, damaged, or no precipitation; several products, grids, ensemble members or
         periods; or two messages of one time; not a regular latitude-longitude grid, one beyond a
         pole or beyond this machine's memory; infinite or negative rates, or nothing but missing
-        cells.
+        cells; or an accumulation that is no positive number.
     MissingDependencyError
         Without the extra ``grib``.
     """
     eccodes = load_eccodes("Reading GRIB2")
-    found = []
-    for product, message in _chosen(path, eccodes, variable):
+    check_stated_period(str(path), None, accumulation_h)
+    every: dict[tuple[Header, tuple[bytes, ...]], bytes] = {}
+    for number, product, message in _chosen(path, eccodes, variable):
         with _handle(path, eccodes, message) as get:
-            header = header_of(path, get, product)
-            check_packing(path, product.name, get, _data_sections(message)[0])
-        found.append((header, message))
-    require_one_series(path, [header for header, _ in found])
+            header = header_of(path, get, product, number)
+            check_packing(path, product.name, get, _sections(message, _DATA_SECTION)[0])
+        every.setdefault((header, tuple(_sections(message, *_VALUE_SECTIONS))), message)
+    headers = of_period([header for header, _ in every], accumulation_h)
+    require_one_series(path, headers)
+    chosen = {header.number for header in headers}
+    found = [(header, message) for (header, _), message in every.items() if header.number in chosen]
     found.sort(key=lambda pair: pair[0].end)
     first = found[0][0]
     product = first.product
@@ -104,19 +114,19 @@ def read_grib2(path: Path, variable: str | None = None) -> PrecipField:
     )
 
 
-def _chosen(path: Path, eccodes: Any, variable: str | None) -> list[tuple[Product, bytes]]:
-    """The messages of one product."""
-    found: list[tuple[Product, bytes]] = []
+def _chosen(path: Path, eccodes: Any, variable: str | None) -> list[tuple[int, Product, bytes]]:
+    """The messages of one product, with their numbers in the file, from 1."""
+    found: list[tuple[int, Product, bytes]] = []
     others = set()
-    for message in _messages(path, content_of(path)):
+    for number, message in enumerate(_messages(path, content_of(path)), start=1):
         with _handle(path, eccodes, message) as get:
             product = product_of(get)
             if product is None:
                 others.add(other_of(get))
             else:
-                found.append((product, message))
-    name = chosen_name(path, {product for product, _ in found}, others, variable)
-    return [(product, message) for product, message in found if product.name == name]
+                found.append((number, product, message))
+    name = chosen_name(path, {product for _, product, _ in found}, others, variable)
+    return [entry for entry in found if entry[1].name == name]
 
 
 @dataclass(frozen=True, repr=False)
@@ -221,7 +231,7 @@ def _messages(path: Path, content: bytes) -> Iterator[bytes]:
                 f"{path}: the GRIB2 message at byte {start} is damaged (no end after "
                 f"{stop - start} bytes); expected a complete field. Fetch the file again."
             )
-        fields = len(_data_sections(message))
+        fields = len(_sections(message, _DATA_SECTION))
         if fields != 1:
             raise InputError(
                 f"{path}: the GRIB2 message at byte {start} holds {fields} fields; "
@@ -231,12 +241,12 @@ def _messages(path: Path, content: bytes) -> Iterator[bytes]:
         start = content.find(b"GRIB", stop)
 
 
-def _data_sections(message: bytes) -> list[bytes]:
-    """The packed values of a message's fields."""
+def _sections(message: bytes, *numbers: int) -> list[bytes]:
+    """What a message's sections of these numbers hold, in their order."""
     position, found = 16, []
     while position + 5 <= len(message) - 4:
         stop = position + max(int.from_bytes(message[position : position + 4], "big"), 5)
-        if message[position + 4] == _DATA_SECTION:
+        if message[position + 4] in numbers:
             found.append(message[position + 5 : stop])
         position = stop
     return found

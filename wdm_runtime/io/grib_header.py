@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +45,9 @@ class Header:
     columns: int
     corners: tuple[float, float, float, float]  # first and last latitude, first and last longitude
     steps: tuple[float, float]  # along y and x, 0 where not given
+    level: tuple[str, int | None]  # kind and height
+    reference: tuple[int, int]  # date and time that the period's or forecast's length counts from
+    number: int = field(compare=False)  # of the message in its file, from 1
 
     @property
     def period_h(self) -> float | None:
@@ -66,7 +69,7 @@ class Header:
         )
 
 
-def header_of(path: Path, get: Get, product: Product) -> Header:
+def header_of(path: Path, get: Get, product: Product, number: int) -> Header:
     """What a message's keys say of its period, time, member and grid.
 
     Raises
@@ -87,7 +90,7 @@ def header_of(path: Path, get: Get, product: Product) -> Header:
     )
     return Header(
         product=product,
-        span_h=fixed_h if fixed_h or of_instant else _span_h(path, product, get),
+        span_h=fixed_h if fixed_h or of_instant else _span_h(path, product, get, number),
         range_length=get("lengthOfTimeRange"),
         end=_valid_time(path, name, get, of_instant),
         member=get("perturbationNumber"),
@@ -98,6 +101,9 @@ def header_of(path: Path, get: Get, product: Product) -> Header:
             float(get("jDirectionIncrementInDegrees") or 0),
             float(get("iDirectionIncrementInDegrees") or 0),
         ),
+        level=(str(get("typeOfLevel")), get("level")),
+        reference=(get("dataDate"), get("dataTime")),
+        number=number,
     )
 
 
@@ -139,14 +145,22 @@ def _sizes(path: Path, name: str, get: Get) -> tuple[int, int]:
     return shape
 
 
-def _span_h(path: Path, product: Product, get: Get) -> float:
+def _span_h(path: Path, product: Product, get: Get, number: int) -> float:
     ranges, unit = get("numberOfTimeRanges"), get("indicatorOfUnitForTimeRange")
-    span_h = _UNIT_HOURS.get(unit, 0.0) * get("lengthOfTimeRange")
+    length, done = get("lengthOfTimeRange"), "averaged" if product.averaged else "summed"
+    span_h = _UNIT_HOURS.get(unit, 0.0) * length
+    if ranges == 1 and length == 0:
+        step = get("stepRange")
+        raise InputError(
+            f"{path}: message {number}, '{product.name}' of step range {step}, is {done} over no "
+            "time, as at a forecast's beginning, which holds no rain yet; expected at least a "
+            f"second. Leave it out first (grib_copy -w 'stepRange!={step}' FILE OUT.grib2)."
+        )
     if ranges != 1 or span_h <= 0:
         raise InputError(
-            f"{path}: '{product.name}' is {'averaged' if product.averaged else 'summed'} over "
-            f"{ranges} ranges of {get('lengthOfTimeRange')} in time unit {unit}; expected one "
-            "range of at least a second. Hand in another file."
+            f"{path}: message {number}, '{product.name}', is {done} over {ranges} ranges of "
+            f"{length} in time unit {unit}; expected one range of at least a second. Hand in "
+            "another file."
         )
     return float(span_h)
 

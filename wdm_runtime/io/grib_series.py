@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.grib_header import Header
+from wdm_runtime.io.units import SAME_WITHIN_H
 
 
 def require_one_series(path: Path, headers: list[Header]) -> None:
@@ -35,16 +36,53 @@ def require_one_series(path: Path, headers: list[Header]) -> None:
     times = {header.end for header in headers}
     if len(times) < len(headers):
         raise InputError(
-            f"{has} of {len(times)} times; expected one a time. Extract one level or run "
-            "first (grib_copy -w level=0 FILE OUT.grib2)."
+            f"{has} of {len(times)} times; expected one a time. {_one_of_a_time(headers)}"
         )
+
+
+def of_period(headers: list[Header], accumulation_h: float | None) -> list[Header]:
+    """Those summed over the period asked for, where some are: the others are other sums.
+
+    Forecasts list the rain of the last hours beside all that fell since their beginning.
+    """
+    if accumulation_h is None:
+        return headers
+    asked = [
+        header
+        for header in headers
+        if header.period_h is not None and abs(header.period_h - accumulation_h) <= SAME_WITHIN_H
+    ]
+    return asked or headers
+
+
+def _one_of_a_time(headers: list[Header]) -> str:
+    """How to extract one of several messages of a time, by what they differ in."""
+    first = headers[0]
+    kinds, levels = {h.level[0] for h in headers}, {h.level for h in headers}
+    if len(kinds) > 1:
+        return _extract(f"typeOfLevel={first.level[0]}")
+    if len(levels) > 1:
+        return _extract(f"level={first.level[1]}")
+    if len({h.reference for h in headers}) > 1:
+        date, time = first.reference
+        return _extract(f"dataDate={date},dataTime={time}")
+    again = next(h for n, h in enumerate(headers) if h.end in {g.end for g in headers[:n]})
+    twin = next(h for h in headers if h.end == again.end)
+    return (
+        f"Messages {twin.number} and {again.number} differ in their values alone: leave one out "
+        f"first (grib_copy -w 'count!={again.number}' FILE OUT.grib2)."
+    )
 
 
 def _one_period(headers: list[Header]) -> str:
     """What to do about several periods: sums from one start, as of a forecast, are told apart."""
     starts = {header.end - timedelta(hours=header.span_h or 0) for header in headers}
     if len(starts) > 1 or headers[0].product.averaged:
-        return _extract(f"lengthOfTimeRange={_least(h.range_length for h in headers)}")
+        extract = _extract(f"lengthOfTimeRange={_least(h.range_length for h in headers)}")
+        if headers[0].product.averaged:
+            return extract
+        shortest_h = min(header.span_h or 0 for header in headers)
+        return f"Choose one with --accumulation, like --accumulation {shortest_h:g}h. Or {extract}"
     return (
         f"All are summed from {starts.pop().isoformat()}: take the differences of successive times "
         "first (cdo -f nc deltat FILE OUT.nc), and state their period with --accumulation."
