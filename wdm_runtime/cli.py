@@ -173,7 +173,7 @@ def infer(
     """Downscale a file and report the latency."""
     console.out.quiet = quiet
     max_bytes = _bytes(max_memory)
-    reader = ReaderProcess(max_bytes, read_timeout)
+    reader = ReaderProcess(max_bytes, read_timeout, "--read-timeout")
     reader.start()  # now, to be ready when it is asked
     settings = Settings(
         members=members,

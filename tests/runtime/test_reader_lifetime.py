@@ -97,7 +97,10 @@ def test_the_process_ends_when_its_parent_does_nothing_about_it(tmp_path):
 
 def test_a_reader_that_hangs_outlives_nobody_for_long(tmp_path):
     text = (
-        OPEN.replace("ReaderProcess()", "ReaderProcess(timeout_s=2.0)")
+        OPEN.replace(
+            "ReaderProcess()",
+            "ReaderProcess(timeout_s=0.2)\n    reader.start(); reader._child._timeout_s = 60.0",
+        )
         + """
     import os, signal, threading
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()

@@ -23,7 +23,7 @@ from reading_processes import gone, stop
 
 import wdm_runtime
 from wdm_runtime.errors import InputError
-from wdm_runtime.io import read_field
+from wdm_runtime.io import child, read_field
 from wdm_runtime.io.child import search_path
 from wdm_runtime.io.reader import ReaderProcess
 
@@ -181,18 +181,76 @@ def wait_at_most(reader, seconds):
     reader._child._timeout_s = seconds
 
 
-def test_a_hang_is_an_error_after_the_time_limit(tmp_path):
-    with ReaderProcess() as reader:
+@pytest.mark.parametrize("option", ["", "--read-timeout"])
+def test_a_hang_is_an_error_after_the_time_limit(option, tmp_path):
+    with ReaderProcess(timeout_option=option) as reader:
         found = reader.read_field(rain_file(tmp_path / "in.nc"))
         wait_at_most(reader, 1.0)
         first = reader.pid
         stop(first)
         began = time.monotonic()
-        with pytest.raises(InputError, match=r"in\.nc: .* no progress for 1 s.*--read-timeout"):
+        with pytest.raises(InputError, match=r"in\.nc: .* no progress for 1 s") as caught:
             found.frame(0)
+        # Only the command that has the option names it.
+        assert ("--read-timeout" in str(caught.value)) == bool(option)
         assert 0.9 < time.monotonic() - began < 10
         assert gone(first)
         np.testing.assert_array_equal(found.load(), RAIN)
+
+
+def test_waiting_for_a_core_is_no_hang(tmp_path, monkeypatch):
+    """As at nice 19 beside a training: what is ready to run makes no progress for minutes."""
+    with ReaderProcess() as reader:
+        found = reader.read_field(rain_file(tmp_path / "in.nc"))
+        wait_at_most(reader, 2.0)
+        pid, began = reader.pid, time.monotonic()
+        stop(pid)  # instead of all the others that run
+        monkeypatch.setattr(child, "_PROC", tmp_path)
+        other = tmp_path / str(pid) / "task" / "7"  # a library may work in a thread of its own
+        for folder in (tmp_path / str(pid) / "task" / str(pid), other):
+            folder.mkdir(parents=True)
+            (folder / "schedstat").write_text("0 0 0\n")
+
+        def starve():
+            while (elapsed_s := time.monotonic() - began) < 4:
+                new = other / "new"
+                new.write_text(f"5000 {int(1e9 * elapsed_s)} 9\n")
+                new.rename(other / "schedstat")
+                time.sleep(0.05)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+        starving = threading.Thread(target=starve)
+        starving.start()
+        np.testing.assert_array_equal(found.frame(0), RAIN[0])
+        starving.join()
+        assert reader.pid == pid and time.monotonic() - began > 3.5
+        stop(pid)  # blocked, on the same busy machine
+        with pytest.raises(InputError, match="no progress for 2 s"):
+            found.frame(0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not say it")
+def test_the_kernel_says_how_long_a_process_waits_for_a_core():
+    """Two that compute on one core: each has it half of the time."""
+    core = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{core}}}); print(flush=True)\nwhile True: pass"
+    pair = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in "ab"]
+    try:
+        for one in pair:
+            one.stdout.readline()
+        began, (before_s,) = time.monotonic(), child._waited_s(pair[0].pid).values()
+        while time.monotonic() - began < 20:
+            time.sleep(0.1)
+            (now_s,) = child._waited_s(pair[0].pid).values()
+            if now_s - before_s > 0.2:
+                break
+        assert 0.2 < now_s - before_s <= time.monotonic() - began + 1
+    finally:
+        for one in pair:
+            one.kill()
+            one.communicate()
+    assert child._waited_s(pair[0].pid) == {}
 
 
 def test_a_structure_that_has_no_end_is_an_error_within_seconds(reader, tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from wdm_runtime.io.wire import Message, decode, encode
 
 _SLICE_S: Final = 0.25
 _ENDS_WITHIN_S: Final = 5.0
+_PROC: Final = Path("/proc")
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 # Not `python -m`: that would import from the current folder, where untrusted files may lie.
 _BOOT: Final = (
@@ -62,7 +64,7 @@ class Child:
         Imported with this process's own search path.
     timeout_s
         How long it may say nothing while it is waited for [s]. Time that this process itself is
-        stopped for does not count.
+        stopped for does not count, nor time in which the machine is too busy to give it a core.
 
     Raises
     ------
@@ -128,13 +130,16 @@ class Child:
         self._finalizer()
 
     def _read_into(self, buffer: memoryview) -> None:
-        silent_s = 0.0
+        silent_s, waited_s = 0.0, _waited_s(self.pid)
         while buffer:
             try:
                 assert self._process.stdout is not None
                 if not self._poll.poll(1000 * _SLICE_S):
                     # In slices: if we are stopped or asleep ourselves, only one of them counts.
-                    silent_s += _SLICE_S
+                    before_s, waited_s = waited_s, _waited_s(self.pid)
+                    starved_s = [now - before_s.get(one, 0.0) for one, now in waited_s.items()]
+                    # The kernel notes a wait at its end, so one may be longer than the slice.
+                    silent_s = max(0.0, silent_s + _SLICE_S - max(starved_s, default=0.0))
                     if silent_s >= self._timeout_s:
                         raise ChildSilentError(f"made no progress for {self._timeout_s:g} s")
                     continue
@@ -157,6 +162,22 @@ class Child:
             return "computed without coming to an end"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"ended its process ({name})"
+
+
+def _waited_s(pid: int) -> dict[str, float]:
+    """How long each thread of a process was ready to run and had no core [s].
+
+    Of all threads, as some libraries work in others than the first. Nothing where the kernel does
+    not say.
+    """
+    waited_s: dict[str, float] = {}
+    tasks = _PROC / str(pid) / "task"
+    with suppress(OSError):  # it may end at any moment
+        for thread in os.listdir(tasks):
+            with suppress(OSError, ValueError, IndexError):
+                waited_ns = (tasks / thread / "schedstat").read_text().split()[1]
+                waited_s[thread] = int(waited_ns) / 1e9
+    return waited_s
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:

@@ -64,7 +64,9 @@ class ReaderProcess:
         Memory that reading may take, of declared sizes and in fact; None is what is free when the
         process starts.
     timeout_s
-        How long reading may make no progress [s].
+        How long reading may make no progress [s]; waiting for a core does not count.
+    timeout_option
+        The option of a command line that sets ``timeout_s``, for messages; none if "".
 
     Examples
     --------
@@ -73,13 +75,19 @@ class ReaderProcess:
     ...         field = reader.read_field(path)
     """
 
-    def __init__(self, max_bytes: int | None = None, timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        max_bytes: int | None = None,
+        timeout_s: float = READ_TIMEOUT_S,
+        timeout_option: str = "",
+    ) -> None:
         if not 0 < timeout_s < np.inf:
             raise InputError(
                 f"Got a read timeout of {timeout_s:g} s; expected a positive number. Correct "
-                "--read-timeout."
+                f"{timeout_option or 'timeout_s'}."
             )
         self.max_bytes, self.timeout_s = max_bytes, timeout_s
+        self._timeout_option = timeout_option
         self._closed = False
         self._start_over()
 
@@ -190,9 +198,10 @@ class ReaderProcess:
             expected = "a process for it"
             remedy = "Set sys.executable to a Python program, or free memory and processes."
         elif isinstance(error, ChildSilentError):
+            option = self._timeout_option
+            longer = f", or allow more than {self.timeout_s:g} s with {option}" if option else ""
             remedy = (
-                f"Fetch or write it again, or allow more than {self.timeout_s:g} s with "
-                "--read-timeout if its disk is that slow."
+                f"Fetch or write it again; if its disk is slow, copy it to a faster one{longer}."
             )
         named = path or "The input"  # the process may start ahead of it
         return InputError(f"{named}: reading it {what}; expected {expected}. {remedy}")
