@@ -350,7 +350,7 @@ def plot(
         Path | None,
         typer.Option(
             "--input",
-            help="The coarse input; default: by name and SHA-256 beside OUTPUT or in this folder",
+            help="The coarse input; default: where OUTPUT says, beside it or here, told by its SHA-256",
         ),
     ] = None,
     time: Annotated[int, typer.Option(help="Frame number from 0")] = 0,

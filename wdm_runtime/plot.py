@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, OutputError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
-from wdm_runtime.input_hash import hash_of
+from wdm_runtime.input_hash import find_input
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
@@ -62,8 +62,7 @@ def plot_ensemble(
     figure
         The picture to write; its suffix decides the format. An older one is replaced.
     coarse
-        The coarse input; None looks for the name and the SHA-256 that the output carries, in the
-        output's folder and then in the current one.
+        The coarse input; None looks for it as `wdm_runtime.input_hash.find_input` does.
     time, member
         Numbers from 0.
     threshold
@@ -92,7 +91,8 @@ def plot_ensemble(
 def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: int) -> PrecipField:
     """The coarse input, checked to be the one the output was made from."""
     if coarse is None:
-        coarse = _found_beside(output, frame)
+        said = frame.provenance
+        coarse = find_input(output, str(said["wdm_input"]), said.get("wdm_input_sha256"))
     variable = str(frame.provenance.get("wdm_variable", frame.variable))  # a path, where stated
     field = _as_selected(read_field(coarse, variable, _hours(frame)), frame)
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
@@ -106,26 +106,6 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
             "Name the coarse input with --input."
         )
     return field
-
-
-def _found_beside(output: Path, frame: EnsembleFrame) -> Path:
-    """The input beside the output or in the current folder, by its name and SHA-256."""
-    name = Path(str(frame.provenance["wdm_input"])).name
-    digest = frame.provenance.get("wdm_input_sha256")
-    folders = dict.fromkeys(folder.absolute() for folder in (output.parent, Path.cwd()))
-    there = [folder / name for folder in folders if (folder / name).exists()]
-    for path in there:  # newer ones of that name are others
-        if digest is None or hash_of(path) == digest:
-            return path
-    if there:
-        raise InputError(
-            f"{there[0]}: has the SHA-256 {hash_of(there[0])}; expected {digest}, the coarse input "
-            f"that {output} was made from, to draw it too. Name it with --input."
-        )
-    raise InputError(
-        f"{output}: its coarse input '{name}' is neither beside it nor in {Path.cwd()}; expected "
-        "to draw it too. Name it with --input."
-    )
 
 
 def _hours(frame: EnsembleFrame) -> float | None:

@@ -160,6 +160,23 @@ def test_coarse_input_is_found_in_the_current_folder(tmp_path, monkeypatch):
         plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
 
 
+def test_the_input_is_found_where_the_run_had_it(tmp_path, monkeypatch):
+    """By a path relative to the folder of the run, as `replay` finds it."""
+    output = make(tmp_path)
+    for name in ("in", "run", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "coarse.nc").rename(tmp_path / "in" / "coarse.nc")
+    with netCDF4.Dataset(output, "a") as dataset:
+        dataset.wdm_input = "../in/coarse.nc"
+    output = output.rename(tmp_path / "out" / "out.nc")
+    monkeypatch.chdir(tmp_path / "run")
+    plot_ensemble(Path("../out/out.nc"), tmp_path / "f.png", None, 0, 0, 5.0)
+    output.rename(tmp_path / "run" / "out.nc")
+    monkeypatch.chdir("/")  # the output still lies in the folder of the run
+    plot_ensemble(tmp_path / "run" / "out.nc", tmp_path / "f.png", None, 0, 0, 5.0)
+    assert png_size(tmp_path / "f.png")
+
+
 def test_the_part_that_was_selected_is_drawn(tmp_path):
     """The output holds one time and a window of its input."""
     output = make(tmp_path)
