@@ -14,8 +14,9 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, ParityError
 from wdm_runtime.input_hash import find_input
 from wdm_runtime.io.atomic import ZARR_SUFFIX
-from wdm_runtime.io.compare import compare_outputs, read_attributes
+from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.reader import ReaderProcess
+from wdm_runtime.io.stored import read_attributes
 from wdm_runtime.plan import Plan
 from wdm_runtime.settings import Settings
 from wdm_runtime.stepping import StepTime
