@@ -51,6 +51,7 @@ RUNTIME_FLOORS = [
         "io.foreign",
         "io.grib_packing",
         "io.grib_series",
+        "io.stored",
     },
     {"engines.ort_cuda", "engines.tensorrt_plan", "engines.device_step", "io.times"},
     {"engines.tensorrt", "io.accumulation", "io.grib2", "io.layout", "io.odim"},

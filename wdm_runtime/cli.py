@@ -344,16 +344,19 @@ def verify(
 
 @app.command()
 def plot(
-    output: Annotated[Path, typer.Argument(help="A NetCDF file that 'wdm-run infer' wrote")],
+    output: Annotated[Path, typer.Argument(help="What 'wdm-run infer' wrote, NetCDF or Zarr")],
     figure: Annotated[Path, typer.Option("-o", "--figure", help="PNG, PDF or SVG to write")],
     coarse: Annotated[
         Path | None,
         typer.Option(
             "--input",
-            help="The coarse input; default: by name and SHA-256 beside OUTPUT or in this folder",
+            help="The coarse input; default: where OUTPUT says, beside it or here, by its SHA-256",
         ),
     ] = None,
-    time: Annotated[int, typer.Option(help="Frame number from 0")] = 0,
+    time: Annotated[
+        str,
+        typer.Option(help="Which to draw, as infer's: 2022-08-09T15, or a number: 0 is the first"),
+    ] = "0",
     member: Annotated[int, typer.Option(help="Member to show")] = 0,
     threshold: Annotated[float, typer.Option(help="Rate for the probability, mm/h")] = 5.0,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The hash of an input, by which an output knows what it was made from."""
+"""The hash of an input, by which an output knows what it was made from, and finding it again."""
 
 from __future__ import annotations
 
@@ -32,3 +32,41 @@ def hash_of(path: Path) -> str:
             f"{path}: cannot be read ({error}); expected the input file. Fetch it again."
         ) from error
     return digest.hexdigest()
+
+
+def find_input(output: Path, named: str, expected: str | None, given: Path | None = None) -> Path:
+    """The input an output was made from, told by its SHA-256.
+
+    Parameters
+    ----------
+    output
+        The output.
+    named
+        The input's path as the output says it; a relative one counted from the run's folder.
+    expected
+        The SHA-256 that the output says; None takes the first file found.
+    given
+        Where the input is now; None looks where the output says, from the current folder and from
+        the output's own, and then for its name alone in both.
+
+    Raises
+    ------
+    InputError
+        It is not there, or is another.
+    """
+    path, folders = Path(named), (Path.cwd(), output.absolute().parent)
+    looked = [given] if given else [f / p for p in (path, Path(path.name)) for f in folders]
+    found = [place for place in dict.fromkeys(looked) if place.exists()]
+    if not found:
+        places = " nor ".join(f"'{place}'" for place in dict.fromkeys(looked))
+        raise InputError(
+            f"{output}: was made from '{path.name}', found neither at {places}; expected it "
+            "there. Name the file with --input."
+        )
+    for place in found:  # newer ones of that name are others
+        if expected is None or hash_of(place) == expected:
+            return place
+    raise InputError(
+        f"{found[0]}: has the SHA-256 {hash_of(found[0])}; expected {expected}, the input "
+        f"{output} was made from. Name the right file with --input."
+    )

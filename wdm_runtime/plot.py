@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, OutputError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
-from wdm_runtime.input_hash import hash_of
+from wdm_runtime.input_hash import find_input
 from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, whole_file
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
@@ -51,50 +51,58 @@ _METRES = ("m", "metre", "meter", "metres", "meters")
 
 
 def plot_ensemble(
-    output: Path, figure: Path, coarse: Path | None, time: int, member: int, threshold: float
+    output: Path,
+    figure: Path,
+    coarse: Path | None,
+    time: int | str,
+    member: int,
+    threshold: float,
 ) -> None:
     """Draw coarse input, one member, ensemble mean and exceedance probability of one frame.
 
     Parameters
     ----------
     output
-        A file that ``wdm-run infer`` wrote.
+        A NetCDF file or Zarr store that ``wdm-run infer`` wrote.
     figure
         The picture to write; its suffix decides the format. An older one is replaced.
     coarse
-        The coarse input; None looks for the name and the SHA-256 that the output carries, in the
-        output's folder and then in the current one.
-    time, member
-        Numbers from 0.
+        The coarse input; None looks for it as `wdm_runtime.input_hash.find_input` does.
+    time
+        A number, or a text that names one time as `wdm_runtime.select.select_times` takes it.
+    member
+        Number from 0.
     threshold
         Rate of the probability [mm h-1].
 
     Raises
     ------
     InputError
-        The output is none, has no such time or member, or its coarse input is not found or
-        another field; the threshold is not positive.
+        The output is none, has no such member, no or several such times, or its coarse input is
+        not found or another field; the threshold is not positive.
     OutputError
         The figure cannot be written there or in that format.
     MissingDependencyError
-        No matplotlib.
+        No matplotlib; Zarr without the extra ``xarray``.
     """
     require("matplotlib", "plot", "Plotting")
     output, figure = Path(output), Path(figure)
     _check_figure(figure)
     frame = read_frame(output, time, member, threshold)
-    field = _read_coarse(output, coarse, frame, time)
-    picture = _draw(frame, field, time, member, threshold)
+    field = _read_coarse(output, coarse, frame)
+    picture = _draw(frame, field, member, threshold)
     with whole_file(figure) as temporary:
         picture.savefig(temporary, dpi=_DPI, format=figure.suffix[1:].lower())
 
 
-def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: int) -> PrecipField:
+def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame) -> PrecipField:
     """The coarse input, checked to be the one the output was made from."""
     if coarse is None:
-        coarse = _found_beside(output, frame)
+        said = frame.provenance
+        coarse = find_input(output, str(said["wdm_input"]), said.get("wdm_input_sha256"))
     variable = str(frame.provenance.get("wdm_variable", frame.variable))  # a path, where stated
     field = _as_selected(read_field(coarse, variable, _hours(frame)), frame)
+    time = frame.index
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
     # Frames without a time are numbered, in the output from its own first one.
     timeless = found.startswith("none-") and frame.valid_time.startswith("none-")
@@ -106,26 +114,6 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame, time: 
             "Name the coarse input with --input."
         )
     return field
-
-
-def _found_beside(output: Path, frame: EnsembleFrame) -> Path:
-    """The input beside the output or in the current folder, by its name and SHA-256."""
-    name = Path(str(frame.provenance["wdm_input"])).name
-    digest = frame.provenance.get("wdm_input_sha256")
-    folders = dict.fromkeys(folder.absolute() for folder in (output.parent, Path.cwd()))
-    there = [folder / name for folder in folders if (folder / name).exists()]
-    for path in there:  # newer ones of that name are others
-        if digest is None or hash_of(path) == digest:
-            return path
-    if there:
-        raise InputError(
-            f"{there[0]}: has the SHA-256 {hash_of(there[0])}; expected {digest}, the coarse input "
-            f"that {output} was made from, to draw it too. Name it with --input."
-        )
-    raise InputError(
-        f"{output}: its coarse input '{name}' is neither beside it nor in {Path.cwd()}; expected "
-        "to draw it too. Name it with --input."
-    )
 
 
 def _hours(frame: EnsembleFrame) -> float | None:
@@ -191,9 +179,7 @@ def probability_scale() -> Colormap:
     return colours.with_extremes(bad=_MISSING)
 
 
-def _draw(
-    frame: EnsembleFrame, field: PrecipField, time: int, member: int, threshold: float
-) -> Figure:
+def _draw(frame: EnsembleFrame, field: PrecipField, member: int, threshold: float) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -208,7 +194,7 @@ def _draw(
     colours, norm = rate_scale()
     members = "1 member" if frame.members == 1 else f"{frame.members} members"
     for axes, title, grid, rates in (
-        (top_left, "Coarse input", field.grid, field.frame(time)),
+        (top_left, "Coarse input", field.grid, field.frame(frame.index)),
         (top_right, f"Member {member}", frame.grid, frame.member_mm_h),
         (low_left, f"Mean of {members}", frame.grid, frame.mean_mm_h),
     ):
@@ -228,7 +214,7 @@ def _draw(
         _label(axes.xaxis, frame.grid.names[1], frame.grid.attributes[1])
     for axes in (top_left, low_left):
         _label(axes.yaxis, frame.grid.names[0], frame.grid.attributes[0])
-    figure.suptitle(_heading(frame, time), fontsize="large", fontweight="bold")
+    figure.suptitle(_heading(frame), fontsize="large", fontweight="bold")
     return figure
 
 
@@ -276,8 +262,8 @@ def _label(axis: Any, name: str, attributes: dict[str, Any]) -> None:
     axis.set_label_text(words.replace("_", " ") + (f" [{units}]" if units else ""))
 
 
-def _heading(frame: EnsembleFrame, time: int) -> str:
-    when = f"Frame {time}"
+def _heading(frame: EnsembleFrame) -> str:
+    when = f"Frame {frame.index}"
     if not frame.valid_time.startswith("none-"):
         when = frame.valid_time.replace("T", " ").removesuffix(":00") + " UTC"
     named = (("wdm_bundle", ""), ("wdm_seed", "seed "))

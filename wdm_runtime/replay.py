@@ -12,10 +12,11 @@ from typing import Any
 from wdm_runtime import job
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, ParityError
-from wdm_runtime.input_hash import hash_of
+from wdm_runtime.input_hash import find_input
 from wdm_runtime.io.atomic import ZARR_SUFFIX
-from wdm_runtime.io.compare import compare_outputs, read_attributes
+from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.reader import ReaderProcess
+from wdm_runtime.io.stored import read_attributes
 from wdm_runtime.plan import Plan
 from wdm_runtime.settings import Settings
 from wdm_runtime.stepping import StepTime
@@ -70,7 +71,7 @@ def open_record(output: Path, input: Path | None = None) -> Record:
     output
         A NetCDF file or Zarr store that ``wdm-run infer`` wrote.
     input
-        Where the input is now; None looks where the output says, then beside the output.
+        Where the input is now; None looks as `find_input` does.
 
     Raises
     ------
@@ -78,22 +79,9 @@ def open_record(output: Path, input: Path | None = None) -> Record:
         The output holds no record, or its input is not found or not the same.
     """
     attributes = read_attributes(output)
-    named = Path(_text(output, attributes, "input"))
+    named = _text(output, attributes, "input")
     settings = Settings.from_attributes(attributes)
-    places = [input] if input else [named, output.absolute().parent / named.name]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        looked = " nor ".join(f"'{place}'" for place in places)
-        raise InputError(
-            f"{output}: was made from '{named.name}', found neither at {looked}; expected it "
-            "there. Name the file with --input."
-        )
-    digest, expected = hash_of(found), _text(output, attributes, "input_sha256")
-    if digest != expected:
-        raise InputError(
-            f"{found}: has the SHA-256 {digest}; expected {expected}, the input {output} was made "
-            "from. Name the right file with --input."
-        )
+    found = find_input(output, named, _text(output, attributes, "input_sha256"), input)
     return Record(output, found, settings, attributes)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -42,17 +43,34 @@ def select_times(field: PrecipField, text: str) -> PrecipField:
     InputError
         The text is none of these, or no time of the field fits it.
     """
-    times = field.valid_times
+    return field.at(times_named(field.valid_times, text, _where(field)))
+
+
+def times_named(times: Sequence[str], text: str, where: str) -> list[int]:
+    """The numbers of the times that a text names, as `select_times` takes it.
+
+    Parameters
+    ----------
+    times
+        As `PrecipField.valid_times` has them.
+    where
+        What has these times, as the messages' subject.
+
+    Raises
+    ------
+    InputError
+        As `select_times` does.
+    """
     span = f"{len(times)} times from {times[0]} to {times[-1]}"
     text = text.strip()
     if _INDEX.fullmatch(text):
         index = int(text)
         if not -len(times) <= index < len(times):
             raise InputError(
-                f"{_where(field)} has {span}; expected an index from {-len(times)} to "
+                f"{where} has {span}; expected an index from {-len(times)} to "
                 f"{len(times) - 1}, got {index}. Choose another --time."
             )
-        return field.at([index % len(times)])
+        return [index % len(times)]
     first, slash, last = (part.strip().replace(" ", "T") for part in text.partition("/"))
     first, last = first.removesuffix("Z"), (last if slash else first).removesuffix("Z")
     ends = [end for end in (first, last) if end]
@@ -71,10 +89,8 @@ def select_times(field: PrecipField, text: str) -> PrecipField:
     dated = not times[0].startswith("none-")
     if not found or not dated:
         remedy = "Choose another --time." if dated else "It has no times: give an index to --time."
-        raise InputError(
-            f"{_where(field)} has {span}; expected at least one within '{text}'. {remedy}"
-        )
-    return field.at(found)
+        raise InputError(f"{where} has {span}; expected at least one within '{text}'. {remedy}")
+    return found
 
 
 def snap_cells(factor: int, stride: int) -> int:

@@ -12,7 +12,8 @@ import pytest
 from output_files import PROVENANCE, SPEC, amount_field, rate_field, write_output
 
 from wdm_runtime.errors import InputError
-from wdm_runtime.io.compare import compare_outputs, read_attributes
+from wdm_runtime.io.compare import compare_outputs
+from wdm_runtime.io.stored import read_attributes
 
 
 @pytest.fixture

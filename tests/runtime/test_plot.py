@@ -93,6 +93,28 @@ def test_frame_is_in_mm_h_with_missing_cells_kept(tmp_path, units, per_mm_h):
     assert frame.grid.north_first and frame.grid.is_latlon
 
 
+@pytest.mark.parametrize(
+    ("text", "index"), [("1", 1), ("-1", 1), ("2022-06-01T03", 0), ("2022-06-01 04:00/", 1)]
+)
+def test_a_time_is_named_as_for_infer(tmp_path, text, index):
+    frame = read_frame(make(tmp_path), text, member=2, threshold=1.0)
+    assert (frame.index, frame.valid_time) == (index, f"2022-06-01T0{3 + index}:00:00")
+    assert np.nanmax(frame.member_mm_h) == 2 + 10 * index
+
+
+def test_a_zarr_store_reads_as_netcdf_does(tmp_path):
+    pytest.importorskip("zarr")
+    paths = tmp_path / "a.nc", tmp_path / "a.zarr"
+    one, other = (read_frame(write_output(p, amount_field()), "-1", 1, 2.0) for p in paths)
+    for name in ("member_mm_h", "mean_mm_h", "probability"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert np.isnan(other.member_mm_h).any()
+    np.testing.assert_array_equal(one.grid.y, other.grid.y)
+    np.testing.assert_array_equal(one.grid.x, other.grid.x)
+    assert (one.valid_time, one.variable) == (other.valid_time, other.variable)
+    assert one.provenance == other.provenance
+
+
 @pytest.mark.parametrize(("threshold", "share"), [(0.5, 0.75), (1.0, 0.75), (3.0, 0.25), (9, 0)])
 def test_probability_counts_members_at_or_above_the_threshold(tmp_path, threshold, share):
     frame = read_frame(make(tmp_path), 0, 0, threshold)
@@ -158,6 +180,23 @@ def test_coarse_input_is_found_in_the_current_folder(tmp_path, monkeypatch):
         dataset["rain"][:] = 3
     with pytest.raises(InputError, match=r"SHA-256 [0-9a-f]{64}; expected [0-9a-f]{64}.*--input"):
         plot_ensemble(output, tmp_path / "f.png", None, 0, 0, 5.0)
+
+
+def test_the_input_is_found_where_the_run_had_it(tmp_path, monkeypatch):
+    """By a path relative to the folder of the run, as `replay` finds it."""
+    output = make(tmp_path)
+    for name in ("in", "run", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "coarse.nc").rename(tmp_path / "in" / "coarse.nc")
+    with netCDF4.Dataset(output, "a") as dataset:
+        dataset.wdm_input = "../in/coarse.nc"
+    output = output.rename(tmp_path / "out" / "out.nc")
+    monkeypatch.chdir(tmp_path / "run")
+    plot_ensemble(Path("../out/out.nc"), tmp_path / "f.png", None, 0, 0, 5.0)
+    output.rename(tmp_path / "run" / "out.nc")
+    monkeypatch.chdir("/")  # the output still lies in the folder of the run
+    plot_ensemble(tmp_path / "run" / "out.nc", tmp_path / "f.png", None, 0, 0, 5.0)
+    assert png_size(tmp_path / "f.png")
 
 
 def test_the_part_that_was_selected_is_drawn(tmp_path):
@@ -231,8 +270,11 @@ def test_another_coarse_input_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("time", "member", "threshold", "message"),
     [
-        (2, 0, 5.0, r"time 2; expected 0 to 1"),
-        (-1, 0, 5.0, r"time -1; expected 0 to 1"),
+        (2, 0, 5.0, r"out.nc has 2 times from .*; expected an index from -2 to 1, got 2"),
+        (-3, 0, 5.0, r"expected an index from -2 to 1, got -3"),
+        ("2022-06-01", 0, 5.0, r"2 times within '2022-06-01', from .*T03:00:00 to .*expected one"),
+        ("2022-06-02", 0, 5.0, r"expected at least one within '2022-06-02'"),
+        ("noon", 0, 5.0, r"Got the time 'noon'; expected an index"),
         (0, 4, 5.0, r"member 4; expected 0 to 3"),
         (0, -1, 5.0, r"member -1; expected 0 to 3"),
         (0, 0, 0.0, r"threshold of 0 mm/h; expected a positive"),
@@ -262,8 +304,13 @@ def test_amounts_are_drawn_as_rates_and_statistics_alone_are_refused(tmp_path):
 def test_other_files_are_refused(tmp_path):
     make(tmp_path)
     (tmp_path / "text.nc").write_text("no NetCDF")
-    for name in ("coarse.nc", "text.nc", "absent.nc"):
-        with pytest.raises(InputError, match=f"{name}: is no NetCDF output of 'wdm-run infer'"):
+    for name, found in (
+        ("coarse.nc", "is no output"),
+        ("text.nc", "cannot be read"),
+        ("absent.nc", "cannot be read"),
+        ("absent.zarr", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {found}.*'wdm-run infer'"):
             plot_ensemble(tmp_path / name, tmp_path / "f.png", None, 0, 0, 5.0)
 
 

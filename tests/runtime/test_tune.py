@@ -16,7 +16,7 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
-from wdm_runtime.io.compare import read_attributes
+from wdm_runtime.io.stored import read_attributes
 from wdm_runtime.presets import BEST, FAST, Preset
 from wdm_runtime.select import crop_alike, select_box
 from wdm_runtime.signing import SIGNATURE_NAME

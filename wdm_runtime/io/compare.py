@@ -5,23 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import netCDF4
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError, require
-from wdm_runtime.io.atomic import ZARR_SUFFIX
 from wdm_runtime.io.dataset import LIBRARY_LOCK
 from wdm_runtime.io.layout import FILL_VALUE
-from wdm_runtime.io.netcdf_library import open_dataset
-from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
+from wdm_runtime.io.stored import Stored, open_output
 
-_DIMENSIONS = "_ARRAY_DIMENSIONS"  # of Zarr format 2
 _COMPARED_ATTRIBUTES = ("units", "calendar", "standard_name", "cell_methods", "grid_mapping")
 
 
@@ -41,40 +36,6 @@ class Comparison:
     differences: tuple[str, ...]
 
 
-class _Array(Protocol):
-    """An array on disk: netCDF4's variable without masks and scales, or Zarr's array."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, index: tuple[int | slice, ...], /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class _Stored:
-    path: Path
-    array: _Array
-    dimensions: tuple[str, ...]
-    attributes: dict[str, Any]
-
-    def read(self, index: tuple[int | slice, ...]) -> npt.NDArray[Any]:
-        """A part of the array."""
-        with _reading(self.path):
-            return np.asarray(self.array[index])
-
-    def mm_h(self, period_h: float | None) -> float | None:
-        """What makes precipitation mm h-1; None for other things, and for coordinates."""
-        units = str(self.attributes.get("units", ""))
-        if "_FillValue" not in self.attributes:
-            return None
-        if amount_factor(units) is not None and period_h is not None:
-            return to_mm_h(units, period_h)
-        return rate_factor(units)
-
-
 def compare_outputs(a: Path, b: Path) -> Comparison:
     """Compare the arrays of two outputs in NetCDF or Zarr, coordinates and statistics included.
 
@@ -88,7 +49,7 @@ def compare_outputs(a: Path, b: Path) -> Comparison:
         Zarr without the extra ``xarray``.
     """
     with LIBRARY_LOCK, ExitStack() as stack:
-        (first, said), (second, _) = (_open(path, stack) for path in (a, b))
+        (first, said), (second, _) = (open_output(path, stack) for path in (a, b))
         period_h = said.get("wdm_accumulation_h")
         shared = tuple(name for name in first if name in second)
         differences = [
@@ -103,23 +64,8 @@ def compare_outputs(a: Path, b: Path) -> Comparison:
     return Comparison(not differences, most, shared, tuple(differences))
 
 
-def read_attributes(output: Path) -> dict[str, Any]:
-    """The global attributes of an output in NetCDF or Zarr.
-
-    Raises
-    ------
-    InputError
-        It is missing or cannot be read.
-    MissingDependencyError
-        Zarr without the extra ``xarray``.
-    """
-    with LIBRARY_LOCK, ExitStack() as stack:
-        _, attributes = _open(output, stack)
-    return attributes
-
-
 def _compare(
-    name: str, a: _Stored, b: _Stored, period_h: float | None, differences: list[str]
+    name: str, a: Stored, b: Stored, period_h: float | None, differences: list[str]
 ) -> float | None:
     """The largest difference [mm h-1], None if it is not precipitation; notes what differs."""
     for what, one, other in (
@@ -155,39 +101,3 @@ def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int | slice, ...]]:
     """Frames: all of the last two dimensions at a time."""
     yield from itertools.product(*(range(size) for size in shape[:-2]))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected an output of 'wdm-run infer' in NetCDF or "
-            "Zarr. Hand in another file."
-        ) from error
-
-
-def _open(path: Path, stack: ExitStack) -> tuple[dict[str, _Stored], dict[str, Any]]:
-    """All arrays of an output by name, and its global attributes."""
-    with _reading(path):
-        if path.is_dir() or path.suffix.lower() == ZARR_SUFFIX:
-            group = require("zarr", "xarray", "Reading Zarr").open_group(str(path), mode="r")
-            return {name: _zarr(path, array) for name, array in group.arrays()}, dict(group.attrs)
-        dataset = stack.enter_context(open_dataset(path))
-        dataset.set_auto_maskandscale(False)
-        stored = {name: _netcdf(path, variable) for name, variable in dataset.variables.items()}
-        return stored, {name: dataset.getncattr(name) for name in dataset.ncattrs()}
-
-
-def _netcdf(path: Path, variable: netCDF4.Variable[Any]) -> _Stored:
-    attributes = {name: variable.getncattr(name) for name in variable.ncattrs()}
-    return _Stored(path, variable, variable.dimensions, attributes)
-
-
-def _zarr(path: Path, array: Any) -> _Stored:
-    attributes = dict(array.attrs)
-    dimensions = tuple(attributes.pop(_DIMENSIONS, ()))
-    if array.metadata.fill_value is not None:
-        attributes["_FillValue"] = array.metadata.fill_value
-    return _Stored(path, array, dimensions, attributes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import LIBRARY_LOCK
 from wdm_runtime.io.dates import to_the_second
-from wdm_runtime.io.netcdf_library import open_dataset
+from wdm_runtime.io.stored import Stored, open_output
 from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
+from wdm_runtime.select import times_named
 
 Array = npt.NDArray[np.float32]
 
@@ -27,12 +28,14 @@ Array = npt.NDArray[np.float32]
 class EnsembleFrame:
     """One valid time of an ensemble; arrays (y, x) in the file's row order, NaN where missing.
 
-    ``member_mm_h`` and ``mean_mm_h`` are rates [mm h-1], ``probability`` the share of the
-    ``members`` members that reach the threshold; ``provenance`` holds the ``wdm_`` attributes.
+    ``index`` is the time's number in the file. ``member_mm_h`` and ``mean_mm_h`` are rates
+    [mm h-1], ``probability`` the share of the ``members`` members that reach the threshold;
+    ``provenance`` holds the ``wdm_`` attributes.
     """
 
     grid: Grid
     variable: str
+    index: int
     valid_time: str
     members: int
     member_mm_h: Array
@@ -41,15 +44,17 @@ class EnsembleFrame:
     provenance: dict[str, Any]
 
 
-def read_frame(output: Path, time: int, member: int, threshold: float) -> EnsembleFrame:
+def read_frame(output: Path, time: int | str, member: int, threshold: float) -> EnsembleFrame:
     """Read one frame of an ensemble, member by member: memory does not grow with their number.
 
     Parameters
     ----------
     output
-        A file that ``wdm-run infer`` wrote.
-    time, member
-        Numbers from 0.
+        A NetCDF file or Zarr store that ``wdm-run infer`` wrote.
+    time
+        A number, or a text that names one time as `wdm_runtime.select.select_times` takes it.
+    member
+        Number from 0.
     threshold
         Rate the probability is of, reached or exceeded [mm h-1].
 
@@ -61,78 +66,80 @@ def read_frame(output: Path, time: int, member: int, threshold: float) -> Ensemb
     Raises
     ------
     InputError
-        Not such a file, one without members, no such time or member, or a threshold that is not
-        positive.
+        Not such a file, one without members, no such member, no or several such times, or a
+        threshold that is not positive.
+    MissingDependencyError
+        Zarr without the extra ``xarray``.
     """
     if not 0 < threshold < math.inf:
         raise InputError(
             f"Got a threshold of {threshold:g} mm/h; expected a positive rate. Set --threshold."
         )
-    with LIBRARY_LOCK, _open(output) as dataset:
-        rates, factor = _ensemble(output, dataset)
-        times, members = rates.shape[:2]
-        for option, value, count in (("time", time, times), ("member", member, members)):
-            if not 0 <= value < count:
-                raise InputError(
-                    f"{output}: got {option} {value}; expected 0 to {count - 1}. Set --{option}."
-                )
-        mean = np.zeros(rates.shape[2:], dtype=np.float64)
-        reached = np.zeros(rates.shape[2:], dtype=np.int32)
-        shown = np.empty(rates.shape[2:], dtype=np.float32)
-        for index in range(members):
-            raw = rates[time, index].astype(np.float64)
-            rate = (np.ma.filled(raw, np.nan) * factor).astype(np.float32)
+    with LIBRARY_LOCK, ExitStack() as stack, _damage(output):
+        arrays, attributes = open_output(output, stack)
+        name, factor = _ensemble(output, arrays, attributes)
+        rates = arrays[name]
+        shape, index = rates.array.shape, _index(output, arrays, rates, time)
+        if not 0 <= member < shape[1]:
+            raise InputError(
+                f"{output}: got member {member}; expected 0 to {shape[1] - 1}. Set --member."
+            )
+        mean = np.zeros(shape[2:], dtype=np.float64)
+        reached = np.zeros(shape[2:], dtype=np.int32)
+        shown = np.empty(shape[2:], dtype=np.float32)
+        for number in range(shape[1]):
+            stored = rates.decoded((index, number, slice(None), slice(None)))
+            rate = (stored * factor).astype(np.float32)
             mean += rate
             reached += rate >= threshold
-            if index == member:
+            if number == member:
                 shown = rate
         missing = np.isnan(mean)
         return EnsembleFrame(
-            grid=_grid(dataset, rates),
-            variable=rates.name,
-            valid_time=_valid_time(dataset, rates.dimensions[0], time),
-            members=members,
+            grid=_grid(arrays, rates),
+            variable=name,
+            index=index,
+            valid_time=_valid_times(arrays, rates)[index],
+            members=shape[1],
             member_mm_h=shown,
-            mean_mm_h=(mean / members).astype(np.float32),
-            probability=np.where(missing, np.nan, reached / members).astype(np.float32),
-            provenance={
-                name: dataset.getncattr(name)
-                for name in dataset.ncattrs()
-                if name.startswith("wdm_")
-            },
+            mean_mm_h=(mean / shape[1]).astype(np.float32),
+            probability=np.where(missing, np.nan, reached / shape[1]).astype(np.float32),
+            provenance={k: v for k, v in attributes.items() if k.startswith("wdm_")},
         )
 
 
 @contextmanager
-def _open(output: Path) -> Iterator[netCDF4.Dataset]:
+def _damage(output: Path) -> Iterator[None]:
     try:
-        with open_dataset(output) as dataset:
-            yield dataset
+        yield
     except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
         raise _not_an_output(output, str(error)) from error
 
 
 def _not_an_output(output: Path, found: str) -> InputError:
     return InputError(
-        f"{output}: is no NetCDF output of 'wdm-run infer' ({found}); expected precipitation over "
-        "(time, realization, y, x). Hand in a NetCDF file that 'wdm-run infer' wrote."
+        f"{output}: is no output of 'wdm-run infer' with members ({found}); expected precipitation "
+        "over (time, realization, y, x). Hand in a NetCDF file or Zarr store that 'wdm-run infer' "
+        "wrote."
     )
 
 
-def _ensemble(output: Path, dataset: netCDF4.Dataset) -> tuple[netCDF4.Variable[Any], float]:
-    """The ensemble's variable and what makes its values mm h-1."""
-    if "wdm_input" not in dataset.ncattrs():
+def _ensemble(
+    output: Path, arrays: dict[str, Stored], attributes: dict[str, Any]
+) -> tuple[str, float]:
+    """The name of the ensemble's variable, and what makes its values mm h-1."""
+    if "wdm_input" not in attributes:
         raise _not_an_output(output, "no global attribute 'wdm_input'")
-    period_h = getattr(dataset, "wdm_accumulation_h", None)
-    for variable in dataset.variables.values():
-        units = str(getattr(variable, "units", ""))
-        if variable.ndim != 4 or variable.dimensions[1] != "realization":
+    period_h = attributes.get("wdm_accumulation_h")
+    for name, stored in arrays.items():
+        units = str(stored.attributes.get("units", ""))
+        if len(stored.array.shape) != 4 or stored.dimensions[1] != "realization":
             continue
         if rate_factor(units) is not None:
-            return variable, to_mm_h(units, None)
+            return name, to_mm_h(units, None)
         if amount_factor(units) is not None and period_h is not None:
-            return variable, to_mm_h(units, float(period_h))
-    if any(name.endswith("_standard_deviation") for name in dataset.variables):
+            return name, to_mm_h(units, float(period_h))
+    if any(name.endswith("_standard_deviation") for name in arrays):
         raise InputError(
             f"{output}: holds statistics and no members; expected precipitation over (time, "
             "realization, y, x). Hand in a file that keeps the members."
@@ -140,17 +147,30 @@ def _ensemble(output: Path, dataset: netCDF4.Dataset) -> tuple[netCDF4.Variable[
     raise _not_an_output(output, "no such variable")
 
 
-def _grid(dataset: netCDF4.Dataset, rates: netCDF4.Variable[Any]) -> Grid:
-    y, x = (dataset.variables[name] for name in rates.dimensions[2:])
-    values = [np.ma.filled(v[:].astype(np.float64), np.nan) for v in (y, x)]
-    attributes = tuple({name: v.getncattr(name) for name in v.ncattrs()} for v in (y, x))
-    return Grid(values[0], values[1], (y.name, x.name), (attributes[0], attributes[1]))
+def _index(output: Path, arrays: dict[str, Stored], rates: Stored, text: int | str) -> int:
+    """The number of the one frame that is drawn."""
+    times = _valid_times(arrays, rates)
+    found = times_named(times, str(text), str(output))
+    if len(found) > 1:
+        raise InputError(
+            f"{output}: has {len(found)} times within '{text}', from {times[found[0]]} to "
+            f"{times[found[-1]]}; expected one to draw. Name one of them with --time."
+        )
+    return found[0]
 
 
-def _valid_time(dataset: netCDF4.Dataset, name: str, index: int) -> str:
-    """As `PrecipField.valid_times` has it."""
-    if name not in dataset.variables:
-        return f"none-{index}"
-    coordinate = dataset.variables[name]
-    date: Any = netCDF4.num2date(coordinate[index], coordinate.units, coordinate.calendar)
-    return to_the_second(date)
+def _grid(arrays: dict[str, Stored], rates: Stored) -> Grid:
+    names = rates.dimensions[2], rates.dimensions[3]
+    y, x = (arrays[name] for name in names)
+    values = [v.read((slice(None),)).astype(np.float64) for v in (y, x)]
+    return Grid(values[0], values[1], names, (y.attributes, x.attributes))
+
+
+def _valid_times(arrays: dict[str, Stored], rates: Stored) -> tuple[str, ...]:
+    """As `PrecipField.valid_times` has them."""
+    time = arrays.get(rates.dimensions[0])
+    if time is None:
+        return tuple(f"none-{index}" for index in range(rates.array.shape[0]))
+    units, calendar = time.attributes["units"], time.attributes.get("calendar", "standard")
+    dates: Any = netCDF4.num2date(time.read((slice(None),)), units, calendar)
+    return tuple(to_the_second(date) for date in dates)
