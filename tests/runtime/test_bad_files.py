@@ -280,7 +280,12 @@ FOREIGN = {
     "JPEG 2000 that crashes its library": Bad(
         written("in.grib2", bad.CRASHING), "SIGABRT", "expected a precipitation field", "fetch"
     ),
-    "GRIB2 twice": Bad(lambda p: grib(p, {}, {}), "'PrecipRate' has 2 mess", "one", "grib_copy"),
+    "GRIB2 twice": Bad(
+        lambda p: grib(p, {}, {"values": RAIN[0] + 1}),
+        "'PrecipRate' has 2 mess",
+        "one",
+        "grib_copy",
+    ),
     "GRIB2 of no day": Bad(
         lambda p: grib(p, {"dataDate": 20220231}), "'PrecipRate' has the time", "a date", "Fetch"
     ),
