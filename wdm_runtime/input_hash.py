@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from wdm_runtime.errors import InputError
@@ -56,7 +57,8 @@ def find_input(output: Path, named: str, expected: str | None, given: Path | Non
     """
     path, folders = Path(named), (Path.cwd(), output.absolute().parent)
     looked = [given] if given else [f / p for p in (path, Path(path.name)) for f in folders]
-    found = [place for place in dict.fromkeys(looked) if place.exists()]
+    there = Path.exists if given else _is_readable
+    found = [place for place in dict.fromkeys(looked) if there(place)]
     if not found:
         places = " nor ".join(f"'{place}'" for place in dict.fromkeys(looked))
         raise InputError(
@@ -70,3 +72,11 @@ def find_input(output: Path, named: str, expected: str | None, given: Path | Non
         f"{found[0]}: has the SHA-256 {hash_of(found[0])}; expected {expected}, the input "
         f"{output} was made from. Name the right file with --input."
     )
+
+
+def _is_readable(place: Path) -> bool:
+    """Another user's folder may be closed while a copy lies beside the output."""
+    try:
+        return place.exists() and os.access(place, os.R_OK)
+    except OSError:
+        return False

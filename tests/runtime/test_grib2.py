@@ -233,7 +233,7 @@ def test_one_member_of_an_ensemble_is_read_and_several_are_not_mixed(tmp_path):
         ([(MRMS_RATE, {"jDirectionIncrementInDegrees": 60, **BEYOND})], "'lat' goes from -130 to"),
         (
             [(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=14))],
-            r"2 periods \[h\] \(3.0, 6.0\).*--accumulation 3h. .*-w lengthOfTimeRange=3 FILE",
+            r"2 periods \[h\] \(3.0, 6.0\).*-w lengthOfTimeRange=3 FILE",
         ),
         (
             [(AMOUNT, summed(6)), (AMOUNT, summed(3, hour=12))],
@@ -275,9 +275,29 @@ def test_of_sums_over_several_periods_the_one_asked_for_is_read(tmp_path):
     whole = read_field(path, None, 24)
     np.testing.assert_allclose(whole.load()[0], (4 * RAIN + 8) / 24, rtol=1e-4)
     assert whole.source.period_h == 24
-    for hours, says in ((12, r"2 periods \[h\]"), (-1, "expected a positive period")):
+    for hours, says in (
+        (12, r"2 periods \[h\].*--accumulation 6h\."),
+        (-1, "expected a positive period"),
+    ):
         with pytest.raises(InputError, match=says):
             read_field(path, None, hours)
+
+
+@pytest.mark.parametrize("asked", [1, 3, None])
+@pytest.mark.parametrize(
+    "spans",
+    [
+        ((6, 7), (6, 8), (6, 9)),  # growing from one start
+        (*((0, end) for end in range(1, 7)), *((6, end) for end in range(7, 13))),  # buckets
+    ],
+)
+def test_no_time_is_dropped_for_want_of_the_period_asked_for(tmp_path, spans, asked):
+    messages = [
+        message(RAIN, AMOUNT, **(summed(end - start, hour=end) | {"hour": start}))
+        for start, end in spans
+    ]
+    with pytest.raises(InputError, match=r"periods \[h\].*differences of successive times"):
+        read_field(write(tmp_path / "a.grib2", *messages), None, asked)
 
 
 def test_two_grids_are_not_one_series(tmp_path):

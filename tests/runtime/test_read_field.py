@@ -184,15 +184,16 @@ class TestPlanes:
             read_field(tmp_path / "in.nc")
 
     @pytest.mark.parametrize(
-        ("tilt", "drift", "says"),
+        ("tilt", "drift", "indexed", "says"),
         [
-            (0.0, 0.0, None),
-            (0.05, 0.0, "'XLAT' varies along both of its dimensions"),
-            (0.0, 0.3, "'XLAT' varies along 'Time'"),
+            (0.0, 0.0, False, None),
+            (0.05, 0.0, False, "'XLAT' varies along both of its dimensions"),
+            (0.0, 0.3, False, "'XLAT' varies along 'Time'"),
+            (0.0, 0.3, True, "'XLAT' varies along 'Time'"),
         ],
     )
     def test_wrfs_planes_of_every_time_are_looked_at(
-        self, tmp_path: Path, tilt: float, drift: float, says: str | None
+        self, tmp_path: Path, tilt: float, drift: float, indexed: bool, says: str | None
     ) -> None:
         lat, lon = np.meshgrid(LAT, LON, indexing="ij")
         moved = drift * np.arange(2)[:, None, None]
@@ -204,6 +205,9 @@ class TestPlanes:
             add(dataset, "XLAT", moved + lat + tilt * lon, plane, units="degree_north")
             add(dataset, "XLONG", 0 * moved + lon - tilt * lat, plane, units="degree_east")
             add(dataset, "rain", RAIN, plane, **RATE)
+            for name, size in zip(plane[1:], RAIN.shape[1:], strict=True):
+                if indexed:  # a nest that moves is no grid, though its cells have numbers
+                    add(dataset, name, np.arange(size), (name,))
         if says is None:
             np.testing.assert_allclose(read_field(path).grid.y, LAT, atol=1e-5)
             return

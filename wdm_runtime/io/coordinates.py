@@ -141,7 +141,7 @@ def _from_plane(dataset: Dataset, variable: Variable, kind: str, index: Axis | N
     WRF gives its coordinates for every time; they count as the first time's if none moves. Else the
     index, a coordinate without units, if there is one.
     """
-    curved = []
+    curved, moves = [], False
     for found in dataset.scope(variable):
         if _kind(found) != kind or not set(found.dimensions) <= set(variable.dimensions):
             continue
@@ -154,9 +154,10 @@ def _from_plane(dataset: Dataset, variable: Variable, kind: str, index: Axis | N
             curved.append(f"'{plane.name}' varies along both of its dimensions")
         elif not _stays(found, plane):
             curved.append(f"'{plane.name}' varies along '{found.dimensions[0]}'")
+            moves = True
         else:
             return Axis(kind, line.dimensions[0], line.size, line)
-    if index is not None and index.coordinate is not None:
+    if index is not None and index.coordinate is not None and not moves:
         return index
     reason = f" ({curved[0]})" if curved else ""
     raise InputError(

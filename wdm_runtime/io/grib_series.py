@@ -41,9 +41,10 @@ def require_one_series(path: Path, headers: list[Header]) -> None:
 
 
 def of_period(headers: list[Header], accumulation_h: float | None) -> list[Header]:
-    """Those summed over the period asked for, where some are: the others are other sums.
+    """Those summed over the period asked for, if every time has one: the others are other sums.
 
-    Forecasts list the rain of the last hours beside all that fell since their beginning.
+    Forecasts list the rain of the last hours beside all that fell since their beginning. Where a
+    time had no sum left, as in a series that grows from a start, none is left out.
     """
     if accumulation_h is None:
         return headers
@@ -52,22 +53,25 @@ def of_period(headers: list[Header], accumulation_h: float | None) -> list[Heade
         for header in headers
         if header.period_h is not None and abs(header.period_h - accumulation_h) <= SAME_WITHIN_H
     ]
-    return asked or headers
+    return asked if {h.end for h in asked} == {h.end for h in headers} else headers
 
 
 def _one_of_a_time(headers: list[Header]) -> str:
     """How to extract one of several messages of a time, by what they differ in."""
-    first = headers[0]
-    kinds, levels = {h.level[0] for h in headers}, {h.level for h in headers}
-    if len(kinds) > 1:
-        return _extract(f"typeOfLevel={first.level[0]}")
-    if len(levels) > 1:
-        return _extract(f"level={first.level[1]}")
-    if len({h.reference for h in headers}) > 1:
-        date, time = first.reference
-        return _extract(f"dataDate={date},dataTime={time}")
     again = next(h for n, h in enumerate(headers) if h.end in {g.end for g in headers[:n]})
     twin = next(h for h in headers if h.end == again.end)
+    if twin.level[0] != again.level[0]:
+        return _extract(f"typeOfLevel={twin.level[0]}")
+    if twin.level != again.level:
+        return _extract(f"level={twin.level[1]}")
+    if twin.reference != again.reference and len({h.reference for h in headers}) == 2:
+        date, time = twin.reference
+        return _extract(f"dataDate={date},dataTime={time}")
+    if twin.reference != again.reference:
+        return (
+            f"Messages {twin.number} and {again.number} are of different runs: leave one out first "
+            f"(grib_copy -w 'count!={again.number}' FILE OUT.grib2)."
+        )
     return (
         f"Messages {twin.number} and {again.number} differ in their values alone: leave one out "
         f"first (grib_copy -w 'count!={again.number}' FILE OUT.grib2)."
@@ -77,12 +81,20 @@ def _one_of_a_time(headers: list[Header]) -> str:
 def _one_period(headers: list[Header]) -> str:
     """What to do about several periods: sums from one start, as of a forecast, are told apart."""
     starts = {header.end - timedelta(hours=header.span_h or 0) for header in headers}
-    if len(starts) > 1 or headers[0].product.averaged:
-        extract = _extract(f"lengthOfTimeRange={_least(h.range_length for h in headers)}")
-        if headers[0].product.averaged:
-            return extract
-        shortest_h = min(header.span_h or 0 for header in headers)
-        return f"Choose one with --accumulation, like --accumulation {shortest_h:g}h. Or {extract}"
+    extract = _extract(f"lengthOfTimeRange={_least(h.range_length for h in headers)}")
+    if headers[0].product.averaged:
+        return extract
+    shortest_h = min(header.span_h or 0 for header in headers)
+    if len(of_period(headers, shortest_h)) < len(headers):
+        hours = f"{shortest_h:g}h" if shortest_h >= 1 else f"{60 * shortest_h:g}min"
+        return f"Choose one with --accumulation, like --accumulation {hours}."
+    if len(starts) == len(headers):
+        return extract
+    if len(starts) > 1:
+        return (
+            "Some are summed from one start: take the differences of successive times of each "
+            "first (cdo -f nc deltat FILE OUT.nc), and state their period with --accumulation."
+        )
     return (
         f"All are summed from {starts.pop().isoformat()}: take the differences of successive times "
         "first (cdo -f nc deltat FILE OUT.nc), and state their period with --accumulation."
