@@ -66,7 +66,8 @@ RUNTIME_FLOORS = [
     {"downscale", "selftest", "bench.models", "io.array_output", "io.compare", "io.ensemble"}
     | {"io.formats", "io.reader"},
     {"io"},
-    {"plot", "bench.child", "bench.turns", "io.grib_output", "io.worker", "io.zarr_output"},
+    {"plot", "bench.child", "bench.turns", "io.grib_output", "io.worker", "io.zarr_output"}
+    | {"tally"},
     {"io.writer", "bench.processes"},
     {"job", "bench.runner", "tune"},
     {"labelled", "latency", "replay", "bench.chart", "bench.tables", "tune_report"},

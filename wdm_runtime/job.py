@@ -12,7 +12,6 @@ import numpy as np
 
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY, check_mode
 from wdm_runtime.downscale import Downscaler, Sample
-from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import InputError, whole
 from wdm_runtime.field import PrecipField
 from wdm_runtime.input_hash import hash_of
@@ -24,7 +23,6 @@ from wdm_runtime.machine import available_bytes, processor, resident_bytes
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.plan import Plan
 from wdm_runtime.presets import Preset, chosen
-from wdm_runtime.sampling import Balance
 from wdm_runtime.select import (
     check_spacing,
     outside_training,
@@ -36,23 +34,11 @@ from wdm_runtime.settings import Settings
 from wdm_runtime.statistics import MemberStore, StatisticsSpec
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.suspect import DEFAULT_POLICY, check_policy
+from wdm_runtime.tally import Suspects, Tally
 from wdm_runtime.version import version
 
 STATS = ("none", "also", "only")
 _USABLE = 0.9  # of the memory that is free: the system and the file cache want some
-
-
-@dataclass
-class Suspects:
-    """How many members cannot be true, and how many were drawn again because of it."""
-
-    members: int = 0
-    redrawn: int = 0
-
-    def count(self, sample: Sample) -> None:
-        """Take one more member in."""
-        self.members += sample.fault is not None
-        self.redrawn += sample.redrawn
 
 
 @dataclass(frozen=True)
@@ -70,31 +56,6 @@ class Outcome:
     def fused_steps(self) -> int:
         """Steps in which the engine did the sampler's update."""
         return sum(step.fused for step in self.steps)
-
-
-class Tally:
-    """What samples of an engine tell as they pass by, from before the first to after the last."""
-
-    def __init__(self, engine: WatchedEngine) -> None:
-        self.steps: list[StepTime] = []
-        self.suspects = Suspects()
-        self._balances: list[Balance] = []
-        self._engine, self._reruns_before = engine, engine.fp32_reruns
-
-    def take(self, sample: Sample) -> None:
-        """Take one more member in."""
-        self._balances.append(sample.balance)
-        self.suspects.count(sample)
-
-    @property
-    def fp32_reruns(self) -> int:
-        """Batches that had to be computed again in fp32 so far."""
-        return self._engine.fp32_reruns - self._reruns_before
-
-    def attributes(self) -> dict[str, Any]:
-        """Of an output of these samples."""
-        fused_steps = sum(step.fused for step in self.steps)
-        return outcome_attributes(self._balances, self.fp32_reruns, fused_steps, self.suspects)
 
 
 def load(
@@ -361,34 +322,6 @@ def _budget(max_bytes: int | None) -> int:
             f"{held / 2**20:,.0f} MiB; expected more. Raise --max-memory."
         )
     return max_bytes - held
-
-
-def outcome_attributes(
-    balances: list[Balance], fp32_reruns: int, fused_steps: int, suspects: Suspects
-) -> dict[str, Any]:
-    """Means over members and times; the residual is the one before the consistency step.
-
-    What no member has, as without a valid block, is left out.
-    """
-
-    def mean(name: str) -> float:
-        values = [value for b in balances if (value := getattr(b, name)) == value]
-        return sum(values) / len(values) if values else float("nan")
-
-    found = {
-        "wdm_block_residual_mean_before_mm_h": mean("residual_mm_h"),
-        "wdm_block_residual_max_before_mm_h": max(
-            (b.max_residual_mm_h for b in balances if b.max_residual_mm_h == b.max_residual_mm_h),
-            default=float("nan"),
-        ),
-        "wdm_wet_fraction_before": mean("wet_fraction_before"),
-        "wdm_wet_fraction_after": mean("wet_fraction_after"),
-        "wdm_fp32_reruns": fp32_reruns,
-        "wdm_fused_steps": fused_steps,
-        "wdm_suspect_members": suspects.members,
-        "wdm_fp32_redrawn_members": suspects.redrawn,
-    }
-    return {name: value for name, value in found.items() if value == value}
 
 
 def provenance(downscaler: Downscaler, input: Path, command: str) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io.cf import plain
 from wdm_runtime.io.layout import FILL_VALUE, Layout, Variable, layout_of
 from wdm_runtime.io.xarray_reader import field_from_dataarray
-from wdm_runtime.job import Tally, facts, settled
+from wdm_runtime.job import facts, settled
 from wdm_runtime.machine import available_bytes
 from wdm_runtime.select import check_spacing, outside_training
 from wdm_runtime.settings import Settings
+from wdm_runtime.tally import Tally
 
 # What refers to variables that a single array cannot carry along.
 _REFERENCES = ("bounds", "ancillary_variables", "grid_mapping")

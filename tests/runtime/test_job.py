@@ -12,10 +12,10 @@ from netcdf_files import RATE, add, coordinates
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
-from wdm_runtime.job import Suspects, outcome_attributes
 from wdm_runtime.machine import resident_bytes
 from wdm_runtime.sampling import Balance
 from wdm_runtime.settings import Settings
+from wdm_runtime.tally import Suspects, outcome_attributes
 
 RAIN = "precipitation_rate"
 
