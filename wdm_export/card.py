@@ -90,7 +90,9 @@ def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:
     named = ", ".join(f"{day} ({days[day]})" for day in ordered)
     if len(days) > _MOST_DAYS:
         named = f"{ordered[0]} to {ordered[-1]}"
-    return f"{days.total()} fields of {len(days)} storm days: {named}"
+    scales = sorted({source["augment_scale"] for source in sources if "augment_scale" in source})
+    means = "".join(f", with patches of their means of {n} x {n} cells" for n in scales)
+    return f"{days.total()} fields of {len(days)} storm days{means}: {named}"
 
 
 def _run_line(run: dict[str, Any]) -> str:

@@ -37,6 +37,13 @@ def prepare(
         bool,
         typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so"),
     ] = False,
+    augment_scale: Annotated[
+        int | None,
+        typer.Option(
+            help="Cut patches of fields averaged over so many cells too, as rain of another scale; "
+            "default: none"
+        ),
+    ] = None,
 ) -> None:
     """Cut training patches from 1 km fields."""
     left_out: list[InputError] = []
@@ -49,6 +56,7 @@ def prepare(
         prepared = prepared_store(
             *(files, store, progress, patch, variable, period_h(accumulation), factor),
             on_unreadable if skip_unreadable else None,
+            augment_scale,
         )
     table = Table("storm day", "patches")
     for day, numbers in sorted(prepared.by_day().items()):
@@ -97,6 +105,7 @@ def prepared_store(
     hours: float | None,
     factor: int,
     on_unreadable: Callable[[InputError], None] | None = None,
+    augment_scale: int | None = None,
 ) -> Any:
     """A store cut from files, with a bar."""
     from wdm_export import data
@@ -114,6 +123,7 @@ def prepared_store(
         accumulation_h=hours,
         on_unreadable=on_unreadable,
         factor=factor,
+        augment_scale=augment_scale,
         **given(size=size),
     )
     progress.update(task, note=f"{len(prepared.fine)} patches")

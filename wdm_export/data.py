@@ -7,7 +7,9 @@ A store is a folder:
     index.json             version, sizes, domain (spacing and latitudes), and for every source its
                            file name, SHA-256, valid time and the range of patches that
                            were cut from it; over which periods fields are sums; which variable
-                           and period were asked for, if any; how many places were left out, and why
+                           and period were asked for, if any; over how many cells fields were
+                           averaged for further patches, if they were; how many places were left
+                           out, and why
 float16 keeps MRMS's 0.1 mm/h steps to better than 0.05 %.
 """
 
@@ -32,6 +34,7 @@ from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import (
     NOMINAL_KM_PER_DEGREE,
     SPACING_TOLERANCE,
+    block_mean,
     same_spacing,
 )
 from wdm_runtime.input_hash import hash_of
@@ -60,6 +63,7 @@ class PatchStore:
     accumulation_h: float | None = None
     periods_h: tuple[float | None, ...] = ()  # of the fields: None of rates
     left_out: tuple[tuple[str, int], ...] = ()  # reasons and how many places
+    augment_scale: int | None = None  # patches of fields averaged over so many cells are here too
 
     @classmethod
     def open(cls, path: str | Path) -> PatchStore:
@@ -85,6 +89,7 @@ class PatchStore:
             periods_h = tuple(index["periods_h"])
             domain = Domain(**index["domain"])
             left_out = tuple(index.get("left_out", {}).items())  # older stores do not say
+            more = left_out, index.get("augment_scale")
             shape = (sum(source.count for source in sources), size, size)
             if any(array.shape != shape for array in arrays):
                 raise ValueError(
@@ -96,11 +101,12 @@ class PatchStore:
                 "by 'wdm-export prepare'. Prepare the files first."
             ) from error
         fine, coarse = arrays
-        return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h, left_out)
+        return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h, *more)
 
     def listed_sources(self) -> list[dict[str, Any]]:
         """The sources as checkpoints and bundles tell them, see `wdm_export.sources.listed`."""
-        return listed([asdict(source) for source in self.sources])
+        how = {"augment_scale": self.augment_scale} if self.augment_scale else {}
+        return [line | how for line in listed([asdict(source) for source in self.sources])]
 
     def by_day(self, shard: int = 0, shards: int = 1) -> dict[str, npt.NDArray[np.intp]]:
         """Patch numbers of each storm day, so that days can be drawn evenly.
@@ -127,6 +133,7 @@ def prepare(
     variable: str | None = None,
     accumulation_h: float | None = None,
     on_unreadable: Callable[[InputError], None] | None = None,
+    augment_scale: int | None = None,
 ) -> PatchStore:
     """Read 1 km fields, cut training patches and write a store.
 
@@ -143,6 +150,9 @@ def prepare(
     on_unreadable
         Called with the error of a file that cannot be read or comes again, which is then left
         out; None: the first one ends it.
+    augment_scale
+        Cut patches of each field averaged over so many cells along an axis too, as rain of another
+        scale; None: of none.
 
     Raises
     ------
@@ -153,10 +163,10 @@ def prepare(
         The store's folder cannot be made or filled.
     """
     store = Path(store)
-    _make_folder(store, size, factor)
+    _make_folder(store, size, factor, augment_scale)
     failure: InputError | None = None
     try:
-        with _StoreWriter(store, factor, size) as writer:
+        with _StoreWriter(store, factor, size, augment_scale) as writer:
             for file in map(Path, files):
                 count = 0
                 try:
@@ -186,8 +196,9 @@ def prepare(
 class _StoreWriter:
     """A store in the making, whose patches lie in files without a name until all are there."""
 
-    def __init__(self, store: Path, factor: int, size: int) -> None:
+    def __init__(self, store: Path, factor: int, size: int, augment_scale: int | None) -> None:
         self.store, self.factor, self.size = store, factor, size
+        self.augment_scale = augment_scale
         self.sources: list[Source] = []
         self.domain: Domain | None = None
         self.periods_h: set[float | None] = set()
@@ -225,7 +236,10 @@ class _StoreWriter:
         sources, end, left_out = [], self.patches, Counter[str]()
         try:
             for index, time in enumerate(field.valid_times):
-                count = self._append(field.frame(index)[field.grid.to_north_first], left_out)
+                fine = field.frame(index)[field.grid.to_north_first]
+                count = self._append(fine, left_out)
+                if self.augment_scale:
+                    count += self._append(block_mean(fine, self.augment_scale), left_out)
                 sources.append(Source(file.name, digest, time, end, count))
                 end += count
         except InputError:
@@ -240,7 +254,7 @@ class _StoreWriter:
         before, self.patches = self.patches, end
         return end - before
 
-    def _append(self, fine: npt.NDArray[np.float32], left_out: Counter[str]) -> int:
+    def _append(self, fine: npt.NDArray[np.floating], left_out: Counter[str]) -> int:
         """Append the patches of a frame (y, x) [mm h-1], north first; says how many."""
         count = 0
         for patches in cut_patches(fine, self.factor, self.size, left_out):
@@ -273,6 +287,7 @@ class _StoreWriter:
             "accumulation_h": accumulation_h,
             "periods_h": sorted(self.periods_h, key=lambda period: period or 0),
             "left_out": dict(self.left_out),
+            "augment_scale": self.augment_scale,
             "sources": [asdict(source) for source in self.sources],
         }
         write_text(self.store / _INDEX, json.dumps(index, indent=1))
@@ -308,7 +323,7 @@ def widened(domain: Domain | None, field: PrecipField) -> Domain:
     return Domain(spacing_km, (round(south, 3), round(north, 3)))
 
 
-def _make_folder(store: Path, size: int, factor: int) -> None:
+def _make_folder(store: Path, size: int, factor: int, augment_scale: int | None) -> None:
     """Refuse what cannot become a store before any file is read."""
     if size < 2:
         raise InputError(
@@ -319,6 +334,11 @@ def _make_folder(store: Path, size: int, factor: int) -> None:
         raise InputError(
             f"Got a factor of {factor}; expected 2 to {size}, the cells of a patch. Correct "
             "--factor."
+        )
+    if augment_scale is not None and augment_scale < 2:
+        raise InputError(
+            f"Got means of {augment_scale} cells as another scale; expected 2 or more. Correct "
+            "--augment-scale, or leave it out."
         )
     if (store / _INDEX).exists():
         raise InputError(

@@ -21,7 +21,7 @@ DRY, GAPS = "too little rain", "missing cells"  # why a place is left out
 
 
 def cut_patches(
-    fine: npt.NDArray[np.float32],
+    fine: npt.NDArray[np.floating],
     factor: int,
     size: int = TILE_PX,
     left_out: Counter[str] | None = None,

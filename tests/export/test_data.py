@@ -16,6 +16,7 @@ from wdm_export.crops import CropSampler  # noqa: E402
 from wdm_export.data import PatchStore, prepare  # noqa: E402
 from wdm_export.patches import cut_patches  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
+from wdm_runtime.grid import block_mean  # noqa: E402
 from wdm_runtime.input_hash import hash_of  # noqa: E402
 from wdm_runtime.manifest import Domain  # noqa: E402
 
@@ -244,6 +245,25 @@ def test_another_factor_interpolates_other_blocks(two_days, tmp_path):
     for factor in (1, 0, -10, SIZE + 1):
         with pytest.raises(InputError, match=f"factor of {factor}; expected 2 to {SIZE}"):
             prepare(two_days, tmp_path / "none", factor=factor, size=SIZE)
+
+
+def test_means_of_fields_are_rain_of_another_scale(tmp_path):
+    fine = rain((120, 160))
+    file = write_netcdf(tmp_path / "one.nc", [fine], ["2019-06-10T23:56"])
+    store = prepare([file], tmp_path / "store", size=SIZE, augment_scale=2)
+    own, means = (list(cut_patches(f, FACTOR, SIZE)) for f in (fine, block_mean(fine, 2)))
+    assert len(means) == 6 and store.sources[0].count == len(own) + 6
+    for kept, patches in zip(
+        (store.fine, store.coarse), zip(*own, *means, strict=True), strict=True
+    ):
+        np.testing.assert_allclose(kept, np.stack(patches), rtol=1e-3)
+    assert [line["augment_scale"] for line in store.listed_sources()] == [2]
+    plain = prepare([file], tmp_path / "plain", size=SIZE)
+    assert plain.augment_scale is None and "augment_scale" not in plain.listed_sources()[0]
+    assert np.array_equal(plain.fine, store.fine[: len(own)])
+    for scale in (1, 0, -2):
+        with pytest.raises(InputError, match=f"means of {scale} cells.*expected 2 or more"):
+            prepare([file], tmp_path / "none", size=SIZE, augment_scale=scale)
 
 
 @pytest.mark.parametrize("size", [1, 0, -4])

@@ -62,3 +62,11 @@ def test_years_of_radar_fit_into_a_manifest(tiny_copy):
 def test_sources_that_were_had_before_are_found_in_any_number():
     many = fields(40_000)
     assert without(many, many[:39_999]) == many[39_999:]  # a comparison of each pair takes minutes
+
+
+def test_the_card_tells_of_patches_of_means(tiny_copy):
+    training = Bundle.open(tiny_copy).manifest.training
+    sources = [source | {"augment_scale": 2} for source in fields(3)]
+    edit_manifest(tiny_copy, training={**training, "sources": sources})
+    card = model_card(Bundle.open(tiny_copy).manifest)
+    assert "3 fields of 1 storm days, with patches of their means of 2 x 2 cells: " in card
