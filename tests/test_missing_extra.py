@@ -8,7 +8,7 @@ from conftest import MODELS, TRUTH
 
 EXTRA = {
     *("torch", "pytorch_wavelets", "pywt", "onnx", "onnxscript", "safetensors", "eccodes"),
-    *("matplotlib", "skimage", "scipy", "xarray"),
+    *("matplotlib", "skimage", "scipy"),
 }
 WITHOUT = """
 import sys
@@ -47,7 +47,6 @@ def export_without(hidden, *arguments):
         ("check", TINY),
         ("evaluate", TINY, TRUTH),
         ("identity", TINY, TRUTH),
-        ("coarsen", TRUTH, "-o", "made.nc"),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -67,3 +66,8 @@ def test_help_goes_without():
 def test_a_module_of_our_own_that_is_missing_is_a_fault_of_ours():
     code, err = export_without({"wdm_export.parity"}, "check", TINY)
     assert code == 1 and "Traceback" in err
+
+
+def test_block_means_of_netcdf_need_no_extra(tmp_path):
+    code, err = export_without(EXTRA, "coarsen", TRUTH, "-o", tmp_path / "made.nc")
+    assert (code, err) == (0, "") and (tmp_path / "made.nc").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,9 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import block_mean
 from wdm_runtime.io import read_field
+from wdm_runtime.io.array_output import NetCDFArrays
 from wdm_runtime.io.atomic import check_destination, whole_file
-from wdm_runtime.io.cf import cell_methods, output_quantity, output_time, period_note
-
-_ENCODING = {"zlib": True, "complevel": 9, "shuffle": True, "dtype": "float32"}
+from wdm_runtime.io.layout import FILL_VALUE, field_layout
 
 
 def coarsen(fine: PrecipField, factor: int) -> PrecipField:
@@ -91,10 +89,10 @@ def coarsen_file(
         if path is not None:
             check_destination(path, (fine, other), overwrite)
     field = read_field(fine, variable, accumulation_h)
-    if not 1 < factor <= min(field.grid.shape):
+    if not 1 < factor <= min(field.grid.shape) // 2:
         raise InputError(
-            f"--factor got {factor}; expected 2 to {min(field.grid.shape)}, the cells of {fine} "
-            "along its shorter side. Correct it, or hand in a larger field."
+            f"--factor got {factor}; expected 2 to {min(field.grid.shape) // 2}, half the cells of "
+            f"{fine} along its shorter side. Correct it, or hand in a larger field."
         )
     rows, columns = (n // factor for n in field.grid.shape)
     row, column, height, width = (n * factor for n in _parse(crop, rows, columns))
@@ -120,60 +118,22 @@ def _parse(crop: str | None, rows: int, columns: int) -> tuple[int, int, int, in
 
 
 def _write(path: Path, field: PrecipField, origin: str, overwrite: bool) -> None:
-    import xarray as xr  # slow to import, and who only averages does without
-
-    (y, x), source, time = field.grid.names, field.source, output_time(field)
-    if time is None and len(field.valid_times) > 1:
-        raise InputError(
-            f"{origin}: {len(field.valid_times)} frames have no valid time; expected times, or one "
-            "frame. Give the file a time coordinate."
-        )
-    quantity = output_quantity(source, "mm h-1")
+    layout = field_layout(field, "precipitation_rate")
+    has_time = len(layout.variables[-1].dimensions) > 2
     attributes = {
-        "standard_name": "lwe_precipitation_rate",
-        "long_name": quantity.noun,
-        "units": quantity.units,
-        "cell_methods": cell_methods(source, quantity, time),
+        "Conventions": "CF-1.11",
+        "title": "Precipitation rate",
+        "source": origin,
+        "history": "wdm-export coarsen",
     }
-    if source.period_h is not None:  # where nothing else in the file says how long
-        if time is None:
-            attributes["comment"] = f"of sums over {source.period_h:g} hours"
-        elif time.bounds is None:
-            attributes["cell_methods"] += f" {period_note(source.period_h)}"
-    coordinates: dict[str, Any] = {
-        y: (y, field.grid.y, field.grid.attributes[0]),
-        x: (x, field.grid.x, field.grid.attributes[1]),
-    }
-    others: dict[str, Any] = {}
-    if source.grid_mapping:  # without it nobody knows where metres on a map are
-        name = source.grid_mapping.name
-        attributes["grid_mapping"] = name
-        others[name] = ((), np.int32(0), source.grid_mapping.attributes)
-    rates, axes = field.load(), [y, x]
-    if time is None:
-        rates = rates[0]
-    else:
-        axes.insert(0, time.name)
-        said = {"standard_name": "time", "axis": "T", "units": time.units}
-        said["calendar"] = time.calendar
-        if time.bounds is not None:
-            said["bounds"] = time.bounds_name
-            others[time.bounds_name] = ((time.name, "bnds"), time.bounds)
-        coordinates[time.name] = (time.name, time.values, said)
-    dataset = xr.Dataset(
-        {"precipitation_rate": (axes, rates, attributes), **others},
-        coords=coordinates,
-        attrs={
-            "Conventions": "CF-1.11",
-            "title": "Precipitation rate",
-            "source": origin,
-            "history": "wdm-export coarsen",
-        },
-    )
-    encoding: dict[str, dict[str, Any]] = {
-        name: {"_FillValue": None}
-        for name in (*coordinates, *others)  # which CF has no gaps in
-    }
-    encoding["precipitation_rate"] = _ENCODING | {"_FillValue": np.float32(-9999)}
     with whole_file(path, overwrite) as temporary:
-        dataset.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
+        arrays = NetCDFArrays(temporary, layout)
+        try:
+            for index in range(len(field.valid_times)):
+                rates = field.frame(index)
+                values = np.where(np.isnan(rates), FILL_VALUE, rates)
+                arrays.put(layout.name, (*(index,) * has_time, slice(None)), values)
+            arrays.finish(attributes)
+        except BaseException:
+            arrays.abandon()
+            raise

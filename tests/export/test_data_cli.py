@@ -46,6 +46,26 @@ def test_coarsen_writes_block_means(tmp_path):
     assert "exists" in message
 
 
+def test_coarsen_says_where_cells_end(tmp_path):
+    run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "coarse.nc", "--truth", tmp_path / "f.nc")
+    with (
+        xr.open_dataset(tmp_path / "coarse.nc") as coarse,
+        xr.open_dataset(tmp_path / "f.nc") as fine,
+    ):
+        for bounds in ("lat_bnds", "lon_bnds"):
+            edges = fine[bounds].values[::10, 0]
+            np.testing.assert_allclose(coarse[bounds].values[:, 0], edges, atol=1e-9)
+        assert set(coarse.sizes) == {"time", "lat", "lon", "bnds"}
+
+
+@pytest.mark.parametrize("factor", ["1", "0", "100000"])
+def test_coarsen_wants_two_blocks_a_side(tmp_path, factor):
+    message = run(
+        "wdm-export", "coarsen", TRUTH, "-o", tmp_path / "c.nc", "--factor", factor, code=2
+    )
+    assert f"--factor got {factor}; expected 2 to" in " ".join(message.split())
+
+
 def test_coarsen_takes_a_field_without_a_time(tmp_path):
     with xr.open_dataset(TRUTH) as whole:
         whole["precipitation_rate"].isel(time=0, drop=True).to_netcdf(tmp_path / "still.nc")

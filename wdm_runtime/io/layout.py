@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.field import PrecipField, TimeAxis
+from wdm_runtime.errors import InputError
+from wdm_runtime.field import PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
 from wdm_runtime.io.cf import (
     Quantity,
@@ -18,6 +19,7 @@ from wdm_runtime.io.cf import (
     cell_methods,
     output_quantity,
     output_time,
+    period_note,
 )
 from wdm_runtime.statistics import StatisticsSpec
 
@@ -108,17 +110,58 @@ def layout_of(
         *_time_variables(time),
         *(_realization(members) if keep_members else ()),
         *_axis_variables(grid),
-        *(
-            [_coordinate(mapping.name, (), np.int32(0), dict(mapping.attributes))]
-            if mapping
-            else []
-        ),
+        *_mapping_variable(source),
         *([fields.members()] if keep_members else []),
     ]
     if statistics:
         variables += _statistics_coordinates(statistics, quantity, described["standard_name"])
         variables += fields.statistics(statistics)
     return Layout(name, quantity, grid, dimensions, (*variables, fields.validity()))
+
+
+def field_layout(field: PrecipField, name: str) -> Layout:
+    """The layout of a field as it is, in mm h-1: dimensions (time, y, x), or (y, x) of no time.
+
+    Raises
+    ------
+    InputError
+        The field is one cell wide, or has several frames without a time.
+    """
+    source, grid, time = field.source, field.grid, output_time(field)
+    if time is None and len(field.valid_times) > 1:
+        raise InputError(
+            f"{source.path}: {len(field.valid_times)} frames have no valid time; expected times, "
+            "or one frame. Give the file a time coordinate."
+        )
+    quantity = output_quantity(source, "mm h-1")
+    attributes = {
+        "standard_name": "lwe_precipitation_rate",
+        "long_name": quantity.noun,
+        "units": quantity.units,
+        "cell_methods": cell_methods(source, quantity, time),
+    }
+    if source.period_h is not None:  # where nothing else in the file says how long
+        if time is None:
+            attributes["comment"] = f"of sums over {source.period_h:g} hours"
+        elif time.bounds is None:
+            attributes["cell_methods"] += f" {period_note(source.period_h)}"
+    if source.grid_mapping:  # without it nobody knows where metres on a map are
+        attributes["grid_mapping"] = source.grid_mapping.name
+    dimensions = dict(zip(grid.names, grid.shape, strict=True))
+    chunks = tuple(map(_chunk, grid.shape))
+    if time is not None:
+        dimensions = {time.name: len(field.valid_times)} | dimensions
+        chunks = 1, *chunks
+    kind = np.dtype(np.float32)
+    rates = Variable(name, tuple(dimensions), kind, attributes, None, chunks, FILL_VALUE)
+    described = *_time_variables(time), *_axis_variables(grid), *_mapping_variable(source)
+    return Layout(name, quantity, grid, dimensions | {_BOUNDS: 2}, (*described, rates))
+
+
+def _mapping_variable(source: Source) -> Iterator[Variable]:
+    if source.grid_mapping:
+        attributes = dict(source.grid_mapping.attributes)
+        yield _coordinate(source.grid_mapping.name, (), np.int32(0), attributes)
 
 
 def _coordinate(
