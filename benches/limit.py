@@ -33,8 +33,8 @@ from wdm_runtime.engines import Choice, open_engine, select, survey
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError
 from wdm_runtime.machine import available_threads, machine
+from wdm_runtime.records import build
 from wdm_runtime.timing import feeds_of
-from wdm_runtime.wavelets import WaveletSpec
 
 SIZES = (512, 1024, 2048)
 # fp16 on a CPU: in arithmetic of its own where it has some, else in fp32 between casts.
@@ -133,10 +133,8 @@ def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> i
 
 def network_of(bundle: Bundle) -> NetworkConfig:
     """The bundle's network as its manifest describes it."""
-    values = dict(bundle.manifest.training["network"])
-    values["wavelet"] = WaveletSpec.from_dict(values["wavelet"])
-    values["multipliers"] = tuple(values["multipliers"])
-    return NetworkConfig(**values)
+    network: NetworkConfig = build(NetworkConfig, bundle.manifest.training["network"], "network")
+    return network
 
 
 def torch_gflop(config: NetworkConfig, shape: tuple[int, ...]) -> float:

@@ -23,6 +23,7 @@ from wdm_export.unet import UNet
 from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import whole_file
 from wdm_runtime.manifest import Domain
+from wdm_runtime.records import build
 
 FORMAT_VERSION = 3  # 3: `norm_channels`, `curve` and `earlier`
 _HEADER = "wdm"
@@ -105,7 +106,7 @@ class Checkpoint:
         """
         header = {
             "format": FORMAT_VERSION,
-            "model": self.model.to_dict(),
+            "model": asdict(self.model),
             "training": asdict(self.training),
             "step": self.step,
             "seconds": self.seconds,
@@ -141,7 +142,7 @@ class Checkpoint:
                     f"{FORMAT_VERSION}. Use the version of wdm-edge that wrote it."
                 )
             return cls(
-                ModelConfig.from_dict(header["model"]),
+                build(ModelConfig, header["model"], "model"),
                 TrainConfig(**header["training"]),
                 header["step"],
                 header["seconds"],

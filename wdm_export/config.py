@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.errors import InputError
@@ -197,27 +196,3 @@ class ModelConfig:
     schedule: VPSchedule
     residual_scale: SubbandScale
     condition_scale: SubbandScale
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; unknown or missing keys are a TypeError or KeyError."""
-        network = dict(values["network"])
-        network["wavelet"] = WaveletSpec.from_dict(network["wavelet"])
-        scales = {
-            name: SubbandScale(tuple(values[name]["mean"]), tuple(values[name]["std"]))
-            for name in ("residual_scale", "condition_scale")
-        }
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise TypeError(f"unknown keys {sorted(unknown)}")
-        return cls(
-            network=NetworkConfig(**network),
-            factor=values["factor"],
-            transform=PrecipTransform(**values["transform"]),
-            schedule=VPSchedule(**values["schedule"]),
-            **scales,
-        )

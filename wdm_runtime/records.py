@@ -20,6 +20,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
         record = next(filter(is_dataclass, arguments), None)
         if record is not None:
             return build(record, value, where)

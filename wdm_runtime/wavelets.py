@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -162,12 +161,6 @@ class WaveletSpec:
                 f"filters of its own; expected them of every wavelet but '{HAAR}'. Correct the "
                 "wavelet's settings."
             )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> WaveletSpec:
-        """The inverse of `dataclasses.asdict`; ``filters`` may be missing or None."""
-        filters = values.get("filters")
-        return cls(**{**values, "filters": FilterBank(**filters) if filters else None})
 
     @property
     def bank(self) -> FilterBank:

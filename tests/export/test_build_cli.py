@@ -17,8 +17,8 @@ from small_training import random_network  # noqa: E402
 
 from wdm_export.config import NetworkConfig  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
+from wdm_runtime.records import build  # noqa: E402
 from wdm_runtime.transform import PrecipTransform  # noqa: E402
-from wdm_runtime.wavelets import WaveletSpec  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,7 @@ def test_build_again_refuses_files_and_patches_that_the_run_does_not_have(built,
 def test_a_network_that_build_made_hears_the_time(built):
     """One channel a norm group would subtract the time embedding again, silently."""
     settings = Bundle.open(built[0]).manifest.training["network"]
-    settings["wavelet"] = WaveletSpec.from_dict(settings["wavelet"])
-    network = random_network(NetworkConfig(**settings))
+    network = random_network(build(NetworkConfig, settings, "network"))
     x, condition = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         early, late = (network(x, condition, torch.tensor([t])) for t in (0.1, 0.9))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file  # noqa: E402
 from small_training import SMALL, sample_store  # noqa: E402
 
 from wdm_export.checkpoint import FORMAT_VERSION, Checkpoint  # noqa: E402
-from wdm_export.config import ModelConfig, TrainConfig  # noqa: E402
+from wdm_export.config import TrainConfig  # noqa: E402
 from wdm_export.train import CHECKPOINT_NAME, WEIGHTS_NAME, Trainer  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
 
@@ -42,11 +42,22 @@ def test_files_are_tensors_and_json_to_the_last_byte(run):
             assert set(file.keys()) == set(header)
 
 
-def test_configuration_survives_json(run):
-    model = run[1].model
-    assert ModelConfig.from_dict(json.loads(json.dumps(model.to_dict()))) == model
-    with pytest.raises((TypeError, KeyError)):
-        ModelConfig.from_dict({**model.to_dict(), "surprise": 1})
+def test_configuration_survives_json_and_is_read_strictly(run, tmp_path):
+    folder, final = run
+    assert Checkpoint.load(folder / WEIGHTS_NAME).model == final.model
+    with safe_open(folder / WEIGHTS_NAME, "np") as file:
+        header = json.loads(file.metadata()["wdm"])
+    model, bad = header["model"], tmp_path / "bad.safetensors"
+    for changes, word in (
+        ({"surprise": 1}, "surprise"),
+        ({"factor": "10"}, r"model\.factor"),
+        ({"schedule": None}, r"model\.schedule"),
+        ({"network": {**model["network"], "blocks": 1.5}}, r"model\.network\.blocks"),
+    ):
+        metadata = {"wdm": json.dumps({**header, "model": {**model, **changes}})}
+        save_file({"ema.a": torch.zeros(2)}, bad, metadata=metadata)
+        with pytest.raises(InputError, match=rf"bad\.safetensors.*{word}"):
+            Checkpoint.load(bad)
 
 
 def test_a_file_that_is_no_checkpoint_is_an_input_error(run, tmp_path):

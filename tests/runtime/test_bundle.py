@@ -49,6 +49,12 @@ def test_filters_survive_a_round_trip_and_haar_is_without(tiny_copy, name):
     assert json.loads(manifest.to_json()) == json.loads((tiny_copy / MANIFEST_NAME).read_text())
 
 
+def test_filters_that_are_null_are_none(tiny_copy):
+    expected = Bundle.open(tiny_copy).manifest
+    edit_manifest(tiny_copy, wavelet={"name": "haar", "levels": 2, "filters": None})
+    assert Bundle.open(tiny_copy).manifest == expected
+
+
 def test_tiles_hold_what_the_graphs_of_long_filters_need(tiny_copy):
     edit_manifest(tiny_copy, wavelet=wavelet("long", **asdict(spread_haar(64))))
     assert Bundle.open(tiny_copy).manifest.wavelet.least_coeffs == 16
@@ -80,7 +86,7 @@ def test_the_shipped_bundle_is_found_and_whole():
         ({"domain": {"spacing_km": 1.0, "latitudes": [20.0, 95.0]}}, "-90 and 90"),
         ({"wavelet": {"name": "haar"}}, "wavelet: missing keys .'levels'"),
         ({"wavelet": {"name": "db9", "levels": 2}}, "db9"),
-        ({"wavelet": {"name": "haar", "levels": 2, "filters": None}}, "filters is NoneType"),
+        ({"wavelet": {"name": "db2", "levels": 2, "filters": None}}, "'db2' comes without filters"),
         ({"wavelet": wavelet("db2", rec_hi=None)}, "filters: missing keys .'rec_hi'"),
         ({"wavelet": wavelet("db2", dec_lo=["1"] * 4)}, "dec_lo.0. is '1', expected float"),
         ({"wavelet": wavelet("db2", dec_lo=[[0.5]] * 4)}, "dec_lo.0. is .0.5., expected float"),

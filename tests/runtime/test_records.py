@@ -38,6 +38,8 @@ def test_other_unions_take_only_what_they_name():
             _built(**wrong)
 
 
-def test_an_optional_record_that_is_null_is_refused():
-    with pytest.raises(ValueError, match="part is NoneType, expected an object"):
-        build(_Whole, {"scale": None, "name": 1, "part": None}, "")
+def test_an_optional_record_may_be_null_and_nothing_else_but_a_record():
+    assert build(_Whole, {"scale": None, "name": 1, "part": None}, "").part is None
+    for wrong in ([], "b", 0, False):
+        with pytest.raises(ValueError, match=r"part is \w+, expected an object"):
+            _built(part=wrong)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from wdm_runtime.errors import InputError
+from wdm_runtime.records import build
 from wdm_runtime.wavelets import MAX_TAPS, FilterBank, WaveletSpec, dwt, idwt
 
 LEVELS = [0, 1, 2, 3]
@@ -176,6 +177,6 @@ def test_a_name_is_a_plain_label_and_haar_alone_comes_without_filters(name, filt
 
 @pytest.mark.parametrize("spec", [spec_of(name) for name in NAMES], ids=NAMES)
 def test_a_wavelet_survives_json(spec):
-    assert WaveletSpec.from_dict(json.loads(json.dumps(asdict(spec)))) == spec
-    assert WaveletSpec.from_dict({"name": "haar", "levels": 1}) == WaveletSpec(levels=1)
+    assert build(WaveletSpec, json.loads(json.dumps(asdict(spec))), "wavelet") == spec
+    assert build(WaveletSpec, {"name": "haar", "levels": 1}, "wavelet") == WaveletSpec(levels=1)
     assert spec_of("bior2.2").bank == BIOR22 != DB2
