@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from wdm_runtime.conditioning import condition, finish, interpolated, look_at, valid_cells
 from wdm_runtime.consistency import make_consistent
+from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.skill import Array, Places, cut_tiles, wanted_cells
-from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
-
-
-@dataclass(frozen=True)
-class _Transform:
-    """A wavelet transform in NumPy as `conditioning` calls one: (1, c, y, x) by any name."""
-
-    inverse: bool
-    spec: WaveletSpec
-
-    def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        (values,) = feeds.values()
-        return np.asarray((idwt if self.inverse else dwt)(values[0], self.spec))[None]
 
 
 class ResidualFrame:
@@ -53,7 +38,7 @@ class ResidualFrame:
         frame = look_at(self.coarse_mm_h, manifest, wanted_cells(shape, places, size))
         self.tiling = frame.tiling
         self._frame = frame
-        self._condition = condition(frame, manifest, _Transform(False, manifest.wavelet))
+        self._condition = condition(frame, manifest, NumpyTransform("dwt", manifest.wavelet))
         self.standardised = self._condition.standardised
         # Of all members, so once: each is of the whole domain.
         self._smooth = interpolated(self.coarse_mm_h, manifest.factor)
@@ -64,7 +49,7 @@ class ResidualFrame:
 
         NaN where interpolation reads a missing coarse cell.
         """
-        manifest, inverse = self.manifest, _Transform(True, self.manifest.wavelet)
+        manifest, inverse = self.manifest, NumpyTransform("idwt", self.manifest.wavelet)
         rate = finish(self._frame, self._condition, residual, manifest, inverse)
         rate[self._missing] = np.nan
         rate = make_consistent(

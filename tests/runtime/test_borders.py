@@ -36,9 +36,7 @@ def manifest(tiny, request):
 
 
 def transforms(manifest):
-    return (
-        NumpyTransform(role, manifest.graphs[role], manifest.wavelet) for role in ("dwt", "idwt")
-    )
+    return (NumpyTransform(role, manifest.wavelet) for role in ("dwt", "idwt"))
 
 
 def condition_of(coarse, manifest):

@@ -14,6 +14,7 @@ from wdm_runtime import wavelets
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine, select
+from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import BundleError, EngineError, MissingDependencyError, require
 from wdm_runtime.opening import OpenedEngines
@@ -140,6 +141,9 @@ def test_transform_graphs_agree_with_numpy(tiny, kind):
     spec, graphs = bundle.manifest.wavelet, bundle.manifest.graphs
     dwt, idwt = (open_engine(bundle.graph(role), graphs[role], kind) for role in ("dwt", "idwt"))
     field = np.random.default_rng(0).standard_normal((1, 1, 40, 76), dtype=np.float32)
+    for engine, role in ((dwt, "dwt"), (idwt, "idwt")):
+        in_numpy = NumpyTransform(role, spec)
+        assert (in_numpy.inputs, in_numpy.outputs) == (engine.inputs, engine.outputs)
     coeffs = dwt.run({"field": field})
     np.testing.assert_allclose(coeffs[0], wavelets.dwt(field[0], spec), atol=1e-5)
     np.testing.assert_allclose(idwt.run({"coeffs": coeffs}), field, atol=1e-5)

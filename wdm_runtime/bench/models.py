@@ -60,8 +60,7 @@ class Model:
         """The wavelet transform and its inverse; of the pixel model the identity."""
         if self.manifest.wavelet.levels:
             return open_transforms(self.bundle, choice.kind, options)
-        graphs, wavelet = self.bundle.manifest.graphs, self.manifest.wavelet
-        dwt, idwt = (NumpyTransform(role, graphs[role], wavelet) for role in ("dwt", "idwt"))
+        dwt, idwt = (NumpyTransform(role, self.manifest.wavelet) for role in ("dwt", "idwt"))
         return dwt, idwt
 
 

@@ -91,7 +91,7 @@ def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[
 
     def transform(role: str) -> Engine:
         if not FAMILIES[kind].any_size:
-            return NumpyTransform(role, entries[role], bundle.manifest.wavelet)
+            return NumpyTransform(role, bundle.manifest.wavelet)
         return open_engine(bundle.graph(role), entries[role], kind, "fp32", options)
 
     with ExitStack() as opened:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from wdm_runtime.engines.engine import REPORT
 from wdm_runtime.errors import EngineError
-from wdm_runtime.manifest import GraphEntry
+from wdm_runtime.manifest import TensorSpec
 from wdm_runtime.wavelets import WaveletSpec, dwt, idwt
 
 
@@ -19,8 +19,11 @@ class NumpyTransform:
     kind, device, precision = "numpy", "CPU, 1 thread", "fp32"
     version = f"numpy {np.__version__}"
 
-    def __init__(self, role: str, entry: GraphEntry, spec: WaveletSpec) -> None:
-        self.inputs, self.outputs = entry.inputs, entry.outputs
+    def __init__(self, role: str, spec: WaveletSpec) -> None:
+        field = TensorSpec("field", "float32", (1, 1, "height", "width"))
+        coeffs = TensorSpec("coeffs", "float32", (1, spec.subbands, "rows", "columns"))
+        given, made = {"dwt": (field, coeffs), "idwt": (coeffs, field)}[role]
+        self.inputs, self.outputs = (given,), (made,)
         self._transform, self._spec = {"dwt": dwt, "idwt": idwt}[role], spec
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
