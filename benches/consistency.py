@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wdm_export.evaluate import evaluate
-from wdm_export.score_table import Evaluation
+from wdm_export.evaluation import Evaluation
 from wdm_runtime import block_scaling
 from wdm_runtime.block_scaling import _SMOOTH_SCALINGS
 from wdm_runtime.consistency import MODES

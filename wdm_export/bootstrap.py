@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from wdm_export.score_table import ForecastRow, Intervals
+from wdm_export.methods import REFERENCE
+
+if TYPE_CHECKING:  # it brings scikit-image, and the command line's help asks here for DRAWS
+    from wdm_export.evaluation import ForecastRow
+
+Intervals = dict[str, dict[str, tuple[float, float]]]  # forecast, score: low and high
 
 DRAWS = 1000
 _LEAST_SHARE = 0.9  # of the draws, that define a score
@@ -34,9 +38,6 @@ def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
     for scores that more than a tenth of the draws leave undefined or infinite, as those of events
     in a tile or two are, or that an interval says nothing about (a maximum over the tiles).
     """
-    # Brings scikit-image and SciPy, which the command line's help, told of DRAWS, goes without.
-    from wdm_export.score_table import REFERENCE
-
     tiles = len(rows[0].tiles.cells)
     if tiles < 2 or draws < 1:
         return {row.name: {} for row in rows}

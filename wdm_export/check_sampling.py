@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_export.coarsen import coarsen
-from wdm_export.evaluate import frames
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.errors import InputError
-from wdm_runtime.field import PrecipField
+from wdm_runtime.field import PrecipField, each_time
 from wdm_runtime.grid import same_spacing
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionRun
@@ -77,7 +76,7 @@ def wettest_tiles(
     unit = manifest.wavelet.stride // math.gcd(manifest.wavelet.stride, manifest.factor)
     edge = max(2, manifest.tile_cells // unit * unit)
     found = []
-    for frame in frames(_coarse(one, manifest) for one in fields):
+    for frame in each_time(_coarse(one, manifest) for one in fields):
         for rows in _windows(frame.grid.shape[0], edge, unit):
             for columns in _windows(frame.grid.shape[1], edge, unit):
                 rate = frame.frame(0)[rows, columns]

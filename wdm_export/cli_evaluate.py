@@ -38,8 +38,8 @@ from wdm_runtime.shared_options import (
 from wdm_runtime.skill import TILE_PX
 
 if TYPE_CHECKING:
+    from wdm_export.evaluation import Evaluation
     from wdm_export.methods import Method
-    from wdm_export.score_table import Evaluation
     from wdm_runtime.downscale import Downscaler
     from wdm_runtime.field import PrecipField
 
@@ -97,7 +97,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Score a bundle against baselines on tiles of 1 km truth."""
-    from wdm_export import evaluate as evaluation
+    from wdm_export.evaluate import evaluate as score
     from wdm_export.gallery import Gallery
     from wdm_export.package import rewrite_manifest
     from wdm_export.report import make_folder, write_report
@@ -139,7 +139,7 @@ def evaluate(
         )
         with progress_bars() as progress:
             task = progress.add_task("Evaluating", total=None, note="")
-            result = evaluation.evaluate(
+            result = score(
                 downscaler,
                 _truths(files, downscaler.manifest.domain.spacing_km, variable, hours),
                 members,

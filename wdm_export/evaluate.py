@@ -8,7 +8,7 @@ their valid time; for the percentiles the rates of every forecast stay, 330 kB a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,8 +18,10 @@ import numpy.typing as npt
 from wdm_export import metrics, scores
 from wdm_export.bootstrap import DRAWS, intervals
 from wdm_export.coarsen import coarsen
+from wdm_export.evaluation import Evaluation, ForecastRow
 from wdm_export.gallery import Gallery
 from wdm_export.methods import (
+    REFERENCE,
     DownscalerLike,
     Ensemble,
     Interpolation,
@@ -27,14 +29,13 @@ from wdm_export.methods import (
     nearest,
 )
 from wdm_export.metrics import TruthTile
-from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleTileScores, TileScores
 from wdm_export.texture import PHASE_PX
 from wdm_export.tiles import Region, TilePlace, centre_of, truth_tile
 from wdm_runtime.conditioning import valid_cells
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
 from wdm_runtime.errors import EngineError, InputError
-from wdm_runtime.field import PrecipField
+from wdm_runtime.field import PrecipField, each_time
 from wdm_runtime.grid import interpolate
 from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.skill import (
@@ -209,7 +210,7 @@ def evaluate(
         methods, model, downscaler.factor, members, seed, tile_px, region, gallery, on_progress
     )
     seen = 0
-    for frame in frames(fields):
+    for frame in each_time(fields):
         seen += 1
         run.score(frame)
     if not run.board.places:
@@ -234,13 +235,6 @@ def _gap_advice(places: int) -> str:
         "(wdm-export coarsen FINE -o coarse.nc --truth fine.nc --crop ROW,COLUMN,HEIGHT,WIDTH, in "
         "coarse cells) and hand in fine.nc, or score"
     )
-
-
-def frames(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
-    """Each valid time as a field of its own, north first."""
-    for one in fields:
-        for index in range(len(one.valid_times)):
-            yield one.alone(index)
 
 
 class _Run:

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wdm_export import report_figures as figures
+from wdm_export.evaluation import HEADLINE, Evaluation, ForecastRow
 from wdm_export.gallery import Gallery
 from wdm_export.score_table import (
-    HEADLINE,
-    Evaluation,
-    ForecastRow,
     bootstrap_line,
     definitions,
     digits,

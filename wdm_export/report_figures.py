@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from wdm_export.evaluation import Evaluation, ForecastRow
 from wdm_export.intensity import INTENSITY_EDGES_MM_H
+from wdm_export.methods import REFERENCE
 from wdm_export.metrics import THRESHOLDS_MM_H
 from wdm_export.probability import SPREAD_EDGES_MM_H
-from wdm_export.score_table import REFERENCE, Evaluation, ForecastRow
 from wdm_export.scores import EnsembleMetrics, EnsembleTileScores
 from wdm_runtime.plot import RATE_LEVELS_MM_H, probability_scale, rate_scale
 from wdm_runtime.skill import BANDS_KM

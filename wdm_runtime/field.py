@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -211,6 +212,13 @@ class PrecipField:
             grid=replace(self.grid, y=self.grid.y[rows], x=self.grid.x[columns]),
             origin=(self.origin[0] + north, self.origin[1] + columns.start),
         )
+
+
+def each_time(fields: Iterable[PrecipField]) -> Iterator[PrecipField]:
+    """Each valid time of fields by itself, read when its turn comes: `PrecipField.alone`."""
+    for one in fields:
+        for index in range(len(one.valid_times)):
+            yield one.alone(index)
 
 
 @dataclass(frozen=True)

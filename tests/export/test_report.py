@@ -18,9 +18,9 @@ from test_evaluate import FACTOR, TILE, Oracle, field_of, showers, truths_of
 from wdm_export import report, score_table
 from wdm_export.bootstrap import intervals
 from wdm_export.evaluate import evaluate
+from wdm_export.evaluation import HEADLINE, Evaluation
 from wdm_export.gallery import Gallery
 from wdm_export.methods import interpolations
-from wdm_export.score_table import Evaluation
 from wdm_export.tiles import Region, centre_of
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.presets import Preset
@@ -147,7 +147,7 @@ def test_intervals_are_the_same_in_every_run_and_seeded(result: Evaluation) -> N
     assert intervals(result.rows, DRAWS, 3) != result.intervals
     content = result.to_dict()
     assert content["bootstrap_draws"] == DRAWS and content["bootstrap_seed"] == 2
-    assert set(content["intervals"]["bicubic"]) <= set(score_table.HEADLINE)
+    assert set(content["intervals"]["bicubic"]) <= set(HEADLINE)
 
 
 # --- regions -------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wdm_export.evaluation import HEADLINE, Evaluation, ForecastRow
 from wdm_export.metrics import TruthTile
-from wdm_export.score_table import HEADLINE, Evaluation, ForecastRow, TilePlace
 from wdm_export.scores import pool, score_tile, stack
+from wdm_export.tiles import TilePlace
 from wdm_runtime.bundle import Bundle
 
 # What the command adds to scores.
