@@ -143,7 +143,7 @@ def build(
     folder, hours = work or output.with_name(f"{output.name}-work"), period_h(accumulation)
     store, run = folder / "store", folder / "run"
     with progress_bars() as progress:
-        if (store / "index.json").exists():
+        if PatchStore.exists(store):
             patches = PatchStore.open(store)
             refuse_other_patches(patches, files, patch, variable, hours, factor, folder)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import typer
 
 from wdm_export.cli_parts import (
     Threads,
+    command_line,
     comparison_table,
-    given,
     period_h,
     progress_bars,
 )
@@ -70,9 +69,10 @@ def check(
     fields = (read_field(file, variable, hours) for file in files)
     measured = _measure_precision(opened, fields, tiles, members, seed, threads)
     if keep:
-        options = {"variable": variable, "accumulation": accumulation}
-        draws = {"tiles": tiles, "members": members, "seed": seed}
-        command = _command(bundle, files, **draws, **options)
+        command = command_line(
+            "check", bundle, files, tiles=tiles, members=members, seed=seed, variable=variable,
+            accumulation=accumulation,
+        )  # fmt: skip
         names = tuple(file.name for file in files)
         measured = replace(measured, command=command, files=names)
         line = package.rewrite_manifest(opened, replace(opened.manifest, precision_check=measured))
@@ -105,11 +105,3 @@ def _measure_precision(
         console.out.print(line, highlight=False, soft_wrap=True)
     parity.require_all(found)
     return measured
-
-
-def _command(bundle: Path, files: list[Path], **options: Any) -> str:
-    """The command that makes the same numbers again."""
-    words = ["wdm-export", "check", bundle.as_posix(), *(file.name for file in files)]
-    for option, value in given(**options).items():
-        words += [f"--{option}", str(value)]
-    return shlex.join(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +14,7 @@ from wdm_export.bootstrap import DRAWS
 from wdm_export.cli_parts import (
     Files,
     Threads,
+    command_line,
     given,
     period_h,
     progress_bars,
@@ -116,13 +116,14 @@ def evaluate(
         check_destination(output, read, overwrite=True)
     if keep:
         check_destination(bundle / MANIFEST_NAME, overwrite=True)
-    options = given(
+    command = command_line(
+        "evaluate", bundle, files,
         members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
         noise_scale=noise_scale, time_grid=time_grid, consistency=consistency, engine=engine,
         precision=precision, threads=threads, bbox=bbox, bootstrap=draws, variable=variable,
-        accumulation=accumulation, tile=tile,
+        accumulation=accumulation, tile=tile, against=against, rainfarm=rainfarm,
+        outside=outside or None,
     )  # fmt: skip
-    command = _command(bundle, files, options, against or [], rainfarm, outside)
     asked = {
         "preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale,
         "time_grid": time_grid,
@@ -178,27 +179,6 @@ def _truths(
         field = read_field(file, variable, hours)
         check_spacing(field, spacing_km, factor=1, assume=None)
         yield field
-
-
-def _command(
-    bundle: Path,
-    files: list[Path],
-    options: dict[str, Any],
-    against: list[Path],
-    rainfarm: bool | None,
-    outside: bool,
-) -> str:
-    """The command line that makes the scores again while the presets stay; files by names."""
-    words = ["wdm-export", "evaluate", bundle.as_posix(), *(file.name for file in files)]
-    for name, value in options.items():
-        # A box begins with a minus west of Greenwich, which would be an option by itself.
-        words += (
-            [f"--{name}={value}"] if name == "bbox" else [f"--{name.replace('_', '-')}", str(value)]
-        )
-    words += [word for path in against for word in ("--against", path.as_posix())]
-    if rainfarm is not None:
-        words.append("--rainfarm" if rainfarm else "--no-rainfarm")
-    return shlex.join([*words, *(["--outside"] if outside else [])])
 
 
 def _way(downscaler: Downscaler, asked: dict[str, Any]) -> Preset:

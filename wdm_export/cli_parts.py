@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,24 @@ def progress_bars() -> Iterator[Progress]:
 def given(**values: Any) -> dict[str, Any]:
     """Only what the user set: defaults live in the configuration's dataclasses."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def command_line(name: str, bundle: Path, files: Iterable[Path], **options: Any) -> str:
+    """The `wdm-export` command that makes the numbers again while the presets stay; files by names.
+
+    A list is an option given several times, a bool a flag or its ``--no-`` form; None is left out.
+    """
+    words = ["wdm-export", name, bundle.as_posix(), *(file.name for file in files)]
+    for option, value in given(**options).items():
+        flag = f"--{option.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            text = one.as_posix() if isinstance(one, Path) else str(one)
+            # A box begins with a minus west of Greenwich, which would be an option by itself.
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    return shlex.join(words)
 
 
 def comparison_table(comparisons: list[Any]) -> Table:

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,6 +102,11 @@ class PatchStore:
             ) from error
         fine, coarse = arrays
         return cls(path, factor, domain, sources, fine, coarse, *asked, periods_h, *more)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether a folder holds a store, of any version."""
+        return (path / _INDEX).exists()
 
     def listed_sources(self) -> list[dict[str, Any]]:
         """The sources as checkpoints and bundles tell them, see `wdm_export.sources.listed`."""
@@ -318,9 +323,14 @@ def widened(domain: Domain | None, field: PrecipField) -> Domain:
         )
     half = spacing[0] / NOMINAL_KM_PER_DEGREE / 2  # from the cells' centres to their borders
     south, north = max(latitudes[0] - half, -90.0), min(latitudes[1] + half, 90.0)
-    if domain is not None:
-        south, north = min(south, domain.latitudes[0]), max(north, domain.latitudes[1])
-    return Domain(spacing_km, (round(south, 3), round(north, 3)))
+    own = Domain(spacing_km, (round(south, 3), round(north, 3)))
+    return joined(domain, own) if domain else own
+
+
+def joined(domain: Domain, other: Domain) -> Domain:
+    """Where a model is at home that saw both, whose spacing is the same."""
+    (south, north), (lower, upper) = domain.latitudes, other.latitudes
+    return replace(domain, latitudes=(min(south, lower), max(north, upper)))
 
 
 def _make_folder(store: Path, size: int, factor: int, augment_scale: int | None) -> None:
@@ -340,7 +350,7 @@ def _make_folder(store: Path, size: int, factor: int, augment_scale: int | None)
             f"Got means of {augment_scale} cells as another scale; expected 2 or more. Correct "
             "--augment-scale, or leave it out."
         )
-    if (store / _INDEX).exists():
+    if PatchStore.exists(store):
         raise InputError(
             f"{store}: already holds a store; expected a new folder. Choose another with -o."
         )

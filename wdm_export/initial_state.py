@@ -7,12 +7,11 @@ from dataclasses import replace
 from wdm_export.checkpoint import Checkpoint
 from wdm_export.config import DEFAULT_TRANSFORM, ModelConfig, NetworkConfig, TrainConfig
 from wdm_export.crops import Coefficients, crop_samplers, measure_scales
-from wdm_export.data import PatchStore
+from wdm_export.data import PatchStore, joined
 from wdm_export.parallel import Processes
 from wdm_runtime.diffusion import VPSchedule
 from wdm_runtime.errors import InputError
 from wdm_runtime.grid import same_spacing
-from wdm_runtime.manifest import Domain
 from wdm_runtime.transform import PrecipTransform
 
 
@@ -72,13 +71,7 @@ def trained_before(
         training=config,
         step=0,
         seconds=0.0,
-        domain=_joined(weights.domain, store.domain),
+        domain=joined(weights.domain, store.domain),
         curve=(),
         earlier=weights.runs,
     )
-
-
-def _joined(domain: Domain, other: Domain) -> Domain:
-    """Where a model is at home that saw both."""
-    (south, north), (lower, upper) = domain.latitudes, other.latitudes
-    return replace(domain, latitudes=(min(south, lower), max(north, upper)))

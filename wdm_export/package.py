@@ -21,6 +21,7 @@ from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.bundle import Bundle, rewritten, sha256
 from wdm_runtime.engines import open_engine
 from wdm_runtime.errors import BundleError, OutputError, ParityError
+from wdm_runtime.golden import has_golden
 from wdm_runtime.io.atomic import Workspace, publish, whole_file
 from wdm_runtime.manifest import (
     GOLDEN_NAME,
@@ -317,7 +318,7 @@ def _compare_with_torch(
 
 def _compare_scores(bundle: Bundle, notify: Notify) -> list[parity.Comparison]:
     comparisons = []
-    if any(entry.file == GOLDEN_NAME for entry in bundle.manifest.files):
+    if has_golden(bundle):
         notify("Comparing score_fp32 with golden outputs")
         comparisons.append(parity.compare_golden(bundle))
     if "score_fp16" in bundle.manifest.graphs:

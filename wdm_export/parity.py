@@ -130,8 +130,8 @@ def compare_golden(bundle: Bundle) -> Comparison:
     worst = np.float32(0)
     try:
         for t, v in zip(golden.t, golden.v, strict=True):
-            feeds = {"x": golden.x, "condition": golden.condition, "t": t[None]}
-            worst = np.maximum(worst, np.abs(engine.run(feeds)[0] - v).max())
+            answer = engine.run(golden.feeds(golden.x, float(t)))[0]
+            worst = np.maximum(worst, np.abs(answer - v).max())
     finally:
         engine.close()
     return Comparison("score fp32: ONNX Runtime against golden outputs", float(worst), FP32_LIMIT)

@@ -127,7 +127,7 @@ def check_engine(bundle: Bundle, engine: Engine) -> None:
     BundleError
         The golden file is altered.
     """
-    if not _has_golden(bundle):
+    if not has_golden(bundle):
         return
     golden = read_golden(bundle)
     tiles = np.repeat(golden.x, getattr(engine, "batch", 1), axis=0)
@@ -146,7 +146,7 @@ def check_step(bundle: Bundle, step: StepEngine, choice: Choice, batch: int) -> 
     step
         Its states are lost.
     """
-    if not _has_golden(bundle):
+    if not has_golden(bundle):
         return
     golden = read_golden(bundle)
     tiles = golden.feeds(np.repeat(golden.x, batch, axis=0), float(golden.t[0]))
@@ -157,7 +157,8 @@ def check_step(bundle: Bundle, step: StepEngine, choice: Choice, batch: int) -> 
     _check_answer(step.read(), golden, choice.precision, who)
 
 
-def _has_golden(bundle: Bundle) -> bool:
+def has_golden(bundle: Bundle) -> bool:
+    """Whether a bundle has a golden file; older ones do not."""
     return any(entry.file == GOLDEN_NAME for entry in bundle.manifest.files)
 
 
