@@ -21,13 +21,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from networks import calling, random_network, torch_gflop
 from rich.console import Console
 from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from wdm_export.config import NetworkConfig
-from wdm_export.unet import UNet
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import Choice, open_engine, select, survey
 from wdm_runtime.engines.options import EngineOptions
@@ -137,32 +135,10 @@ def network_of(bundle: Bundle) -> NetworkConfig:
     return network
 
 
-def torch_gflop(config: NetworkConfig, shape: tuple[int, ...]) -> float:
-    """What torch counts for one tile; nothing is computed."""
-    with torch.device("meta"):
-        network = UNet(config).eval()
-        x, t = torch.empty(shape), torch.empty(1)
-    # Only attention written out as matrix products is counted on every version of torch.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(x, x, t)
-    return float(counter.get_total_flops()) / 1e9
-
-
 def on_torch(config: NetworkConfig, feeds: dict[str, Any], gflop: float) -> Timed:
-    """The network in torch without compiling, with random weights: no time depends on them."""
-    torch.manual_seed(0)
-    network = UNet(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() > 1 and not parameter.any():
-                torch.nn.init.kaiming_uniform_(parameter, a=5**0.5)
-    tensors = [torch.from_numpy(feeds[name]) for name in ("x", "condition", "t")]
-
-    def call() -> object:
-        with torch.inference_mode():
-            return network(*tensors)
-
-    return Timed(TORCH, "fp32", gflop, call)
+    """The network in torch without compiling."""
+    tensors = (torch.from_numpy(feeds[name]) for name in ("x", "condition", "t"))
+    return Timed(TORCH, "fp32", gflop, calling(random_network(config), tensors))
 
 
 def on_engine(bundle: Bundle, choice: Choice, feeds: dict[str, Any], threads: int) -> Timed:

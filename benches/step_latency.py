@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from networks import calling, random_network, torch_gflop
 from rich.console import Console
 from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from wdm_export.config import NetworkConfig
 from wdm_export.graphs import graph_entry, score_graph
-from wdm_export.unet import UNet, parameter_count
+from wdm_export.unet import parameter_count
 from wdm_runtime.engines import Engine, open_engine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.machine import available_threads, machine
@@ -84,34 +83,6 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def build(config: NetworkConfig) -> UNet:
-    """A network with random weights.
-
-    The time does not depend on them: every kernel does the same arithmetic whatever the numbers,
-    denormals excepted. Layers that training starts at zero get weights too, so that activations
-    stay of order one, far from denormals, and no engine can fold a layer away.
-    """
-    torch.manual_seed(0)
-    network = UNet(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() > 1 and not parameter.any():
-                torch.nn.init.kaiming_uniform_(parameter, a=5**0.5)  # as the other layers start
-    return network.eval()
-
-
-def gflop(config: NetworkConfig) -> float:
-    """Floating point operations for one tile, two a multiply-add; nothing is computed."""
-    size, subbands = TILE_PX // config.wavelet.stride, config.wavelet.subbands
-    with torch.device("meta"):
-        network = UNet(config).eval()
-        x, t = torch.empty(1, subbands, size, size), torch.empty(1)
-    # Only attention written out as matrix products is counted on every version of torch.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(x, x, t)
-    return float(counter.get_total_flops()) / 1e9
-
-
 def networks(base: int, skip_attention: bool) -> dict[str, NetworkConfig]:
     """The candidates by name; WDM as shipped, the pixel model with and without attention."""
     heads = min(NetworkConfig.head_channels, base * MULTIPLIERS[-1])
@@ -136,21 +107,12 @@ def candidates(
     name: str, config: NetworkConfig, options: argparse.Namespace
 ) -> tuple[list[Candidate], Engine]:
     """A network on torch, compiled torch if asked for, and the runtime's engine."""
-    network = build(config)
-    size, subbands = TILE_PX // config.wavelet.stride, config.wavelet.subbands
-    x, condition = np.random.default_rng(0).standard_normal(
-        (2, 1, subbands, size, size), dtype=np.float32
-    )
+    network = random_network(config)
+    size = TILE_PX // config.wavelet.stride
+    tile = (1, config.wavelet.subbands, size, size)
+    x, condition = np.random.default_rng(0).standard_normal((2, *tile), dtype=np.float32)
     feeds = {"x": x, "condition": condition, "t": np.array([T], dtype=np.float32)}
     tensors = [torch.from_numpy(value) for value in feeds.values()]
-
-    def on_torch(module: Callable[..., torch.Tensor]) -> Callable[[], object]:
-        def call() -> object:
-            with torch.inference_mode():
-                return module(*tensors)
-
-        return call
-
     model = score_graph(network, TILE_PX, fp16=False)
     data = model.SerializeToString()
     engine = open_engine(
@@ -159,12 +121,12 @@ def candidates(
         "ort-cpu",
         options=EngineOptions(options.threads),
     )
-    calls = {"torch": on_torch(network)}
+    calls = {"torch": calling(network, tensors)}
     if options.compile:
-        calls["torch.compile"] = on_torch(torch.compile(network))
+        calls["torch.compile"] = calling(torch.compile(network), tensors)
     calls[engine.kind] = lambda: engine.run(feeds)
     every = ATTENTION_SHARE if name == "pixel, attention" else 1
-    facts = (parameter_count(network), gflop(config), every)
+    facts = (parameter_count(network), torch_gflop(config, tile), every)
     return [Candidate(name, kind, *facts, call) for kind, call in calls.items()], engine
 
 
