@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,7 @@ class Gallery:
     def __enter__(self) -> Gallery:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def put(self, tile: int, name: str, field: Array) -> None:

@@ -43,14 +43,14 @@ _LATENCY_WEIGHT = 0.02
 Notify = Callable[[str], None]
 
 
-def latency_network(config: NetworkConfig, attention: bool = False) -> UNet:
-    """The same network on pixels, untrained, for timing only.
+def latency_network(config: NetworkConfig) -> UNet:
+    """The same network on pixels without attention, untrained, for timing only.
 
     Parameters of one shape are the same, so that an exporter stores them once, and all are plus or
     minus one value, which compresses to a tenth in a wheel. Engines give every layer its own copy
     of its weights when they load a graph, and the time of a network does not depend on them.
     """
-    pixel = replace(config, wavelet=replace(config.wavelet, levels=0), attention=attention)
+    pixel = replace(config, wavelet=replace(config.wavelet, levels=0), attention=False)
     network = UNet(pixel)
     generator = torch.Generator().manual_seed(0)
     drawn: dict[torch.Size, Tensor] = {}

@@ -216,7 +216,6 @@ def regression_run(tmp_path_factory):
     return folder / "run", store
 
 
-@pytest.mark.torch
 def test_a_regression_learns_the_mean(regression_run) -> None:
     """On the same crops its answer is nearer than 0, which is the mean of all residuals."""
     import torch
@@ -242,7 +241,6 @@ def test_a_regression_learns_the_mean(regression_run) -> None:
     assert float((x0 - mean).square().mean() / x0.square().mean()) < 0.95
 
 
-@pytest.mark.torch
 def test_a_regression_never_sees_noise_or_what_it_has_to_predict(regression_run) -> None:
     import torch
 
@@ -264,7 +262,6 @@ def test_a_regression_never_sees_noise_or_what_it_has_to_predict(regression_run)
     assert (run / CHECKPOINT_NAME).exists()
 
 
-@pytest.mark.torch
 def test_a_regression_is_one_field_with_the_inputs_block_means(
     regression_run, coarse: PrecipField
 ) -> None:
@@ -282,7 +279,6 @@ def test_a_regression_is_one_field_with_the_inputs_block_means(
     assert np.array_equal(tiles, drawn(method, coarse, places=[(0, 0)], seed=9))
 
 
-@pytest.mark.torch
 def test_the_regression_says_what_the_runtime_would_of_the_same_network(
     regression_run, coarse: PrecipField
 ) -> None:
@@ -312,7 +308,6 @@ def test_the_regression_says_what_the_runtime_would_of_the_same_network(
     assert found[0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.torch
 def test_weights_of_a_diffusion_model_are_no_regression(tmp_path) -> None:
     from small_training import random_checkpoint
 

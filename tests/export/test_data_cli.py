@@ -5,12 +5,11 @@ import re
 import netCDF4
 import numpy as np
 import pytest
-import xarray
 from conftest import TRUTH
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
-xr = pytest.importorskip("xarray")
+xarray = pytest.importorskip("xarray")
 
 from command_line import QUICK, run  # noqa: E402
 
@@ -33,9 +32,9 @@ def test_coarsen_writes_block_means(tmp_path):
     )  # fmt: skip
     assert "coarse.nc" in out
     with (
-        xr.open_dataset(tmp_path / "coarse.nc") as coarse,
-        xr.open_dataset(tmp_path / "truth.nc") as fine,
-        xr.open_dataset(TRUTH) as whole,
+        xarray.open_dataset(tmp_path / "coarse.nc") as coarse,
+        xarray.open_dataset(tmp_path / "truth.nc") as fine,
+        xarray.open_dataset(TRUTH) as whole,
     ):
         rate, truth = (d["precipitation_rate"].values[0] for d in (coarse, fine))
         np.testing.assert_array_equal(truth, whole["precipitation_rate"].values[0, 20:220, 30:330])
@@ -49,8 +48,8 @@ def test_coarsen_writes_block_means(tmp_path):
 def test_coarsen_says_where_cells_end(tmp_path):
     run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "coarse.nc", "--truth", tmp_path / "f.nc")
     with (
-        xr.open_dataset(tmp_path / "coarse.nc") as coarse,
-        xr.open_dataset(tmp_path / "f.nc") as fine,
+        xarray.open_dataset(tmp_path / "coarse.nc") as coarse,
+        xarray.open_dataset(tmp_path / "f.nc") as fine,
     ):
         for bounds in ("lat_bnds", "lon_bnds"):
             edges = fine[bounds].values[::10, 0]
@@ -67,7 +66,7 @@ def test_coarsen_wants_two_blocks_a_side(tmp_path, factor):
 
 
 def test_coarsen_takes_a_field_without_a_time(tmp_path):
-    with xr.open_dataset(TRUTH) as whole:
+    with xarray.open_dataset(TRUTH) as whole:
         whole["precipitation_rate"].isel(time=0, drop=True).to_netcdf(tmp_path / "still.nc")
     run("wdm-export", "coarsen", tmp_path / "still.nc", "-o", tmp_path / "coarse.nc")
     found = read_field(tmp_path / "coarse.nc")
@@ -78,10 +77,10 @@ def test_coarsen_takes_a_field_without_a_time(tmp_path):
 
 def test_a_cut_of_a_map_projection_can_be_trained_on(tmp_path):
     """As of a single radar's disc: what `coarsen` writes says where its cells are, and of when."""
-    with xr.open_dataset(TRUTH) as whole:
+    with xarray.open_dataset(TRUTH) as whole:
         sums = whole["precipitation_rate"][:, 300:400, 160:280].astype("float32").load()
     hour = np.array([[14, 15]], dtype="int64") + 24 * 220
-    radar = xr.Dataset(
+    radar = xarray.Dataset(
         {
             "rain": (("time", "y", "x"), sums.values, {
                 "standard_name": "lwe_thickness_of_precipitation_amount", "units": "mm",
@@ -131,10 +130,10 @@ def test_coarsen_says_the_period_of_sums_without_bounds(amounts, tmp_path):
     run("wdm-export", "coarsen", amounts, "-o", tmp_path / "a.nc", *asked)
     methods = read_field(tmp_path / "a.nc").source.cell_methods
     assert methods == "area: mean time: mean (interval: 0.5 hours comment: accumulation period)"
-    with xr.open_dataset(amounts) as dataset:
+    with xarray.open_dataset(amounts) as dataset:
         dataset[["rain_amount"]].isel(time=0, drop=True).to_netcdf(tmp_path / "still.nc")
     run("wdm-export", "coarsen", tmp_path / "still.nc", "-o", tmp_path / "b.nc", *asked[2:])
-    with xr.open_dataset(tmp_path / "b.nc") as dataset:
+    with xarray.open_dataset(tmp_path / "b.nc") as dataset:
         rate = dataset["precipitation_rate"]
         assert (rate.cell_methods, rate.comment) == ("area: mean", "of sums over 0.5 hours")
 
@@ -151,7 +150,9 @@ def test_rates_and_sums_in_one_store_are_said(amounts, tmp_path):
     asked = ("--variable", "rain_amount", "--accumulation", "30min")
     out = run("wdm-export", "prepare", amounts, "-o", tmp_path / "a", "--patch", "64", *asked)
     assert "The fields are" not in out
-    with xr.open_dataset(amounts) as dataset:  # with bounds, so that nothing needs to be asked for
+    with xarray.open_dataset(
+        amounts
+    ) as dataset:  # with bounds, so that nothing needs to be asked for
         sums = dataset[["rain_amount"]].load()
     times = sums["time"].values
     sums["time"].attrs["bounds"] = "time_bnds"
@@ -171,7 +172,7 @@ def test_a_model_of_another_factor(tmp_path):
     run("wdm-export", "coarsen", TRUTH, "-o", coarse, "--factor", factor, "--crop", "0,0,30,40")
     run("wdm-run", "infer", coarse, "--bundle", bundle, "-o", fine, "--no-pixel-probe")
     given = read_field(coarse).load()[0]
-    with xr.open_dataset(fine) as drawn:
+    with xarray.open_dataset(fine) as drawn:
         member = next(v for v in drawn.data_vars.values() if v.ndim == 4).values[0, 0]
     assert member.shape == tuple(factor * size for size in given.shape)
     means = block_mean(member, factor)

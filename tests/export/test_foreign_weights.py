@@ -10,8 +10,6 @@ from wdm_export import cli
 from wdm_export.checkpoint import Checkpoint
 from wdm_runtime.errors import InputError
 
-pytestmark = pytest.mark.torch
-
 
 class Touch:
     """Makes a file when it is unpickled."""

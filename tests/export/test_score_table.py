@@ -40,7 +40,6 @@ def test_undefined_scores_are_none() -> None:
     assert row["SSIM"] == pytest.approx(1) and row["CSI 1 mm/h"] == 1
 
 
-@pytest.mark.torch
 def test_the_card_shows_a_dash_for_none(tiny: Path) -> None:
     from wdm_export.package import model_card
 
@@ -52,7 +51,6 @@ def test_the_card_shows_a_dash_for_none(tiny: Path) -> None:
     assert "- The truth's p99.9 [mm/h] 22.468, wet fraction 0.250" in lines
 
 
-@pytest.mark.torch
 def test_the_card_shows_intervals_where_there_are_some(tiny: Path) -> None:
     from wdm_export.package import model_card
 

@@ -175,7 +175,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_graph_with_more_than_arithmetic_is_refused(onnx, name):
     change, message = REFUSED[name]
@@ -187,7 +186,6 @@ def test_a_graph_with_more_than_arithmetic_is_refused(onnx, name):
     assert str(caught.value).startswith("dwt.onnx: ") and "Fetch or export" in str(caught.value)
 
 
-@pytest.mark.torch
 def test_every_allowed_op_is_of_the_opset_and_draws_no_numbers(onnx):
     for name in ALLOWED_OPS:
         schema = onnx.defs.get_schema(name, OPSET)
@@ -196,7 +194,6 @@ def test_every_allowed_op_is_of_the_opset_and_draws_no_numbers(onnx):
         assert schema.node_determinism == onnx.defs.OpSchema.NodeDeterminism.Deterministic
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
@@ -222,7 +219,6 @@ def test_values_in_any_of_the_forms_onnx_writes(onnx, kind, values, raw):
         check_graph(model.SerializeToString(), "dwt.onnx")
 
 
-@pytest.mark.torch
 def test_what_parsers_would_join_is_looked_at_as_well(onnx):
     """By protobuf's definition one message after another is one, with the lists of both."""
     body = onnx.load_from_string(DWT).graph

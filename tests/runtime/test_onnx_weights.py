@@ -12,7 +12,6 @@ from wdm_runtime.bundle import Bundle, default_bundle
 from wdm_runtime.errors import BundleError
 from wdm_runtime.onnx_weights import with_weights
 
-pytestmark = pytest.mark.torch
 onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
 STORE = np.arange(64, dtype=np.float32).tobytes()
 BOTH = ["tiny", "wdm2-mrms"]

@@ -183,7 +183,6 @@ def test_without_the_library_nothing_passes(tiny_copy, keys, monkeypatch):
     assert Bundle.open(tiny_copy).path == tiny_copy
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("command", ["check", "evaluate"])
 def test_commands_of_the_export_refuse_what_is_not_signed(
     tiny_copy, keys, monkeypatch, capsys, command
@@ -204,7 +203,6 @@ def test_commands_of_the_export_refuse_what_is_not_signed(
         assert not end.value.code
 
 
-@pytest.mark.torch
 def test_the_command_that_signs_checks_first(tiny_copy, keys, monkeypatch, capsys):
     cli = pytest.importorskip("wdm_export.cli", reason="needs the extra 'export'")
     pytest.importorskip("torch", reason="needs the extra 'export'")
