@@ -89,9 +89,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has its children ignore it
 sys.path.insert(0, sys.argv[2])
 from output_files import FACTOR, rate_field, rates
 from wdm_runtime.io.atomic import exit_on_signals
-from wdm_runtime.io.writer import open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 field = rate_field()
-with exit_on_signals(), open_writer(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
+with exit_on_signals(), EnsembleWriter(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
     writer.write(0, 0, rates(field, 0, 0))
     print("half", flush=True)
     time.sleep(60)
