@@ -14,7 +14,6 @@ from wdm_export.cli_parts import (
     Threads,
     comparison_table,
     given,
-    period_h,
     progress_bars,
 )
 from wdm_runtime import console
@@ -51,6 +50,7 @@ def check(
     from wdm_runtime.bundle import Bundle
     from wdm_runtime.io import read_field
     from wdm_runtime.io.atomic import check_destination
+    from wdm_runtime.io.units import parse_period
     from wdm_runtime.manifest import MANIFEST_NAME
 
     opened = Bundle.open(bundle)
@@ -66,7 +66,7 @@ def check(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         return
-    hours = period_h(accumulation)
+    hours = parse_period(accumulation)
     fields = (read_field(file, variable, hours) for file in files)
     measured = _measure_precision(opened, fields, tiles, members, seed, threads)
     if keep:

@@ -75,7 +75,7 @@ def load(
     InputError, MissingDependencyError
         Also where nothing of what is selected has a value.
     """
-    hours = parse_period(settings.accumulation) if settings.accumulation else None
+    hours = parse_period(settings.accumulation)
     read = reader.read_field if reader else read_field
     found = read(input, settings.variable, hours)
     if settings.time is not None:

@@ -101,7 +101,9 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame) -> Pre
         said = frame.provenance
         coarse = find_input(output, str(said["wdm_input"]), said.get("wdm_input_sha256"))
     variable = str(frame.provenance.get("wdm_variable", frame.variable))  # a path, where stated
-    field = _as_selected(read_field(coarse, variable, _hours(frame)), frame)
+    stated = frame.provenance.get("wdm_accumulation")
+    hours = parse_period(None if stated is None else str(stated))
+    field = _as_selected(read_field(coarse, variable, hours), frame)
     time = frame.index
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
     # Frames without a time are numbered, in the output from its own first one.
@@ -114,12 +116,6 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame) -> Pre
             "Name the coarse input with --input."
         )
     return field
-
-
-def _hours(frame: EnsembleFrame) -> float | None:
-    """The period of amounts that was stated when the output was made."""
-    stated = frame.provenance.get("wdm_accumulation")
-    return None if stated is None else parse_period(str(stated))
 
 
 def _as_selected(field: PrecipField, frame: EnsembleFrame) -> PrecipField:
