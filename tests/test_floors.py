@@ -26,7 +26,7 @@ RUNTIME_FLOORS = [
     | {"bench.report", "engines.probe"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.dates"}
     | {"io.grib_products", "io.hdf5_filters", "io.netcdf_library", "io.units"},
-    {"onnx_weights", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
+    {"onnx_weights", "picture", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
     {"presets", "block_scaling", "faint_rain"},
     {"precision"},
     {"manifest"},

@@ -10,7 +10,6 @@ from typing import Annotated, TypeVar
 import typer
 
 from wdm_runtime import console
-from wdm_runtime.bench.chart import check_chart
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BundleOption,
@@ -27,6 +26,7 @@ from wdm_runtime.errors import InputError
 from wdm_runtime.io.atomic import check_destination, write_text
 from wdm_runtime.job import load
 from wdm_runtime.manifest import MANIFEST_NAME
+from wdm_runtime.picture import check_picture
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
 from wdm_runtime.select import check_spacing, crop_alike
@@ -86,7 +86,7 @@ def run_tune(
     check_report(json, opened, require_signature, input, truth, chart)
     check_report(chart, opened, require_signature, input, truth)
     if chart:
-        check_chart(chart)
+        check_picture(chart, "--chart")
     if keep:
         check_destination(opened.path / MANIFEST_NAME, overwrite=True)
     manifest = opened.manifest
