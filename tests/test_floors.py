@@ -26,11 +26,11 @@ RUNTIME_FLOORS = [
     | {"bench.report", "engines.probe"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.dates"}
     | {"io.grib_products", "io.hdf5_filters", "io.netcdf_library", "io.units"},
-    {"onnx_weights", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
+    {"onnx_weights", "picture", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
     {"presets", "block_scaling", "faint_rain"},
     {"precision"},
     {"manifest"},
-    {"bundle", "field", "consistency", "shared_options", "remembered"}
+    {"bundle", "field", "consistency", "shared_options"}
     | {"io.choice", "io.grib_header", "io.odim_header"}
     | {"engines.plan_cache", "engines.tensorrt_module"}
     | {"engines.engine"},
@@ -60,7 +60,7 @@ RUNTIME_FLOORS = [
     {"engines.choice"},
     {"engines"},
     {"conditioning"},
-    {"golden", "stepping", "timing", "engines.watched", "io.precipitation"},
+    {"golden", "remembered", "stepping", "timing", "engines.watched", "io.precipitation"},
     {"doctor", "batching", "fused", "io.netcdf", "io.xarray_reader"},
     {"sampling", "opening"},
     {"downscale", "selftest", "bench.models", "io.array_output", "io.compare", "io.ensemble"}

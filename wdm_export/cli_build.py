@@ -18,7 +18,6 @@ from wdm_export.cli_parts import (
     Threads,
     comparison_table,
     given,
-    period_h,
     progress_bars,
 )
 from wdm_export.cli_train import (
@@ -124,6 +123,7 @@ def build(
     from wdm_export.loss_plot import plot_log
     from wdm_export.package import check_target
     from wdm_export.train import CHECKPOINT_NAME, Trainer
+    from wdm_runtime.io.units import parse_period
 
     if not files:
         raise InputError(
@@ -140,7 +140,7 @@ def build(
     rain = transform_of(transform, transform_offset, DEFAULT_TRANSFORM)
     network.check_edge(training.crop_px, "--crop")
     network.check_edge(TILE_PX if tile is None else tile, "--tile")
-    folder, hours = work or output.with_name(f"{output.name}-work"), period_h(accumulation)
+    folder, hours = work or output.with_name(f"{output.name}-work"), parse_period(accumulation)
     store, run = folder / "store", folder / "run"
     with progress_bars() as progress:
         if PatchStore.exists(store):

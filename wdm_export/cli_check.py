@@ -13,7 +13,6 @@ from wdm_export.cli_parts import (
     Threads,
     command_line,
     comparison_table,
-    period_h,
     progress_bars,
 )
 from wdm_runtime import console
@@ -50,6 +49,7 @@ def check(
     from wdm_runtime.bundle import Bundle
     from wdm_runtime.io import read_field
     from wdm_runtime.io.atomic import check_destination
+    from wdm_runtime.io.units import parse_period
     from wdm_runtime.manifest import MANIFEST_NAME
 
     opened = Bundle.open(bundle)
@@ -65,7 +65,7 @@ def check(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         return
-    hours = period_h(accumulation)
+    hours = parse_period(accumulation)
     fields = (read_field(file, variable, hours) for file in files)
     measured = _measure_precision(opened, fields, tiles, members, seed, threads)
     if keep:

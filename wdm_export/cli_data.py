@@ -18,7 +18,6 @@ from wdm_export.cli_parts import (
     Overwrite,
     Patch,
     given,
-    period_h,
     progress_bars,
 )
 from wdm_runtime import console
@@ -46,6 +45,8 @@ def prepare(
     ] = None,
 ) -> None:
     """Cut training patches from 1 km fields."""
+    from wdm_runtime.io.units import parse_period
+
     left_out: list[InputError] = []
 
     def on_unreadable(error: InputError) -> None:
@@ -54,7 +55,7 @@ def prepare(
 
     with progress_bars() as progress:
         prepared = prepared_store(
-            *(files, store, progress, patch, variable, period_h(accumulation), factor),
+            *(files, store, progress, patch, variable, parse_period(accumulation), factor),
             on_unreadable if skip_unreadable else None,
             augment_scale,
         )
@@ -90,8 +91,9 @@ def coarsen(
 ) -> None:
     """Block-average a 1 km field to 10 km: a test input with a known answer."""
     from wdm_export.coarsen import coarsen_file
+    from wdm_runtime.io.units import parse_period
 
-    hours = period_h(accumulation)
+    hours = parse_period(accumulation)
     coarsen_file(fine, output, truth, crop, factor, overwrite, variable, hours)
     console.out.print(f"Wrote {output}" + (f" and {truth}" if truth else ""), soft_wrap=True)
 

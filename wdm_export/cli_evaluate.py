@@ -16,7 +16,6 @@ from wdm_export.cli_parts import (
     Threads,
     command_line,
     given,
-    period_h,
     progress_bars,
 )
 from wdm_runtime import console
@@ -105,6 +104,7 @@ def evaluate(
     from wdm_export.tiles import Region
     from wdm_runtime.downscale import Downscaler
     from wdm_runtime.io.atomic import check_destination, write_text
+    from wdm_runtime.io.units import parse_period
     from wdm_runtime.manifest import MANIFEST_NAME
     from wdm_runtime.signing import required_key
 
@@ -128,7 +128,7 @@ def evaluate(
         "preset": preset, "sampler": sampler, "steps": steps, "noise_scale": noise_scale,
         "time_grid": time_grid,
     }  # fmt: skip
-    consistency, hours = consistency or DEFAULT_CONSISTENCY, period_h(accumulation)
+    consistency, hours = consistency or DEFAULT_CONSISTENCY, parse_period(accumulation)
     opening: dict[str, Any] = given(engine=engine, precision=precision)
     opening["options"] = EngineOptions(threads=threads, note=_note)
     with ExitStack() as stack:
@@ -263,9 +263,10 @@ def identity(
     """Check that a fine field equal to the interpolated coarse one leaves no detail to draw."""
     from wdm_export import identity as check
     from wdm_runtime.bundle import Bundle
+    from wdm_runtime.io.units import parse_period
 
     opened = Bundle.open(bundle)
-    hours = period_h(accumulation)
+    hours = parse_period(accumulation)
     fields = _truths(files, opened.manifest.domain.spacing_km, variable, hours)
     result = check.measure(opened, fields, **given(tile_px=tile))
     console.out.print(check.render(result))

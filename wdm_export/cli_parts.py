@@ -26,19 +26,6 @@ Threads = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
 
 
-def period_h(accumulation: str | None) -> float | None:
-    """The hours of a period, None of None.
-
-    Raises
-    ------
-    InputError
-        The period is none.
-    """
-    from wdm_runtime.io.units import parse_period
-
-    return None if accumulation is None else parse_period(accumulation)
-
-
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Bars with a note each, on the error stream."""

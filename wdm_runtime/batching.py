@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wdm_runtime.bundle import Bundle
-from wdm_runtime.cache import private_folder
-from wdm_runtime.engines import Choice
-from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError
-from wdm_runtime.machine import available_bytes, machine, resident_bytes
+from wdm_runtime.machine import available_bytes, resident_bytes
 from wdm_runtime.remembered import Remembered
 from wdm_runtime.timing import feeds_of, timed_call
 
 BATCHES = (1, 2, 4, 8)
+_NAME = "batch"  # of the number that is kept
 # A larger batch has to be clearly faster a tile: it takes memory, and waits until members fill it.
 _WORTH_IT = 0.95
 _CALLS = 2
 _BUDGET_S = 1.0  # of calls; where one more batch would exceed it, the smaller one stays
 
 
-def batch_key(bundle: Bundle, choice: Choice, options: EngineOptions) -> str:
-    """Everything that would make another batch the best, but for the engine itself."""
-    return "|".join((bundle.sha256, choice.precision, machine(), str(options.cpu_threads)))
-
-
 def fastest_batch(
-    single: WatchedEngine, open_for: Callable[[int], WatchedEngine], key: str
+    single: WatchedEngine, open_for: Callable[[int], WatchedEngine], known: Remembered
 ) -> tuple[int, WatchedEngine, str]:
     """The batch with the least time a tile, and the engine opened for it.
 
@@ -40,17 +32,14 @@ def fastest_batch(
         The engine, opened for one tile a call; closed if another is returned.
     open_for
         Opens it for a batch.
-    key
-        As `batch_key` gives it.
+    known
+        What was found before, of this engine.
 
     Returns
     -------
     Batch, engine, and what was found in one sentence.
     """
-    folder = private_folder("measured")
-    known = Remembered(folder / "batch.json" if folder else None)
-    key = "|".join((key, single.version, single.device))
-    remembered = known.get(key)
+    remembered = known.get(_NAME)
     if remembered in BATCHES:
         batch = int(remembered)
         text = f"Batch {batch} measured fastest here."
@@ -67,7 +56,7 @@ def fastest_batch(
     text = f"Batch {batch} is the fastest: a tile takes {times}."
     if failed:  # for the time being perhaps: measured anew next time
         return batch, engine, f"{text} {failed}"
-    known.put({key: batch})
+    known.put({_NAME: batch})
     return batch, engine, text
 
 

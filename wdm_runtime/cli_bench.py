@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wdm_runtime import console
-from wdm_runtime.bench.chart import check_chart, draw_chart
+from wdm_runtime.bench.chart import draw_chart
 from wdm_runtime.bench.runner import DEFAULT_CALLS, Bench
 from wdm_runtime.bench.tables import bench_tables
 from wdm_runtime.bench.turns import ALL
@@ -23,6 +23,7 @@ from wdm_runtime.cli_options import (
 )
 from wdm_runtime.engines import ENGINES
 from wdm_runtime.io.atomic import write_text
+from wdm_runtime.picture import check_picture
 
 _INTERRUPTED = 130  # as shells count SIGINT
 
@@ -53,7 +54,7 @@ def bench(
         check_report(json, other, require_signature, chart)
         check_report(chart, other, require_signature)
     if chart:
-        check_chart(chart)
+        check_picture(chart, "--chart")
     options = engine_options(threads=threads, quiet=quiet)
     with console.err.status("") as status:
         run = Bench(own, others, engines, calls, options, status.update, require_signature)

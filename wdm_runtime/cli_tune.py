@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
 from wdm_runtime import console
-from wdm_runtime.bench.chart import check_chart
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BundleOption,
@@ -23,13 +23,14 @@ from wdm_runtime.diffusion import GRIDS, LOGSNR
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS
 from wdm_runtime.errors import InputError
-from wdm_runtime.io import read_field
 from wdm_runtime.io.atomic import check_destination, write_text
-from wdm_runtime.io.units import parse_period
+from wdm_runtime.job import load
 from wdm_runtime.manifest import MANIFEST_NAME
+from wdm_runtime.picture import check_picture
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
-from wdm_runtime.select import check_spacing, crop_alike, select_box, select_times, snap_cells
+from wdm_runtime.select import check_spacing, crop_alike
+from wdm_runtime.settings import Settings
 from wdm_runtime.shared_options import AccumulationOption, VariableOption
 from wdm_runtime.tune import keep_presets, tune, ways
 from wdm_runtime.tune_report import draw_tuning, tune_tables
@@ -85,20 +86,16 @@ def run_tune(
     check_report(json, opened, require_signature, input, truth, chart)
     check_report(chart, opened, require_signature, input, truth)
     if chart:
-        check_chart(chart)
+        check_picture(chart, "--chart")
     if keep:
         check_destination(opened.path / MANIFEST_NAME, overwrite=True)
-    hours = parse_period(accumulation) if accumulation else None
-    fields = [read_field(path, variable, hours) for path in (input, truth)]
-    if time is not None:
-        fields = [select_times(field, time) for field in fields]
-    if bbox is not None:
-        whole, truth_field = fields
-        manifest = opened.manifest
-        inside = select_box(whole, bbox, snap_cells(manifest.factor, manifest.wavelet.stride))
-        fields = [inside, crop_alike(truth_field, whole, inside, manifest.factor)]
-    domain = opened.manifest.domain
-    check_spacing(fields[0], domain.spacing_km, opened.manifest.factor, assume=None)
+    manifest = opened.manifest
+    selected = Settings(variable=variable, accumulation=accumulation, time=time)
+    coarse = load(input, replace(selected, bbox=bbox), manifest)
+    fine = load(truth, selected, manifest)
+    if bbox is not None:  # snapped to coarse cells: only the input says where
+        fine = crop_alike(fine, coarse, manifest.factor)
+    check_spacing(coarse, manifest.domain.spacing_km, manifest.factor, assume=None)
     options = engine_options(threads=threads, quiet=quiet)
     with Downscaler.open(opened, engine, precision, options) as downscaler:
         console.err.print(downscaler.choice.why, style="dim", highlight=False)
@@ -107,7 +104,7 @@ def run_tune(
             def on_way(way: Preset) -> None:
                 status.update(f"{way}: {members} members")
 
-            found = tune(downscaler, fields[0], fields[1], tried, members, seed, tiles, on_way)
+            found = tune(downscaler, coarse, fine, tried, members, seed, tiles, on_way)
     for part in tune_tables(found):
         console.out.print(part, highlight=False)
     if json:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -103,12 +102,7 @@ class Downscaler:
     def __enter__(self) -> Downscaler:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -128,11 +122,10 @@ class Downscaler:
         self,
         field: PrecipField,
         members: int = 1,
-        steps: int | None = None,
         max_bytes: int | None = None,
         preset: str | Preset | None = None,
     ) -> Plan:
-        """What a run would take. Reads every frame once.
+        """What a run would take, drawn as a preset or its name says. Reads every frame once.
 
         Raises
         ------
@@ -151,7 +144,7 @@ class Downscaler:
         return Plan(
             tiles=tuple(tiles),
             members=members,
-            steps=chosen(self.manifest.presets, preset, steps=steps).steps,
+            steps=chosen(self.manifest.presets, preset).steps,
             untiled_share=1.0 - covered / len(tiles),
             missing=tuple(missing),
             memory_bytes=self._sampling_bytes(field, min(filling, at_most)),

@@ -18,7 +18,7 @@ from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
 from wdm_runtime.io.reader import ReaderProcess
 from wdm_runtime.io.units import parse_period
-from wdm_runtime.io.writer import EnsembleWriter, open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 from wdm_runtime.machine import available_bytes, processor, resident_bytes
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.plan import Plan
@@ -75,7 +75,7 @@ def load(
     InputError, MissingDependencyError
         Also where nothing of what is selected has a value.
     """
-    hours = parse_period(settings.accumulation) if settings.accumulation else None
+    hours = parse_period(settings.accumulation)
     read = reader.read_field if reader else read_field
     found = read(input, settings.variable, hours)
     if settings.time is not None:
@@ -167,7 +167,7 @@ def _writer(
     attributes: dict[str, Any],
     overwrite: bool,
 ) -> EnsembleWriter:
-    return open_writer(
+    return EnsembleWriter(
         target,
         coarse,
         factor,

@@ -11,22 +11,20 @@ from datetime import datetime, timezone
 import numpy as np
 
 from wdm_runtime.began import seconds_since_began
-from wdm_runtime.cache import private_folder
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import open_engine
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import WdmError
 from wdm_runtime.job import Outcome
-from wdm_runtime.machine import machine, peak_rss_mib
+from wdm_runtime.machine import peak_rss_mib
 from wdm_runtime.presets import Preset
 from wdm_runtime.records import to_json
-from wdm_runtime.remembered import Remembered
+from wdm_runtime.remembered import measured
 from wdm_runtime.stepping import StepTime
 from wdm_runtime.timing import feeds_of, timed_call
 from wdm_runtime.version import version
 
 _PROBE_CALLS = 2
-_PIXEL_ROLES = {"fp32": "pixel_fp32", "fp16": "pixel_fp16"}
 
 
 @dataclass(frozen=True)
@@ -178,15 +176,12 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> PixelProbe 
     of this precision.
     """
     bundle, engine, choice = downscaler.bundle, downscaler.engine, downscaler.choice
-    role, graphs = _PIXEL_ROLES[choice.graph], bundle.manifest.graphs
+    role, graphs = f"pixel_{choice.graph}", bundle.manifest.graphs
     if role not in graphs:
         return None
-    facts = (bundle.sha256[:16], engine.version, engine.device, choice.precision, machine())
     batch = downscaler.batch
-    key = "|".join((*facts, str(options.cpu_threads), str(batch)))
-    folder = private_folder("measured")
-    probes = Remembered(folder / "pixel.json" if folder else None)
-    names = [f"{key}|{field.name}" for field in fields(PixelProbe)]
+    probes = measured("pixel", bundle, engine, options)
+    names = [f"{batch}|{field.name}" for field in fields(PixelProbe)]
     known = [number for number in map(probes.get, names) if number is not None and number > 0]
     if len(known) == len(names) and max(known) <= time.time():  # damaged ones are not
         return PixelProbe(*known)

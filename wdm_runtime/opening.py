@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from wdm_runtime.batching import batch_key, fastest_batch
+from wdm_runtime.batching import fastest_batch
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import (
     AUTO,
@@ -25,6 +25,7 @@ from wdm_runtime.errors import EngineError, MissingDependencyError, WdmError
 from wdm_runtime.fused import FusedStep
 from wdm_runtime.golden import check_engine, check_step
 from wdm_runtime.manifest import STEP_ROLE
+from wdm_runtime.remembered import measured
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def open_engines(
             batch, score, found = fastest_batch(
                 score,
                 lambda batch: _watched(bundle, choice, replace(options, batch=batch)),
-                batch_key(bundle, choice, options),
+                measured("batch", bundle, score, options),
             )
             opened.callback(score.close)
             choice = replace(choice, why=f"{choice.why} {found}")

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from wdm_runtime.errors import InputError, OutputError, require
+from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.input_hash import find_input
 from wdm_runtime.io import read_field
-from wdm_runtime.io.atomic import check_destination, whole_file
+from wdm_runtime.io.atomic import check_destination
 from wdm_runtime.io.ensemble import EnsembleFrame, read_frame
 from wdm_runtime.io.units import parse_period
+from wdm_runtime.picture import check_picture, save_picture
 from wdm_runtime.select import select_times
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _RATE_COLOURS = (
 _PROBABILITY_COLOURS = ("#ffffff", "#fde3b5", "#f9a953", "#dd5b26", "#99201b", "#4a0812")
 _DRY, _MISSING = "#ffffff", "#d4d4d4"
 
-_DPI = 130
 _FIGURE_INCHES2 = 11.5 * 8.5  # 1500 x 1100 px; the sides follow the domain's shape
 _SIDES_INCHES, _ENDS_INCHES = 1.0, 2.1  # room for labels and bars beside and above the panels
 _PAD_INCHES = 0.08  # around each panel
@@ -85,14 +85,12 @@ def plot_ensemble(
     MissingDependencyError
         No matplotlib; Zarr without the extra ``xarray``.
     """
-    require("matplotlib", "plot", "Plotting")
     output, figure = Path(output), Path(figure)
-    _check_figure(figure)
+    check_picture(figure, "--figure")
+    check_destination(figure, overwrite=True)
     frame = read_frame(output, time, member, threshold)
     field = _read_coarse(output, coarse, frame)
-    picture = _draw(frame, field, member, threshold)
-    with whole_file(figure) as temporary:
-        picture.savefig(temporary, dpi=_DPI, format=figure.suffix[1:].lower())
+    save_picture(_draw(frame, field, member, threshold), figure)
 
 
 def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame) -> PrecipField:
@@ -101,7 +99,9 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame) -> Pre
         said = frame.provenance
         coarse = find_input(output, str(said["wdm_input"]), said.get("wdm_input_sha256"))
     variable = str(frame.provenance.get("wdm_variable", frame.variable))  # a path, where stated
-    field = _as_selected(read_field(coarse, variable, _hours(frame)), frame)
+    stated = frame.provenance.get("wdm_accumulation")
+    hours = parse_period(None if stated is None else str(stated))
+    field = _as_selected(read_field(coarse, variable, hours), frame)
     time = frame.index
     found = field.valid_times[time] if time < len(field.valid_times) else "no such time"
     # Frames without a time are numbered, in the output from its own first one.
@@ -114,12 +114,6 @@ def _read_coarse(output: Path, coarse: Path | None, frame: EnsembleFrame) -> Pre
             "Name the coarse input with --input."
         )
     return field
-
-
-def _hours(frame: EnsembleFrame) -> float | None:
-    """The period of amounts that was stated when the output was made."""
-    stated = frame.provenance.get("wdm_accumulation")
-    return None if stated is None else parse_period(str(stated))
 
 
 def _as_selected(field: PrecipField, frame: EnsembleFrame) -> PrecipField:
@@ -147,18 +141,6 @@ def _same_area(coarse: Grid, fine: Grid) -> bool:
         np.allclose(a, b, rtol=0, atol=0.5 * abs(b[1] - b[0]))
         for a, b in ((refined.y, fine.y), (refined.x, fine.x))
     )
-
-
-def _check_figure(figure: Path) -> None:
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    check_destination(figure, overwrite=True)
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if figure.suffix[1:].lower() not in formats:
-        raise OutputError(
-            f"{figure}: suffix is '{figure.suffix}'; expected one of "
-            f"{', '.join('.' + name for name in sorted(formats))}. Choose another --figure."
-        )
 
 
 def rate_scale() -> tuple[Colormap, BoundaryNorm]:

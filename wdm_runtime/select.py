@@ -152,19 +152,18 @@ def select_box(field: PrecipField, text: str, snap: int = 2) -> PrecipField:
     return field.crop(chosen, slice(left, right))
 
 
-def crop_alike(
-    fine: PrecipField, whole: PrecipField, part: PrecipField, factor: int
-) -> PrecipField:
-    """What lies in a fine field where a part lies in its whole coarse one.
+def crop_alike(fine: PrecipField, part: PrecipField, factor: int) -> PrecipField:
+    """What lies in a whole fine field where a part lies in the whole coarse one.
 
     Parameters
     ----------
     fine
-        ``factor`` times as many cells as ``whole`` along both axes; rows in either order.
-    whole, part
-        A coarse field and a window of it.
+        ``factor`` times as many cells as the whole coarse field along both axes; rows in either
+        order.
+    part
+        A window of the coarse field.
     """
-    top, left = (factor * (b - a) for a, b in zip(whole.origin, part.origin, strict=True))
+    top, left = (factor * cells for cells in part.origin)
     height, width = (factor * n for n in part.grid.shape)
     if not fine.grid.north_first:
         top = fine.grid.y.size - top - height

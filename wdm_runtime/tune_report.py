@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wdm_runtime.diffusion import GRIDS
-from wdm_runtime.io.atomic import whole_file
+from wdm_runtime.picture import save_picture
 from wdm_runtime.presets import Preset
 from wdm_runtime.skill import BANDS_KM
 from wdm_runtime.tune import FAST_STEPS, LARGEST_BAND_DB, SPREAD_SKILL, Trial, Tuning
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LINES = dict(zip(GRIDS, ("-", "--", ":"), strict=True))
-_DPI = 130
 _SIZE_INCHES = (11.5, 7.5)
 
 
@@ -106,8 +105,7 @@ def draw_tuning(tuning: Tuning, path: Path) -> None:
     panels.flat[0].legend(fontsize=8)
     title = f"{tuning.bundle}: {tuning.members} members on {tuning.tiles} tiles"
     figure.suptitle(title, fontsize=11)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format=path.suffix[1:].lower())
+    save_picture(figure, path)
 
 
 def _finish(axes: Axes, name: str, target: float | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from wdm_runtime.field import GridMapping, PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
-from wdm_runtime.io.writer import open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 from wdm_runtime.statistics import StatisticsBlock, StatisticsSpec
 
 FACTOR, MEMBERS = 10, 2
@@ -114,7 +114,7 @@ def blocks(field: PrecipField, time: int, spec: StatisticsSpec) -> list[Statisti
 def write_output(path: Path, field: PrecipField, **options: Any) -> Path:
     """All members, and statistics if there is a spec."""
     spec, keep = options.get("statistics"), options.get("keep_members", True)
-    with open_writer(path, field, FACTOR, MEMBERS, PROVENANCE, **options) as writer:
+    with EnsembleWriter(path, field, FACTOR, MEMBERS, PROVENANCE, **options) as writer:
         for time in range(len(field.valid_times)):
             for member in range(MEMBERS if keep else 0):
                 writer.write(time, member, rates(field, time, member))
@@ -125,7 +125,7 @@ def write_output(path: Path, field: PrecipField, **options: Any) -> Path:
 
 def write_one(path: Path, field: PrecipField) -> Path:
     """A single member."""
-    with open_writer(path, field, FACTOR, 1, {}) as writer:
+    with EnsembleWriter(path, field, FACTOR, 1, {}) as writer:
         for time in range(len(field.valid_times)):
             writer.write(time, 0, rates(field, time, 0))
     return path

@@ -74,12 +74,12 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "cache" / "probe.json").mkdir(parents=True)
     for folder in ("file", "cache"):
-        Remembered(tmp_path / folder / "probe.json").put({"key": 1.0})
+        Remembered(tmp_path / folder / "probe.json", "tiny").put({"key": 1.0})
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["probe.json"]
     for numbers in ({"a": 2.0}, {"key": 1.0}):
-        Remembered(tmp_path / "new" / "probe.json").put(numbers)
+        Remembered(tmp_path / "new" / "probe.json", "tiny").put(numbers)
     assert (tmp_path / "new" / "probe.json").read_text().split() == [
-        *("{", '"a":', "2.0,", '"key":', "1.0", "}")
+        *("{", '"tiny|a":', "2.0,", '"tiny|key":', "1.0", "}")
     ]
 
 
@@ -89,9 +89,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has its children ignore it
 sys.path.insert(0, sys.argv[2])
 from output_files import FACTOR, rate_field, rates
 from wdm_runtime.io.atomic import exit_on_signals
-from wdm_runtime.io.writer import open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 field = rate_field()
-with exit_on_signals(), open_writer(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
+with exit_on_signals(), EnsembleWriter(sys.argv[1], field, FACTOR, 1, {}, overwrite=True) as writer:
     writer.write(0, 0, rates(field, 0, 0))
     print("half", flush=True)
     time.sleep(60)

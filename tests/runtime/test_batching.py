@@ -11,11 +11,11 @@ from wdm_runtime.batching import fastest_batch
 from wdm_runtime.bench.models import tile_field
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import BundleError, EngineError, InputError
+from wdm_runtime.remembered import Remembered, measured
 
 GOLDEN_CHECK = [1]  # the one call of one tile that every engine answers when it is opened
 AUTO_BATCH = EngineOptions(threads=1, measure_batch=True)
@@ -132,8 +132,8 @@ def test_the_batch_changes_no_value(tiny, field, a_call):
         with opened(tiny, options) as downscaler:
             return [s.rate_mm_h for s in downscaler.downscale(field, members=3, steps=2)]
 
-    for measured, single in zip(rates(AUTO_BATCH), rates(EngineOptions(threads=1)), strict=True):
-        np.testing.assert_array_equal(measured, single)
+    for batched, single in zip(rates(AUTO_BATCH), rates(EngineOptions(threads=1)), strict=True):
+        np.testing.assert_array_equal(batched, single)
 
 
 def test_the_command_line(infer, cache):
@@ -154,14 +154,13 @@ def test_a_remembered_batch_that_cannot_be_had_today_leaves_the_single_tile(tiny
     with opened(tiny) as downscaler:
         assert downscaler.batch == 8
     bundle = Bundle.open(tiny)
-    choice = select("ort-cpu", "fp32")
     single = opened(tiny, EngineOptions(threads=1))
 
     def no_room(batch):
         raise EngineError("out of memory")
 
-    key = batching.batch_key(bundle, choice, AUTO_BATCH)
-    batch, engine, text = batching.fastest_batch(single.engine, no_room, key)
+    known = measured("batch", bundle, single.engine, AUTO_BATCH)
+    batch, engine, text = batching.fastest_batch(single.engine, no_room, known)
     assert batch == 1 and engine is single.engine and "cannot be had now: out of memory" in text
     assert len(list(single.downscale(tile_field(bundle.manifest), steps=2))) == 1
 
@@ -187,5 +186,5 @@ def test_a_bundle_that_fails_in_between_leaves_no_engine_open(tiny, a_call):
         return WatchedEngine(engine, None, lambda text: None)
 
     with pytest.raises(BundleError, match="meanwhile"):
-        fastest_batch(opened(1), opened, "a key of its own")
+        fastest_batch(opened(1), opened, Remembered(None, ""))
     assert open_now == []

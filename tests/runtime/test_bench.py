@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import edit_manifest
 
-from wdm_runtime.bench import chart, processes, runner, turns
+from wdm_runtime.bench import processes, runner, turns
 from wdm_runtime.bench.models import PIXEL, models_of, one_tile, tile_field
 from wdm_runtime.bench.report import Steps, median_ratio
 from wdm_runtime.bundle import Bundle
@@ -16,7 +16,13 @@ from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
-from wdm_runtime.errors import BundleError, EngineError, InputError, MissingDependencyError
+from wdm_runtime.errors import (
+    BundleError,
+    EngineError,
+    InputError,
+    MissingDependencyError,
+    OutputError,
+)
 from wdm_runtime.io import child
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
@@ -227,8 +233,8 @@ def test_bundles_of_other_work_are_refused(tiny, tiny_copy):
         (("--engines", "ort-cpu/fp64"), EngineError, "fp64"),
         (("--engines", "tensorrt"), EngineError, "tensorrt"),
         (("--calls", 0), InputError, "--calls"),
-        (("--chart", "chart.bmp"), InputError, ".bmp"),
-        (("--chart", "nowhere/chart.png"), InputError, "nowhere"),
+        (("--chart", "chart.bmp"), OutputError, "'.bmp'"),
+        (("--chart", "nowhere/chart.png"), OutputError, "nowhere"),
     ],
 )
 def test_what_cannot_be_had_is_said_before_anything_is_measured(
@@ -253,11 +259,11 @@ def test_a_chart_without_matplotlib_names_the_extra(run, tiny, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("suffix", sorted(chart._SUFFIXES))
+@pytest.mark.parametrize("suffix", [".jpg", ".pdf", ".svg"])
 def test_the_chart_is_drawn(measured, tmp_path, suffix):
     pytest.importorskip("matplotlib")
     measured(*ONE, "--chart", f"chart{suffix}")
-    start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
+    start = {".jpg": b"\xff\xd8", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
     assert (tmp_path / f"chart{suffix}").read_bytes().startswith(start)
 
 

@@ -230,6 +230,7 @@ def test_settings_survive_a_file():
         (("--max-memory", "lots"), "--max-memory"),
         (("--max-memory", "1MB"), "--max-memory"),
         (("--accumulation", "soon"), "--accumulation"),
+        (("--accumulation", ""), "--accumulation"),
         (("--time", "1999-01-01"), "--time"),
         (("--bbox", "1,2,3"), "--bbox"),
         (("--bbox=0,0,1,1",), "--bbox"),

@@ -23,7 +23,7 @@ from output_files import (
 
 from wdm_runtime.errors import InputError, MissingDependencyError, OutputError
 from wdm_runtime.io import read_field
-from wdm_runtime.io.writer import open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 
 FORMATS = (".nc", ".nc4", ".cdf", ".zarr", ".grib2", ".grb2")
 
@@ -72,7 +72,7 @@ class TestEveryFormat:
         before = contents(path)
         with (
             pytest.raises(error),
-            open_writer(path, rate_field(), FACTOR, 1, PROVENANCE, overwrite=True) as writer,
+            EnsembleWriter(path, rate_field(), FACTOR, 1, PROVENANCE, overwrite=True) as writer,
         ):
             writer.write(0, 0, rates(rate_field(), 0, 0))
             assert len(list(tmp_path.iterdir())) == 2
@@ -83,7 +83,7 @@ class TestEveryFormat:
     def test_incomplete_outputs_never_appear(self, tmp_path: Path, suffix: str) -> None:
         with (
             pytest.raises(OutputError, match="3 of 4 frames were never written"),
-            open_writer(tmp_path / f"out{suffix}", rate_field(), FACTOR, 2, {}) as writer,
+            EnsembleWriter(tmp_path / f"out{suffix}", rate_field(), FACTOR, 2, {}) as writer,
         ):
             writer.write(0, 0, rates(rate_field(), 0, 0))
         assert not list(tmp_path.iterdir())
@@ -93,7 +93,7 @@ class TestEveryFormat:
         path = tmp_path / f"out{suffix}"
         with (
             pytest.raises(OutputError, match=r"exists already|appeared while"),
-            open_writer(path, rate_field(times=1), FACTOR, 1, {}) as writer,
+            EnsembleWriter(path, rate_field(times=1), FACTOR, 1, {}) as writer,
         ):
             writer.write(0, 0, rates(rate_field(), 0, 0))
             write_output(tmp_path / f"other{suffix}", rate_field()).rename(path)
@@ -103,14 +103,14 @@ class TestEveryFormat:
     def test_members_must_miss_the_same_cells(self, tmp_path: Path) -> None:
         with (
             pytest.raises(OutputError, match="member 1 of time 0 misses other cells"),
-            open_writer(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}) as writer,
+            EnsembleWriter(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}) as writer,
         ):
             writer.write(0, 0, rates(rate_field(), 0, 0))
             writer.write(0, 1, np.zeros((30, 40)))
 
     def test_nothing_to_write(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="neither members nor statistics"):
-            open_writer(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}, keep_members=False)
+            EnsembleWriter(tmp_path / "out.nc", rate_field(), FACTOR, 2, {}, keep_members=False)
 
     @pytest.mark.parametrize(
         ("suffix", "module", "extra"), [(".zarr", "zarr", "xarray"), (".grib2", "eccodes", "grib")]

@@ -28,7 +28,7 @@ from wdm_runtime.errors import OutputError
 from wdm_runtime.field import PrecipField, TimeAxis
 from wdm_runtime.io import read_field
 from wdm_runtime.io.compare import compare_outputs
-from wdm_runtime.io.writer import open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 from wdm_runtime.select import select_box
 
 
@@ -100,7 +100,7 @@ class TestZarr:
         latitude, longitude = field.grid.attributes
         odd = latitude | {"spread": np.array([1.0, np.nan]), "datum": np.float32(np.inf)}
         field = replace(field, grid=replace(field.grid, attributes=(odd, longitude)))
-        with open_writer(
+        with EnsembleWriter(
             tmp_path / "out.zarr", field, FACTOR, 1, {"a": np.nan, "b": 1.5}
         ) as writer:
             writer.write(0, 0, rates(field, 0, 0))
@@ -169,7 +169,7 @@ class TestGrib:
     def test_resolution_holds_for_heavy_rain(self, tmp_path: Path) -> None:
         field = rate_field(times=1)
         rate = np.linspace(0, 800, FACTOR * FACTOR * 12).reshape(30, 40)
-        with open_writer(tmp_path / "out.grib2", field, FACTOR, 1, {}) as writer:
+        with EnsembleWriter(tmp_path / "out.grib2", field, FACTOR, 1, {}) as writer:
             writer.write(0, 0, rate)
         ((_, values),) = messages(tmp_path / "out.grib2")
         assert abs(values * 3600 - rate).max() < 1e-4
@@ -195,7 +195,7 @@ class TestGrib:
         time = TimeAxis("time", HOURS, "standard", np.array([14.0, 15.0]), BOUNDS, "b")
         field = amount_field() if amounts else rate_field(time=time, cell_methods="time: mean")
         path = tmp_path / "out.grib2"
-        with open_writer(path, field, FACTOR, 1, {}, units="mm h-1") as writer:
+        with EnsembleWriter(path, field, FACTOR, 1, {}, units="mm h-1") as writer:
             for index in range(2):
                 writer.write(index, 0, rates(field, index, 0))
         found = messages(
@@ -294,5 +294,5 @@ class TestGrib:
         with pytest.raises(OutputError, match=rf"{message}.*NetCDF \(.nc\) or Zarr"):
             write_output(tmp_path / "out.grib2", field, **options)
         with pytest.raises(OutputError, match="255 members"):
-            open_writer(tmp_path / "out.grib2", rate_field(), FACTOR, 255, {})
+            EnsembleWriter(tmp_path / "out.grib2", rate_field(), FACTOR, 255, {})
         assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 from output_files import FACTOR, MEMBERS, SPEC, blocks, flux_field, rate_field, rates, write_output
 
 from wdm_runtime.errors import OutputError
-from wdm_runtime.io.writer import open_writer
+from wdm_runtime.io.writer import EnsembleWriter
 from wdm_runtime.statistics import StatisticsSpec
 
 
@@ -64,7 +64,7 @@ def test_a_missing_row_of_statistics_fails(tmp_path: Path) -> None:
     field = rate_field(times=1)
     with (
         pytest.raises(OutputError, match="7 of 30 rows of statistics were never written, first"),
-        open_writer(
+        EnsembleWriter(
             tmp_path / "out.nc", field, FACTOR, MEMBERS, {}, statistics=SPEC, keep_members=False
         ) as writer,
     ):
@@ -90,12 +90,14 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         with (
             pytest.raises(OutputError, match="got statistics of time"),
-            open_writer(tmp_path / "out.nc", field, FACTOR, MEMBERS, {}, statistics=SPEC) as writer,
+            EnsembleWriter(
+                tmp_path / "out.nc", field, FACTOR, MEMBERS, {}, statistics=SPEC
+            ) as writer,
         ):
             writer.write_statistics(time, wrong)
     with (
         pytest.raises(OutputError, match="got statistics of time"),
-        open_writer(tmp_path / "out.nc", field, FACTOR, MEMBERS, {}) as writer,
+        EnsembleWriter(tmp_path / "out.nc", field, FACTOR, MEMBERS, {}) as writer,
     ):
         writer.write_statistics(0, block)
     assert not list(tmp_path.iterdir())

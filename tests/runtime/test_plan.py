@@ -23,6 +23,7 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io import read_field
 from wdm_runtime.machine import available_bytes, available_threads
 from wdm_runtime.plan import parse_bytes
+from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import DETERMINISTIC, SAMPLERS
 from wdm_runtime.tiling import Tiling
 
@@ -38,9 +39,9 @@ def wet_field():
 @pytest.mark.parametrize("consistency", ["none", "additive", "multiplicative"])
 def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consistency, at_once):
     with Downscaler.open(tiny) as downscaler:
-        tiles = downscaler.plan(wet_field, members=1, steps=2).evaluations // 2
+        tiles = downscaler.plan(wet_field, preset=Preset(steps=2)).evaluations // 2
     with Downscaler.open(tiny, options=EngineOptions(batch=max(1, tiles * at_once))) as downscaler:
-        planned = downscaler.plan(wet_field, members=6, steps=3).memory_bytes
+        planned = downscaler.plan(wet_field, members=6, preset=Preset(steps=3)).memory_bytes
         tracemalloc.start()
         for _ in downscaler.downscale(
             wet_field, 6, steps=3, sampler=sampler, consistency=consistency
@@ -57,7 +58,7 @@ def test_arrays_take_no_more_memory_than_planned(tiny, wet_field, sampler, consi
 def test_the_plan_counts_what_the_run_does(tiny, wet_field):
     seen = []
     with Downscaler.open(tiny, options=EngineOptions(batch=3)) as downscaler:
-        plan = downscaler.plan(wet_field, members=2, steps=3)
+        plan = downscaler.plan(wet_field, members=2, preset=Preset(steps=3))
         list(downscaler.downscale(wet_field, 2, steps=3, on_step=seen.append))
     assert sum(step.tiles for step in seen) == plan.evaluations
     assert plan.untiled_share == 0

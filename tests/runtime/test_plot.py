@@ -318,8 +318,8 @@ def test_figures_that_cannot_be_written(tmp_path):
     output = make(tmp_path)
     for name, message in (
         ("no/f.png", r"folder .* does not exist"),
-        ("f.nc", r"suffix is '.nc'; expected one of .*\.png"),
-        ("f", r"suffix is ''"),
+        ("f.nc", r"has suffix '.nc'; expected one of .*\.png"),
+        ("f", r"has suffix ''.*--figure"),
     ):
         with pytest.raises(OutputError, match=message):
             plot_ensemble(output, tmp_path / name, None, 0, 0, 5.0)

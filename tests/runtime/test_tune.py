@@ -243,6 +243,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_drawn(run, tmp_path)
     assert "--steps got 'many'" in refused("--steps", "many")
     assert "expected 2 to" in refused("--steps", "1")
     assert "--chart" in refused("--chart", tmp_path / "chart.txt")
+    assert "--accumulation" in refused("--accumulation", "")
 
 
 def test_infer_takes_a_preset_and_says_what_it_was(infer, run, tiny, tmp_path):
@@ -266,7 +267,7 @@ def test_any_box_cuts_input_and_truth_alike(pair, south_first):
         grid = replace(fine.grid, y=fine.grid.y[::-1])
         fine = replace(fine, rate_mm_h=fine.load()[:, ::-1], grid=grid)
     part = select_box(whole, "-96.03,34.02,-92,37")
-    cut = crop_alike(fine, whole, part, 10)
+    cut = crop_alike(fine, part, 10)
     rows = cut.frame(0)[::-1] if south_first else cut.frame(0)
     np.testing.assert_allclose(block_mean(rows, 10), part.frame(0), atol=2e-2)
     centres = np.sort(cut.grid.y).reshape(-1, 10).mean(axis=1)

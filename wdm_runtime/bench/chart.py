@@ -6,35 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wdm_runtime.bench.report import BenchReport
-from wdm_runtime.errors import InputError, require
-from wdm_runtime.io.atomic import whole_file
+from wdm_runtime.picture import save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SUFFIXES = (".png", ".pdf", ".svg")
-_DPI = 130
 _SIZE_INCHES = (11.5, 5.0)
 # Told apart by lightness as well as by hue; the same model has the same colour in both panels.
 _COLOURS = ("#1b6ca8", "#e08e2b", "#3f9b6f", "#8d4b9f", "#5b5b5b")
-
-
-def check_chart(path: Path) -> None:
-    """Refuse a chart that could not be drawn, before anything is measured.
-
-    Raises
-    ------
-    MissingDependencyError
-        No matplotlib.
-    InputError
-        The name's ending is no format of a picture.
-    """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(
-            f"{path}: ends in '{path.suffix}'; expected {', '.join(_SUFFIXES)}. Choose another "
-            "name for --chart."
-        )
-    require("matplotlib", "plot", "Drawing a chart")
 
 
 def draw_chart(report: BenchReport, path: Path) -> None:
@@ -48,8 +27,7 @@ def draw_chart(report: BenchReport, path: Path) -> None:
     figure.suptitle(f"{report.bundle} on {report.machine}", fontsize=11)
     if report.verdict:
         figure.supxlabel(report.verdict, fontsize=8, wrap=True)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format=path.suffix[1:].lower())
+    save_picture(figure, path)
 
 
 def _batches(axes: Axes, report: BenchReport) -> None:

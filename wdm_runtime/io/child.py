@@ -9,12 +9,9 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-
-import numpy.typing as npt
 
 from wdm_runtime.io.wire import Message, decode, encode
 
@@ -97,8 +94,8 @@ class Child:
         """The process's number."""
         return self._process.pid
 
-    def send(self, head: dict[str, Any], arrays: Sequence[npt.NDArray[Any]] = ()) -> None:
-        """Send a message.
+    def send(self, head: dict[str, Any]) -> None:
+        """Send a message without arrays.
 
         Raises
         ------
@@ -107,7 +104,7 @@ class Child:
         """
         assert self._process.stdin is not None
         try:
-            for part in encode(head, arrays):
+            for part in encode(head):
                 while part:
                     part = part[os.write(self._process.stdin.fileno(), part) :]
         except (OSError, ValueError) as error:

@@ -81,14 +81,18 @@ def amount_factor(units: str) -> float | None:
     return _MM.get(tuple(sorted(_powers(units).items())))
 
 
-def parse_period(text: str) -> float:
+def parse_period(text: str | None) -> float | None:
     """The hours of a period like ``1h``, ``30min``, ``1d`` or ``90 s``; no number counts as 1.
+
+    None of None: no period was stated.
 
     Raises
     ------
     InputError
         Not a positive number and a unit of time.
     """
+    if text is None:
+        return None
     match = _PERIOD.fullmatch(text)
     unit = _UNIT_NAMES.get(match[2].casefold(), "") if match else ""
     period_h = float(match[1] or 1) * _HOURS[unit] if match and unit in _HOURS else 0.0

@@ -31,78 +31,52 @@ GRIB_SUFFIXES = (".grib2", ".grb2")
 OpenOutput: TypeAlias = Callable[[Path, Layout, PrecipField], Output]
 
 
-def open_writer(
-    path: str | Path,
+def _open_netcdf(temporary: Path, layout: Layout, _: PrecipField) -> Output:
+    return ArrayOutput(layout, NetCDFArrays(temporary, layout))
+
+
+def _format_of(
+    path: Path,
     field: PrecipField,
     factor: int,
     members: int,
-    attributes: dict[str, Any],
-    overwrite: bool = False,
-    units: str | None = None,
-    statistics: StatisticsSpec | None = None,
-    keep_members: bool = True,
-) -> EnsembleWriter:
-    """Open an output in the format that its suffix says.
-
-    ``.nc``, ``.nc4`` and ``.cdf`` are NetCDF-4. ``.zarr`` is a Zarr store (format 2, consolidated)
-    with the same variables, and needs the extra ``xarray``. ``.grib2`` and ``.grb2`` are GRIB2, one
-    message a (time, member), and need the extra ``grib``: regular latitude-longitude grids without
-    a row of cells around a pole and known times only, no statistics and no attributes, SI units and
-    longitudes from 0 to 360, rates within 1e-4 mm/h up to 800 mm/h. Parameters and errors are those
-    of `EnsembleWriter`.
-
-    Raises
-    ------
-    OutputError
-        No known suffix, or GRIB2 cannot hold what is asked for.
-    MissingDependencyError
-        The format's extra is not installed.
-    """
-    path = Path(path)
+    statistics: StatisticsSpec | None,
+) -> OpenOutput:
+    """What opens the format that the suffix says, seen to be had here and to hold what is asked."""
     suffix = path.suffix.lower()
-    open_output: OpenOutput = _open_netcdf
+    if suffix in NETCDF_SUFFIXES:
+        return _open_netcdf
     if suffix == ZARR_SUFFIX:
         from wdm_runtime.io.zarr_output import open_zarr
 
         require("zarr", "xarray", "Writing Zarr")  # now, and not when a member is there
-        open_output = open_zarr
-    elif suffix in GRIB_SUFFIXES:
+        return open_zarr
+    if suffix in GRIB_SUFFIXES:
         from wdm_runtime.io.grib_header import load_eccodes
         from wdm_runtime.io.grib_output import GribOutput, check_grib
 
         check_grib(path, field, factor, members, statistics)
         load_eccodes("Writing GRIB2")
-        open_output = GribOutput
-    elif suffix not in NETCDF_SUFFIXES:
-        known = ", ".join((*NETCDF_SUFFIXES, ZARR_SUFFIX, *GRIB_SUFFIXES))
-        raise OutputError(
-            f"{path}: has suffix '{path.suffix}'; expected one of {known}. Choose another name."
-        )
-    return EnsembleWriter(
-        path,
-        field,
-        factor,
-        members,
-        attributes,
-        overwrite,
-        units,
-        statistics,
-        keep_members,
-        open_output,
+        return GribOutput
+    known = ", ".join((*NETCDF_SUFFIXES, ZARR_SUFFIX, *GRIB_SUFFIXES))
+    raise OutputError(
+        f"{path}: has suffix '{path.suffix}'; expected one of {known}. Choose another name."
     )
 
 
-def _open_netcdf(temporary: Path, layout: Layout, _: PrecipField) -> Output:
-    return ArrayOutput(layout, NetCDFArrays(temporary, layout))
-
-
 class EnsembleWriter:
-    """Context manager that writes fine rates [mm h-1] of every (time, member); NetCDF by default.
+    """Context manager that writes fine rates [mm h-1] of every (time, member).
+
+    ``.nc``, ``.nc4`` and ``.cdf`` are NetCDF-4. ``.zarr`` is a Zarr store (format 2, consolidated)
+    with the same variables, and needs the extra ``xarray``. ``.grib2`` and ``.grb2`` are GRIB2, one
+    message a (time, member), and need the extra ``grib``: regular latitude-longitude grids without
+    a row of cells around a pole and known times only, no statistics and no attributes, SI units and
+    longitudes from 0 to 360, rates within 1e-4 mm/h up to 800 mm/h.
 
     Parameters
     ----------
     path
-        The output to make.
+        The output to make; its suffix says the format.
     field
         The coarse field the samples come from: its grid, times and ``source`` are carried over,
         and so are its units.
@@ -121,23 +95,24 @@ class EnsembleWriter:
         Which statistics over the members are written besides them; None for none.
     keep_members
         Whether the members are written.
-    open_output
-        Opens the format, with a temporary path, the layout and the field.
 
     Raises
     ------
     OutputError
-        On construction: no such folder, or not writable; the output exists, is the input, or is no
-        regular file. On entry and writing: the file system refuses. On clean exit: a frame or a
-        row of statistics was never written, or without ``overwrite`` another process made the
-        output meanwhile. After any of them nothing is left behind.
+        On construction: no known suffix, or GRIB2 cannot hold what is asked for; no such folder, or
+        not writable; the output exists, is the input, or is no regular file. On entry and writing:
+        the file system refuses. On clean exit: a frame or a row of statistics was never written, or
+        without ``overwrite`` another process made the output meanwhile. After any of them nothing
+        is left behind.
     InputError
         The field is one cell wide, its units are not ``units``, or there is nothing to write.
+    MissingDependencyError
+        On construction: the format's extra is not installed.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         field: PrecipField,
         factor: int,
         members: int,
@@ -146,7 +121,6 @@ class EnsembleWriter:
         units: str | None = None,
         statistics: StatisticsSpec | None = None,
         keep_members: bool = True,
-        open_output: OpenOutput = _open_netcdf,
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
@@ -160,6 +134,7 @@ class EnsembleWriter:
             raise InputError(
                 "Asked for neither members nor statistics; expected one of them. Pass --stats."
             )
+        self._open_output = _format_of(self.path, field, factor, members, statistics)
         self.field = field
         self.members = members
         self._layout = layout_of(field, factor, members, units, statistics, keep_members)
@@ -169,7 +144,6 @@ class EnsembleWriter:
         self._written = np.zeros((times, members if keep_members else 0), dtype=bool)
         self._rows_written = np.zeros((times, self.grid.shape[0] if statistics else 0), dtype=bool)
         self._masks: dict[int, bytes] = {}
-        self._open_output = open_output
         self._workspace = Workspace(self.path)
         self._output: Output | None = None
 
