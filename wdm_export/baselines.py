@@ -14,7 +14,7 @@ import numpy as np
 
 from wdm_export.residual_frame import ResidualFrame
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
-from wdm_runtime.errors import require
+from wdm_runtime.errors import InputError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.noise import INITIAL_STEP, noise_of
@@ -27,6 +27,7 @@ EXTRA = "verify"
 # Coarse cells around a tile that it is drawn with, where the domain has them. With so many, fields
 # with spectral fusion are better, which wants the larger scales; plain ones stay the same.
 _MARGIN = 8
+_LEAST_CELLS = 4  # along an axis: of fewer pysteps finds no slope
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class RainFarm:
         self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
     ) -> Iterator[Array]:
         time, rates = coarse.valid_times[0], np.nan_to_num(coarse.frame(0)).astype(np.float64)
+        if min(rates.shape) < _LEAST_CELLS:
+            raise InputError(
+                f"RainFARM got {rates.shape[0]} x {rates.shape[1]} coarse cells; expected at least "
+                f"{_LEAST_CELLS} x {_LEAST_CELLS}, of which it finds the spectrum's slope. Hand in "
+                "a larger field, or leave it out with --no-rainfarm."
+            )
         for member in range(members):
             yield np.stack(
                 [
@@ -105,6 +112,8 @@ class RainFarm:
             edge = max(cells.shape) + max(cells.shape) % 2
             cells = np.pad(cells, [(0, edge - n) for n in cells.shape], mode="edge")
             options = {"spectral_fusion": True}
+        if np.ptp(cells) == 0:  # no spectrum: pysteps fails
+            return np.full((size, size), cells[0, 0], dtype=np.float32)
         with _global_random(state):
             fine = self.downscale(cells, self.factor, threshold=WET_MM_H, **options)
         inside = (place[0] - top * self.factor, place[1] - left * self.factor)

@@ -20,6 +20,7 @@ Intervals = dict[str, dict[str, tuple[float, float]]]  # forecast, score: low an
 
 DRAWS = 1000
 _LEAST_SHARE = 0.9  # of the draws, that define a score
+_LEAST_TILES = 4  # of three, a draw in 27 is a single tile: the ends would be those of single tiles
 
 
 def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
@@ -34,12 +35,13 @@ def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
 
     Returns
     -------
-    (low, high) by forecast and score, of the draws that define it. Nothing with a single tile, or
-    for scores that more than a tenth of the draws leave undefined or infinite, as those of events
-    in a tile or two are, or that an interval says nothing about (a maximum over the tiles).
+    (low, high) by forecast and score, of the draws that define it. Nothing of fewer than four
+    tiles, or for scores that more than a tenth of the draws leave undefined or infinite, as
+    those of events in a tile or two are, or that an interval says nothing about (a maximum over
+    the tiles).
     """
     tiles = len(rows[0].tiles.cells)
-    if tiles < 2 or draws < 1:
+    if tiles < _LEAST_TILES or draws < 1:
         return {row.name: {} for row in rows}
     rng = np.random.default_rng([abs(seed), tiles])
     labels = [list(row.labelled()) for row in rows]

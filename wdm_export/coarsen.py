@@ -47,7 +47,12 @@ def coarsen(fine: PrecipField, factor: int) -> PrecipField:
     )
     return replace(
         fine,
-        rate_mm_h=block_mean(fine.load(), factor).astype(np.float32),
+        rate_mm_h=np.stack(  # of a day of fields, one in memory at a time
+            [
+                block_mean(fine.frame(index), factor).astype(np.float32)
+                for index in range(len(fine.valid_times))
+            ]
+        ),
         grid=replace(fine.grid, y=y, x=x),
         origin=(fine.origin[0] // factor, fine.origin[1] // factor),
     )

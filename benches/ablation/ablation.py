@@ -89,6 +89,8 @@ GROUPS: dict[str, dict[str, Options]] = {
         "constant": {"--rate-schedule": "constant"},
     },
 }
+# What scores of one table have in common.
+_SETTINGS = ("minutes", "train_steps", "train_threads", "members", "sampler", "steps")
 # Heading, whose score it is of "one member", the members' "mean" and "median", and its label.
 SCORES = (
     ("CRPS / bicubic MAE", "mean", "CRPS / bicubic MAE"),
@@ -163,8 +165,16 @@ def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
 def score(name: str, options: Options, asked: argparse.Namespace, further: list[str]) -> None:
     """Train, export and evaluate a variant; its scores are written beside its run."""
     scores, report = scores_path(asked, name), asked.output / f"{name}-report"
+    settings = {key: str(value) for key, value in vars(asked).items() if key in _SETTINGS}
+    settings |= {"store": asked.store.name, "more": " ".join(further)}
+    settings["files"] = " ".join(file.name for file in asked.files)
     if scores.exists():
+        had = json.loads(scores.read_text()).get("settings", settings)  # older ones do not say
+        if had != settings:
+            raise SystemExit(f"{scores}: of {had}; expected {settings}. Name another folder.")
         return
+    if "--objective" in options and not (asked.output / f"{DEFAULT}-bundle").exists():
+        raise SystemExit(f"{name} is scored beside the members of '{DEFAULT}': score that first.")
     weights = train(name, options, asked)
     bundle, members = asked.output / f"{name}-bundle", asked.members
     against: list[str | Path] = []
@@ -178,9 +188,10 @@ def score(name: str, options: Options, asked: argparse.Namespace, further: list[
     run("evaluate", bundle, *asked.files, *rest, "--report", report)
     with open(report / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    settings = json.loads((report / "scores.json").read_text())
+    said = json.loads((report / "scores.json").read_text())
     found = {
-        **{key: settings[key] for key in ("tiles", "files", "members", "engine", "precision")},
+        "settings": settings,
+        **{key: said[key] for key in ("tiles", "files", "members", "engine", "precision")},
         "trained_steps": Checkpoint.load(weights).step,
         "minutes": None if asked.train_steps else asked.minutes,
         "scores": {

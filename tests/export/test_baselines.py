@@ -187,6 +187,17 @@ def test_rainfarm_takes_missing_input_as_dry(rainfarm: RainFarm, coarse: PrecipF
     assert np.isfinite(tile).all() and (tile[20:30, 20:30] == 0).all()
 
 
+def test_rainfarm_refuses_fields_too_small_for_a_slope(rainfarm: RainFarm) -> None:
+    small = coarsen(field_of(showers(0)[:30, :64]), FACTOR)
+    with pytest.raises(InputError, match=r"3 x 6 coarse cells; expected at least 4 x 4"):
+        drawn(rainfarm, small, places=[(0, 0)])
+
+
+def test_rain_that_is_the_same_everywhere_has_no_detail_in_rainfarm(rainfarm: RainFarm) -> None:
+    level = coarsen(field_of(np.full((135, 207), 2.5, np.float32)), FACTOR)
+    assert (drawn(rainfarm, level, places=[(0, 0)]) == 2.5).all()
+
+
 def test_without_pysteps_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pysteps.downscaling.rainfarm", None)
     with pytest.raises(MissingDependencyError, match=r"'\.\[verify\]' in the clone") as caught:

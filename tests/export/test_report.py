@@ -115,6 +115,15 @@ def test_intervals_hold_their_score_and_narrow_with_more_tiles(result: Evaluatio
         assert d - c < 0.6 * (b - a)
 
 
+def test_so_few_tiles_that_ends_would_be_single_ones_have_no_interval() -> None:
+    for tiles in (3, 4):
+        truth = field_of(showers(1, (40, 40 * tiles)))
+        oracle = Oracle(truths_of(truth))
+        found = evaluate(oracle, [truth], 1, seed=0, tile_px=40, bootstrap_draws=50)
+        assert len(found.places) == tiles
+        assert bool(found.intervals["bicubic"]) is (tiles == 4)
+
+
 def test_intervals_have_the_width_of_the_standard_error() -> None:
     """Of a mean over tiles that are independent, 3.92 standard errors."""
     truths = field_of(*(showers(seed) for seed in range(12)))

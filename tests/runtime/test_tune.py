@@ -49,6 +49,16 @@ def test_the_lowest_crps_is_suggested_within_the_calls_of_each_preset():
     assert found == {FAST: (8, 1.0), BEST: (20, 1.0)}
 
 
+def test_longitudes_of_the_pair_may_count_from_either_meridian(downscaler, pair):
+    coarse, truth = pair
+    other = replace(truth, grid=replace(truth.grid, x=truth.grid.x + 360))
+    one = Preset(steps=2)
+    a, b = (
+        tune(downscaler, coarse, fine, [one], members=2, tiles=1).trials for fine in (truth, other)
+    )
+    assert [t.crps_mm_h for t in a] == [t.crps_mm_h for t in b]
+
+
 def test_more_calls_are_not_suggested_for_next_to_nothing():
     assert suggested(trial(8, 0.0600), trial(40, 0.0598))[BEST] == (8, 1.0)
 
