@@ -1,4 +1,4 @@
-"""Bundles and fields that many tests share."""
+"""Bundles, fields and inputs that many tests share."""
 
 from __future__ import annotations
 
@@ -100,6 +100,23 @@ def infer(run, tiny):
         return run("infer", source, "--steps", 3, *options, *arguments)
 
     return call
+
+
+def feeds(tiles: int = 1, seed: int = 0, size: float = 1.0) -> dict[str, np.ndarray]:
+    """Inputs of the tiny bundle's score graph: Gaussian, times ``size``."""
+    rng = np.random.default_rng(seed)
+    x, condition = size * rng.standard_normal((2, tiles, 16, 16, 16), dtype=np.float32)
+    return {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mknod, (str(self.path),)
 
 
 def edit_manifest(bundle: Path, **changes: object) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import onnx  # noqa: E402
-from conftest import MODELS, SAMPLE, TRUTH, edit_manifest, rewrite_graph  # noqa: E402
+from conftest import MODELS, SAMPLE, TRUTH, edit_manifest, feeds, rewrite_graph  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
 import wdm_export.cli  # noqa: E402
@@ -59,12 +59,6 @@ def good(tmp_path_factory):
 
 
 # --- graphs --------------------------------------------------------------------------------------
-
-
-def feeds():
-    rng = np.random.default_rng(0)
-    x, condition = rng.standard_normal((2, 1, 16, 16, 16), dtype=np.float32)
-    return {"x": x, "condition": condition, "t": np.array([0.5], np.float32)}
 
 
 def test_rounding_is_what_torch_does_in_half_precision():

@@ -1,24 +1,14 @@
 """Weights of another kind: pickles are refused without being run."""
 
-import os
 import sys
 
 import pytest
 import torch
+from conftest import Touch
 
 from wdm_export import cli
 from wdm_export.checkpoint import Checkpoint
 from wdm_runtime.errors import InputError
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mknod, (str(self.path),)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

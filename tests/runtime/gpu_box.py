@@ -5,9 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from fake_cuda import FakeCuda
 from fake_ort_gpu import fake_onnxruntime_gpu
-from fake_tensorrt import fake_tensorrt
+from fake_tensorrt import VERSIONS, fake_tensorrt
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine, ort, ort_cuda, ort_libraries
@@ -25,13 +26,26 @@ WHEEL = json.loads((Path(__file__).parent / "onnxruntime_gpu.json").read_text())
 GPU = Gpu("Fake RTX", (8, 6), 8 << 30, (13, 0))
 
 
-class Box:
+class _Machine:
+    """What every box has: the tiny bundle, and what its graphs give on the CPU."""
+
+    bundle: Bundle
+
+    def graph(self, role):
+        return self.bundle.graph(role), self.bundle.manifest.graphs[role]
+
+    def reference(self, feeds, role="score_fp32"):
+        return open_engine(*self.graph(role), "ort-cpu").run(feeds)
+
+
+class Box(_Machine):
     """A machine with a GPU, a TensorRT module and the tiny bundle."""
 
     def __init__(self, version, tiny, tmp_path, monkeypatch):
         self.kind = "tensorrt-rtx" if version.startswith("rtx") else "tensorrt"
         self.cuda, self.notes, self.patch = FakeCuda(), [], monkeypatch
         self.trt = fake_tensorrt(version, self.cuda, self.kind.replace("-", "_"))
+        self.behaviour = self.trt.behaviour
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         monkeypatch.setitem(sys.modules, self.trt.__name__, self.trt)
         self._installed = importlib.metadata.version
@@ -57,24 +71,20 @@ class Box:
 
     def open(self, role="score_fp32", **options):
         options = EngineOptions(note=self.notes.append, **options)
-        entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
-        return TensorRtEngine(graph, entry, role[-4:], self.kind, self.cache, options)
+        return TensorRtEngine(*self.graph(role), role[-4:], self.kind, self.cache, options)
 
     def open_step(self, precision="fp32", **options):
         options = EngineOptions(note=self.notes.append, **options)
         graph, entry = step_graph(self.bundle, precision)
         return TensorRtStep(graph, entry, precision, self.kind, self.cache, options)
 
-    def reference(self, feeds, role="score_fp32"):
-        entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
-        return open_engine(graph, entry, "ort-cpu").run(feeds)
 
-
-class OrtBox:
+class OrtBox(_Machine):
     """A machine with a GPU, onnxruntime-gpu with all its libraries, and the tiny bundle."""
 
     def __init__(self, tiny, monkeypatch):
         self.ort, self.notes, self.patch = fake_onnxruntime_gpu(), [], monkeypatch
+        self.behaviour = self.ort.behaviour
         self.real = sys.modules["onnxruntime"]
         monkeypatch.setattr(ort_cuda, "load_onnxruntime", self._load)
         self.set_gpu(GPU)
@@ -101,13 +111,33 @@ class OrtBox:
         return EngineOptions(note=self.notes.append, **options)
 
     def open(self, role="score_fp32", **options):
-        entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
-        return ort_cuda.OrtCudaEngine(graph, entry, role[-4:], self.options(**options))
+        return ort_cuda.OrtCudaEngine(*self.graph(role), role[-4:], self.options(**options))
 
     def open_step(self, precision="fp32", **options):
         graph, entry = step_graph(self.bundle, precision)
         return OrtCudaStep(graph, entry, precision, self.options(**options))
 
-    def reference(self, feeds, role="score_fp32"):
-        entry, graph = self.bundle.manifest.graphs[role], self.bundle.graph(role)
-        return open_engine(graph, entry, "ort-cpu").run(feeds)
+
+# Fixtures; tests give them the names they use: box, box10 = every_tensorrt, tensorrt10.
+
+
+@pytest.fixture(params=VERSIONS)
+def every_tensorrt(request, tiny, tmp_path, monkeypatch):
+    return Box(request.param, tiny, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def tensorrt10(tiny, tmp_path, monkeypatch):
+    return Box("10.16", tiny, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def onnxruntime_gpu(tiny, monkeypatch):
+    return OrtBox(tiny, monkeypatch)
+
+
+@pytest.fixture(params=[*VERSIONS, "ort-cuda"])
+def every_engine(request, tiny, tmp_path, monkeypatch):
+    if request.param == "ort-cuda":
+        return OrtBox(tiny, monkeypatch)
+    return Box(request.param, tiny, tmp_path, monkeypatch)

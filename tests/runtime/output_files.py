@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from wdm_runtime.field import GridMapping, PrecipField, Source, TimeAxis
 from wdm_runtime.grid import Grid
@@ -19,6 +20,14 @@ SPEC = StatisticsSpec(quantiles=(0.25, 0.75), thresholds_mm_h=(0.5, 5.0, 50.0))
 HOURS = "hours since 2022-08-09"
 VALID_TIMES = ("2022-08-09T15:00:00", "2022-08-09T16:00:00")
 BOUNDS = np.array([[14.0, 15.0], [15.0, 16.0]])
+
+
+@pytest.fixture(autouse=True)
+def every_library() -> None:
+    """Skips a test where a format cannot be written or read back."""
+    pytest.importorskip("zarr")
+    pytest.importorskip("xarray")
+    pytest.importorskip("eccodes")
 
 
 def rate_field(rows: int = 3, columns: int = 4, times: int = 2, **source: Any) -> PrecipField:

@@ -1,9 +1,19 @@
-"""What tests see of a process that reads files, by its number."""
+"""A process that reads files, and what tests see of it by its number."""
 
 import os
 import signal
 import time
 from pathlib import Path
+
+import pytest
+
+from wdm_runtime.io.reader import ReaderProcess
+
+
+@pytest.fixture
+def own_reader():
+    with ReaderProcess(timeout_s=20.0) as one:
+        yield one
 
 
 def state(pid):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import feeds
 
 from wdm_runtime import wavelets
 from wdm_runtime.bundle import Bundle
@@ -67,12 +68,6 @@ def open_chosen(folder, kind, precision):
 @pytest.fixture(params=KINDS, ids="-".join)
 def score(request, tiny):
     return open_chosen(tiny, *request.param)
-
-
-def feeds(batch, seed=0):
-    rng = np.random.default_rng(seed)
-    x, condition = rng.standard_normal((2, batch, 16, 16, 16), dtype=np.float32)
-    return {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
 
 
 def test_outputs_belong_to_the_caller_and_follow_the_input(score):

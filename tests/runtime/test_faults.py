@@ -29,6 +29,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import feeds
 from fake_cuda import FakeCuda, cudaError_t
 from gpu_box import Box, OrtBox
 
@@ -41,12 +42,6 @@ from wdm_runtime.errors import EngineError, MissingDependencyError
 def box(tiny, tmp_path_factory, monkeypatch):
     """TensorRT 10; plans are kept outside the folder a test runs in."""
     return Box("10.16", tiny, tmp_path_factory.mktemp("box"), monkeypatch)
-
-
-def feeds():
-    rng = np.random.default_rng(0)
-    x, condition = rng.standard_normal((2, 1, 16, 16, 16), dtype=np.float32)
-    return {"x": x, "condition": condition, "t": np.array([0.4], dtype=np.float32)}
 
 
 def line_of_engine(out):

@@ -9,8 +9,8 @@ import netCDF4
 import numpy as np
 import pytest
 from fake_ort_gpu import NO_MEMORY
-from gpu_box import OrtBox
-from one_tile import TILE, alone, first_steps, integrated, loop, numbers
+from gpu_box import onnxruntime_gpu
+from one_tile import alone, first_steps, integrated, loop, numbers
 
 from wdm_runtime.engines import has_step, step_pays
 from wdm_runtime.errors import EngineError
@@ -19,9 +19,7 @@ from wdm_runtime.samplers import SAMPLERS
 TILE_BYTES, SCALARS_BYTES, TIME_BYTES = 4 * 16**3, 4 * 6, 4
 
 
-@pytest.fixture
-def box(tiny, monkeypatch):
-    return OrtBox(tiny, monkeypatch)
+box = onnxruntime_gpu
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -85,17 +83,6 @@ def test_steps_from_any_thread_are_those_of_one(box):
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(integrated, engine, given, steps).result()
     np.testing.assert_array_equal(found, expected)
-
-
-def test_states_that_do_not_fit_are_refused(box):
-    engine = box.open_step(batch=2)
-    x = np.zeros((3, *TILE), np.float32)
-    for wrong in ((x, x), (x[:1], x[:2]), (x[:0], x[:0]), (x[:1, ..., :1], x[:1, ..., :1])):
-        with pytest.raises(EngineError, match=r"failed on states.*up to 2 of"):
-            engine.load(*wrong)
-    engine.close()
-    with pytest.raises(EngineError, match="was closed"):
-        engine.load(x[:1], x[:1])
 
 
 @pytest.mark.parametrize("behaviour", ["graph does not load", "does not record", "records nothing"])

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 from fake_cuda import cudaError_t
-from fake_tensorrt import VERSIONS
-from gpu_box import Box
-from one_tile import TILE, alone, first_steps, integrated, loop, numbers
+from gpu_box import every_tensorrt, tensorrt10
+from one_tile import alone, first_steps, integrated, loop, numbers
 
 from wdm_runtime.engines import tensorrt as engine_module
 from wdm_runtime.errors import EngineError
@@ -17,14 +16,7 @@ TILE_BYTES = 4 * 16**3
 SCALARS_BYTES, TIME_BYTES = 4 * 6, 4
 
 
-@pytest.fixture(params=VERSIONS)
-def box(request, tiny, tmp_path, monkeypatch):
-    return Box(request.param, tiny, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def box10(tiny, tmp_path, monkeypatch):
-    return Box("10.16", tiny, tmp_path, monkeypatch)
+box, box10 = every_tensorrt, tensorrt10
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -115,17 +107,6 @@ def test_what_overflowed_does_not_reach_the_next_sample(box10):
     assert np.isnan(integrated(engine, given, steps)).all()
     del box10.trt.behaviour["answer"]
     np.testing.assert_array_equal(integrated(engine, given, steps), expected)
-
-
-def test_states_that_do_not_fit_are_refused(box10):
-    engine = box10.open_step(batch=2)
-    x = np.zeros((3, *TILE), np.float32)
-    for wrong in ((x, x), (x[:1], x[:2]), (x[:0], x[:0]), (x[:1, ..., :1], x[:1, ..., :1])):
-        with pytest.raises(EngineError, match=r"failed on states.*up to 2 of"):
-            engine.load(*wrong)
-    engine.close()
-    with pytest.raises(EngineError, match="was closed"):
-        engine.load(x[:1], x[:1])
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cuda import cudaError_t
-from fake_tensorrt import VERSIONS
-from gpu_box import Box
+from gpu_box import Box, every_tensorrt, tensorrt10
 
 from wdm_runtime.downscale import Downscaler
 from wdm_runtime.engines import select
@@ -16,15 +15,7 @@ from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.errors import EngineError, NoDeviceError, OutputError
 
-
-@pytest.fixture(params=VERSIONS)
-def box(request, tiny, tmp_path, monkeypatch):
-    return Box(request.param, tiny, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def box10(tiny, tmp_path, monkeypatch):
-    return Box("10.16", tiny, tmp_path, monkeypatch)
+box, box10 = every_tensorrt, tensorrt10
 
 
 def rates(path):

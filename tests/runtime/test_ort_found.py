@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from gpu_box import GPU, WHEEL, OrtBox
+from gpu_box import GPU, WHEEL, onnxruntime_gpu
 
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.engines import open_engine, ort_cuda, ort_libraries, select
@@ -14,10 +14,7 @@ from wdm_runtime.engines.ort_libraries import CUDA_PROVIDER, described
 from wdm_runtime.engines.probe import Gpu
 from wdm_runtime.errors import EngineError, MissingDependencyError, NoDeviceError
 
-
-@pytest.fixture
-def box(tiny, monkeypatch):
-    return OrtBox(tiny, monkeypatch)
+box = onnxruntime_gpu
 
 
 def test_no_driver_is_met_before_anything_is_imported():

@@ -14,6 +14,7 @@ from output_files import (
     VALID_TIMES,
     amount_field,
     contents,
+    every_library,
     flux_field,
     rate_field,
     rates,
@@ -28,11 +29,7 @@ from wdm_runtime.io.writer import EnsembleWriter
 FORMATS = (".nc", ".nc4", ".cdf", ".zarr", ".grib2", ".grb2")
 
 
-@pytest.fixture(autouse=True)
-def libraries() -> None:
-    pytest.importorskip("zarr")
-    pytest.importorskip("xarray")
-    pytest.importorskip("eccodes")
+libraries = every_library
 
 
 class TestEveryFormat:

@@ -17,6 +17,7 @@ from output_files import (
     SPEC,
     VALID_TIMES,
     amount_field,
+    every_library,
     flux_field,
     rate_field,
     rates,
@@ -31,12 +32,7 @@ from wdm_runtime.io.compare import compare_outputs
 from wdm_runtime.io.writer import EnsembleWriter
 from wdm_runtime.select import select_box
 
-
-@pytest.fixture(autouse=True)
-def libraries() -> None:
-    pytest.importorskip("zarr")
-    pytest.importorskip("xarray")
-    pytest.importorskip("eccodes")
+libraries = every_library
 
 
 def messages(path: Path, *keys: str) -> list[tuple[dict[str, Any], np.ndarray]]:

@@ -18,21 +18,17 @@ import numpy as np
 import pytest
 from bad_files import grib, netcdf, odim
 from netcdf_files import RAIN, coordinates, rain_file
-from reading_processes import gone, stop
+from reading_processes import gone, own_reader, stop
 
 import wdm_runtime
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import read_field
 from wdm_runtime.io.child import search_path
-from wdm_runtime.io.reader import ReaderProcess
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
-@pytest.fixture
-def reader():
-    with ReaderProcess(timeout_s=20.0) as one:
-        yield one
+reader = own_reader
 
 
 def same(found, expected):

@@ -16,7 +16,7 @@ import netCDF4
 import numpy as np
 import pytest
 from netcdf_files import RAIN, RATE, coordinates, rain_file
-from reading_processes import gone, stop
+from reading_processes import gone, own_reader, stop
 
 from wdm_runtime.errors import InputError
 from wdm_runtime.io import child
@@ -25,10 +25,7 @@ from wdm_runtime.io.reader import ReaderProcess
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
-@pytest.fixture
-def reader():
-    with ReaderProcess(timeout_s=20.0) as one:
-        yield one
+reader = own_reader
 
 
 def wait_at_most(reader, seconds):

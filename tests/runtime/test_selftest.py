@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import tracemalloc
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import Touch
 from gpu_box import Box
 
 from wdm_runtime import selftest
@@ -201,16 +201,6 @@ def test_a_golden_file_of_pickles_is_refused_unread(tiny_copy):
     with np.load(io.BytesIO(buffer.getvalue()), allow_pickle=True) as file:
         file["x"]  # what a reader that allows pickles does
     assert (tiny_copy / "ran").exists()
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mknod, (str(self.path),)
 
 
 @pytest.mark.parametrize(("claimed", "held"), [(10**7, 10**7), (10**15, 10**7), (10**15, 9)])

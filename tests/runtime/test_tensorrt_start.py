@@ -4,22 +4,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from fake_tensorrt import NO_CUDA, VERSIONS
-from gpu_box import GPU, Box
+from fake_tensorrt import NO_CUDA
+from gpu_box import GPU, every_tensorrt, tensorrt10
 
 from wdm_runtime.engines import select
 from wdm_runtime.engines.tensorrt import precisions
 from wdm_runtime.errors import EngineError, MissingDependencyError
 
-
-@pytest.fixture(params=VERSIONS)
-def box(request, tiny, tmp_path, monkeypatch):
-    return Box(request.param, tiny, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def box10(tiny, tmp_path, monkeypatch):
-    return Box("10.16", tiny, tmp_path, monkeypatch)
+box, box10 = every_tensorrt, tensorrt10
 
 
 def test_a_tensorrt_before_10_is_refused(box10):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import netCDF4
 import numpy as np
 import pytest
-from conftest import edit_manifest
+from conftest import edit_manifest, feeds
 
 from wdm_runtime import Downscaler, EngineError
 from wdm_runtime.bundle import Bundle
@@ -26,12 +26,6 @@ def loud(tiny_copy):
     scale["std"] = [value / HUGE for value in scale["std"]]
     edit_manifest(tiny_copy, condition_scale=scale)
     return tiny_copy
-
-
-def feeds(size=1.0):
-    rng = np.random.default_rng(0)
-    x, condition = size * rng.standard_normal((2, 1, 16, 16, 16), dtype=np.float32)
-    return {"x": x, "condition": condition, "t": np.array([0.5], dtype=np.float32)}
 
 
 def watched(tiny, notes, full=True):
@@ -78,7 +72,7 @@ def test_what_overflows_is_what_fp32_gives(tiny):
     bundle = Bundle.open(tiny)
     fp32 = open_engine(bundle.graph("score_fp32"), bundle.manifest.graphs["score_fp32"], "ort-cpu")
     for expected in (1, 2):
-        np.testing.assert_array_equal(engine.run(feeds(HUGE)), fp32.run(feeds(HUGE)))
+        np.testing.assert_array_equal(engine.run(feeds(size=HUGE)), fp32.run(feeds(size=HUGE)))
         assert engine.fp32_reruns == expected
     assert len(notes) == 1 and "computed again in fp32" in notes[0]
     assert not np.array_equal(engine.run(feeds()), fp32.run(feeds())), "fp16 is what runs"
@@ -88,7 +82,7 @@ def test_what_overflows_is_what_fp32_gives(tiny):
 def test_what_is_not_finite_in_fp32_is_an_error(tiny):
     for engine in (watched(tiny, []), watched(tiny, [], full=False)):
         with pytest.raises(EngineError, match=r"not finite; expected none"):
-            engine.run(feeds(np.inf))
+            engine.run(feeds(size=np.inf))
 
 
 def test_a_run_says_and_counts_it(loud, infer, tmp_path):
