@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, open_engine, open_step, select
+from wdm_runtime.engines import AUTO, ENGINES, PRECISIONS, open_graph, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.fused import integrate_on_engine
 from wdm_runtime.machine import machine
@@ -53,7 +53,7 @@ def sides(
     choice, settings = select(kind, options.precision), EngineOptions(threads=options.threads)
     role = f"score_{choice.graph}"
     entry = bundle.manifest.graphs[role]
-    score = open_engine(bundle.graph(role), entry, choice.kind, choice.precision, settings)
+    score = open_graph(bundle, role, choice.kind, choice.precision, settings)
     fused = open_step(bundle, choice, settings)
     schedule = bundle.manifest.schedule
     steps = way.plan(schedule)

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from wdm_export.config import NetworkConfig
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import Choice, open_engine, select, survey
+from wdm_runtime.engines import Choice, open_graph, select, survey
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import EngineError
 from wdm_runtime.machine import available_threads, machine
@@ -143,9 +143,8 @@ def on_torch(config: NetworkConfig, feeds: dict[str, Any], gflop: float) -> Time
 
 def on_engine(bundle: Bundle, choice: Choice, feeds: dict[str, Any], threads: int) -> Timed:
     role = f"score_{choice.graph}"
-    graph, entry = bundle.graph(role), bundle.manifest.graphs[role]
-    engine = open_engine(graph, entry, choice.kind, choice.precision, EngineOptions(threads))
-    gflop = graph_gflop(graph)
+    engine = open_graph(bundle, role, choice.kind, choice.precision, EngineOptions(threads))
+    gflop = graph_gflop(bundle.graph(role))
     return Timed(choice.kind, choice.precision, gflop, lambda: engine.run(feeds))
 
 

@@ -23,7 +23,7 @@ RUNTIME_FLOORS = [
         "console",
     }
     | {"statistics", "plan", "settings", "suspect", "cache", "elf", "machine"}
-    | {"bench.report", "engines.probe"}
+    | {"engines.probe"}
     | {"io.atomic", "io.child", "io.classic", "io.dataset", "io.dates"}
     | {"io.grib_products", "io.hdf5_filters", "io.netcdf_library", "io.units"},
     {"onnx_weights", "picture", "samplers", "skill", "bench.meters", "blocks", "engines.options"},
@@ -61,7 +61,7 @@ RUNTIME_FLOORS = [
     {"engines"},
     {"conditioning"},
     {"golden", "remembered", "stepping", "timing", "engines.watched", "io.precipitation"},
-    {"doctor", "batching", "fused", "io.netcdf", "io.xarray_reader"},
+    {"doctor", "batching", "bench.report", "fused", "io.netcdf", "io.xarray_reader"},
     {"sampling", "opening"},
     {"downscale", "selftest", "bench.models", "io.array_output", "io.compare", "io.ensemble"}
     | {"io.formats", "io.reader"},

@@ -12,7 +12,7 @@ from wdm_export.check_sampling import Array, Draws, compare, draw, wettest_tiles
 from wdm_export.parity import Comparison
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import Choice, Engine, open_engine, open_transforms
+from wdm_runtime.engines import Choice, Engine, open_graph, open_transforms
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
 from wdm_runtime.errors import EngineError, MissingDependencyError
@@ -133,8 +133,7 @@ def _rounded(bundle: Bundle, options: EngineOptions) -> Downscaler:
 
 
 def _fp32(bundle: Bundle, options: EngineOptions) -> Engine:
-    role = "score_fp32"
-    return open_engine(bundle.graph(role), bundle.manifest.graphs[role], _CPU, "fp32", options)
+    return open_graph(bundle, "score_fp32", _CPU, options=options)
 
 
 def _downscaler(bundle: Bundle, engine: WatchedEngine, options: EngineOptions) -> Downscaler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,7 +72,7 @@ def wettest_tiles(
     if count < 1:
         raise InputError(f"Got {count} tiles; expected at least 1. Raise --tiles.")
     # Noise is addressed in coefficients: tiles start at whole ones.
-    unit = manifest.wavelet.stride // math.gcd(manifest.wavelet.stride, manifest.factor)
+    unit = manifest.coefficient_cells
     edge = max(2, manifest.tile_cells // unit * unit)
     found = []
     for frame in each_time(_coarse(one, manifest) for one in fields):

@@ -21,7 +21,8 @@ from wdm_export.coarsen import coarsen
 from wdm_export.crops import Coefficients
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import interpolated
-from wdm_runtime.engines import open_engine
+from wdm_runtime.engines import open_transforms
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import InputError, ParityError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.manifest import Manifest
@@ -102,10 +103,7 @@ def measure(bundle: Bundle, fields: Iterable[PrecipField], tile_px: int = TILE_P
             f"--tile got {tile_px} cells; expected a multiple of {spec.stride} above "
             f"{2 * spec.margin * spec.stride}. Correct it."
         )
-    dwt, idwt = (
-        open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
-        for role in ("dwt", "idwt")
-    )
+    dwt, idwt = open_transforms(bundle, "ort-cpu", EngineOptions())
     coefficients = Coefficients(spec, manifest.transform)
     total, squares = (np.zeros((2, spec.subbands)) for _ in range(2))
     count, tiles, worst = 0, 0, 0.0

@@ -19,7 +19,8 @@ from wdm_export.golden import golden_file
 from wdm_export.step_graph import compare_step, step_tail
 from wdm_export.unet import UNet, parameter_count
 from wdm_runtime.bundle import Bundle, rewritten, sha256
-from wdm_runtime.engines import open_engine
+from wdm_runtime.engines import open_transforms
+from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import BundleError, OutputError, ParityError
 from wdm_runtime.golden import has_golden
 from wdm_runtime.io.atomic import Workspace, publish, whole_file
@@ -286,10 +287,7 @@ def check_bundle(
     if STEP_ROLE in manifest.graphs:
         notify("Comparing the fused step with NumPy's")
         comparisons.append(compare_step(bundle))
-    dwt, idwt = (
-        open_engine(bundle.graph(role), manifest.graphs[role], "ort-cpu")
-        for role in ("dwt", "idwt")
-    )
+    dwt, idwt = open_transforms(bundle, "ort-cpu", EngineOptions())
     return comparisons + parity.compare_wavelets(spec, dwt, idwt)
 
 

@@ -17,7 +17,7 @@ from wdm_export.packet import WaveletPacket
 from wdm_export.unet import UNet
 from wdm_runtime import wavelets
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import Engine, open_engine
+from wdm_runtime.engines import Engine, open_engine, open_graph
 from wdm_runtime.errors import ParityError
 from wdm_runtime.golden import read_golden
 from wdm_runtime.manifest import GraphEntry, TensorSpec
@@ -114,7 +114,7 @@ def compare_score(network: UNet, graph: bytes, entry: GraphEntry, fp16: bool) ->
 
 def compare_precisions(bundle: Bundle) -> Comparison:
     """The fp16 graph, every result rounded to fp16, against the fp32 graph."""
-    full = open_engine(bundle.graph("score_fp32"), bundle.manifest.graphs["score_fp32"], _ENGINE)
+    full = open_graph(bundle, "score_fp32", _ENGINE)
     try:
         name = "score fp16, relative: every result rounded, against fp32"
         half = open_rounded(bundle.graph("score_fp16"), bundle.manifest.graphs["score_fp16"])
@@ -126,7 +126,7 @@ def compare_precisions(bundle: Bundle) -> Comparison:
 def compare_golden(bundle: Bundle) -> Comparison:
     """The fp32 graph against what torch gave at the export."""
     golden = read_golden(bundle)
-    engine = open_engine(bundle.graph("score_fp32"), bundle.manifest.graphs["score_fp32"], _ENGINE)
+    engine = open_graph(bundle, "score_fp32", _ENGINE)
     worst = np.float32(0)
     try:
         for t, v in zip(golden.t, golden.v, strict=True):

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from wdm_export.parity import FP32_LIMIT, Comparison
 from wdm_runtime.bundle import Bundle, sha256
-from wdm_runtime.engines import open_engine, open_step, select
+from wdm_runtime.engines import open_graph, open_step, select
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.step import step_graph
 from wdm_runtime.errors import ParityError
@@ -104,7 +104,7 @@ def compare_step(bundle: Bundle) -> Comparison:
     x, condition, *noise = rng.standard_normal((4, 1, *size), dtype=np.float32)
     schedule = bundle.manifest.schedule
     steps = Preset("second-order", 3).plan(schedule)  # the one that uses all terms
-    engine = open_engine(bundle.graph("score_fp32"), roles["score_fp32"], "ort-cpu")
+    engine = open_graph(bundle, "score_fp32", "ort-cpu")
     fused = open_step(bundle, select("ort-cpu", "fp32"), EngineOptions())
     try:
         expected = integrate(

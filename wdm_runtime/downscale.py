@@ -7,7 +7,6 @@ and no border can show.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -366,7 +365,7 @@ class Downscaler:
         if any(cells % stride for cells in fine):
             raise InputError(
                 f"The field starts {field.origin} coarse cells from the whole input's corner; "
-                f"expected multiples of {stride // math.gcd(stride, self.factor)}, so that noise "
+                f"expected multiples of {self.manifest.coefficient_cells}, so that noise "
                 "keeps its place. Cut it with --bbox, or with select_box and snap_cells of "
                 "wdm_runtime.select."
             )

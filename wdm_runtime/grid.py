@@ -166,6 +166,18 @@ class Grid:
         return y, x
 
     @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Outer edges of the cells, in their units: least and largest x, least and largest y.
+
+        An axis with a single cell has no width.
+        """
+        half_y, half_x = np.nan_to_num(self.spacing) / 2
+        x, y = self.x, self.y
+        edges = x.min() - half_x, x.max() + half_x, y.min() - half_y, y.max() + half_y
+        west, east, south, north = map(float, edges)
+        return west, east, south, north
+
+    @property
     def spacing_km(self) -> tuple[float, float] | None:
         """The spacing along y and x, None if the units are unknown or an axis has one cell.
 

@@ -81,8 +81,7 @@ def load(
     if settings.time is not None:
         found = select_times(found, settings.time)
     if settings.bbox is not None:
-        snap = snap_cells(manifest.factor, manifest.wavelet.stride)
-        found = select_box(found, settings.bbox, snap)
+        found = select_box(found, settings.bbox, snap_cells(manifest))
     if settings.time is not None or settings.bbox is not None:
         _check_valid(found)  # as reading checked the whole of it
     return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from wdm_runtime.began import seconds_since_began
 from wdm_runtime.downscale import Downscaler
-from wdm_runtime.engines import open_engine
+from wdm_runtime.engines import open_graph
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.errors import WdmError
 from wdm_runtime.job import Outcome
@@ -21,7 +21,7 @@ from wdm_runtime.presets import Preset
 from wdm_runtime.records import to_json
 from wdm_runtime.remembered import measured
 from wdm_runtime.stepping import StepTime
-from wdm_runtime.timing import feeds_of, timed_call
+from wdm_runtime.timing import feeds_of, percentiles_ms, timed_call
 from wdm_runtime.version import version
 
 _PROBE_CALLS = 2
@@ -38,10 +38,8 @@ class StepLatency:
     @classmethod
     def of(cls, steps: Iterable[StepTime]) -> StepLatency | None:
         """From steps without the warm-up; None without any."""
-        values = [1e3 * s.seconds / s.tiles for s in steps if s.tiles]
-        if not values:
-            return None
-        return cls(*(round(float(p), 3) for p in np.percentile(values, (50, 95, 99))))
+        seconds = [s.seconds / s.tiles for s in steps if s.tiles]
+        return cls(*percentiles_ms(seconds)) if seconds else None
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ def measure_pixel(downscaler: Downscaler, options: EngineOptions) -> PixelProbe 
     if len(known) == len(names) and max(known) <= time.time():  # damaged ones are not
         return PixelProbe(*known)
     options = replace(options, batch=1, measure_batch=False)
-    pixel = open_engine(bundle.graph(role), graphs[role], choice.kind, choice.precision, options)
+    pixel = open_graph(bundle, role, choice.kind, choice.precision, options)
     timed = (
         (pixel, feeds_of(graphs[role].inputs, 1), 1),
         (engine, feeds_of(graphs[f"score_{choice.graph}"].inputs, batch), batch),

@@ -120,6 +120,11 @@ class Manifest:
         """Coarse cells along an axis of the largest domain that one tile covers."""
         return (self.tile_px - 2 * self.wavelet.margin * self.wavelet.stride) // self.factor
 
+    @property
+    def coefficient_cells(self) -> int:
+        """The fewest coarse cells along an axis that are whole wavelet coefficients."""
+        return self.wavelet.stride // math.gcd(self.wavelet.stride, self.factor)
+
     def to_json(self) -> str:
         """The text of manifest.json."""
         values = asdict(self)

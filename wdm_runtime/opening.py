@@ -12,7 +12,7 @@ from wdm_runtime.engines import (
     AUTO,
     Choice,
     Engine,
-    open_engine,
+    open_graph,
     open_step,
     open_transforms,
     select,
@@ -104,8 +104,7 @@ def _watched(bundle: Bundle, choice: Choice, options: EngineOptions) -> WatchedE
                 f"expected one of {', '.join(bundle.manifest.graphs)}. Choose another --precision, "
                 "or export the bundle again."
             )
-        entry, data = bundle.manifest.graphs[role], bundle.graph(role)
-        engine = open_engine(data, entry, choice.kind, computes_in, options)
+        engine = open_graph(bundle, role, choice.kind, computes_in, options)
         try:
             check_engine(bundle, engine)
         except WdmError:

@@ -212,17 +212,8 @@ def _figure_size(grid: Grid, aspect: float) -> tuple[float, float]:
 
 
 def _height_over_width(grid: Grid, aspect: float) -> float:
-    left, right, bottom, top = _extent(grid)
+    left, right, bottom, top = grid.extent
     return aspect * (top - bottom) / (right - left)
-
-
-def _extent(grid: Grid) -> tuple[float, float, float, float]:
-    """Outer edges of the cells: left, right, bottom, top."""
-    edges = []
-    for values in (grid.x, grid.y):
-        half = abs(values[-1] - values[0]) / (values.size - 1) / 2
-        edges += [float(values.min() - half), float(values.max() + half)]
-    return edges[0], edges[1], edges[2], edges[3]
 
 
 def _show(axes: Axes, title: str, grid: Grid, values: Array, aspect: float) -> AxesImage:
@@ -231,7 +222,7 @@ def _show(axes: Axes, title: str, grid: Grid, values: Array, aspect: float) -> A
     stride = max(1, max(values.shape) // _CELLS_ACROSS)
     shown = np.ma.masked_invalid(values[grid.to_north_first, columns][::stride, ::stride])
     axes.set_title(title)
-    return axes.imshow(shown, extent=_extent(grid), aspect=aspect)
+    return axes.imshow(shown, extent=grid.extent, aspect=aspect)
 
 
 def _label(axis: Any, name: str, attributes: dict[str, Any]) -> None:

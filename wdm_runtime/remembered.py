@@ -20,7 +20,7 @@ from wdm_runtime.machine import machine
 def measured(name: str, bundle: Bundle, engine: Engine, options: EngineOptions) -> Remembered:
     """The numbers of a kind that this machine, with these threads, found of a bundle's engine."""
     folder = private_folder("measured")
-    facts = (bundle.sha256[:16], engine.version, engine.device, engine.precision, machine())
+    facts = (bundle.sha256, engine.version, engine.device, engine.precision, machine())
     key = "|".join((*facts, str(options.cpu_threads)))
     return Remembered(folder / f"{name}.json" if folder else None, key)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from wdm_runtime.errors import InputError, MissingDependencyError, require
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import SPACING_TOLERANCE, same_spacing
+from wdm_runtime.manifest import Manifest
 
 _SNUG = 1e-6  # of a cell: an edge given on a border does not reach into the next cell
 _INDEX = re.compile(r"[+-]?\d+")
@@ -93,18 +94,13 @@ def times_named(times: Sequence[str], text: str, where: str) -> list[int]:
     return found
 
 
-def snap_cells(factor: int, stride: int) -> int:
+def snap_cells(manifest: Manifest) -> int:
     """Coarse cells that windows begin and end on: as many as are whole wavelet coefficients.
 
     So a crop draws the whole field's noise. At least 2, as fields have; 2 are enough for a factor
     of 10 and a stride of 4.
-
-    Parameters
-    ----------
-    factor, stride
-        Fine cells per coarse cell and per coefficient along one axis, as a bundle's manifest says.
     """
-    return math.lcm(2, stride // math.gcd(stride, factor))
+    return math.lcm(2, manifest.coefficient_cells)
 
 
 def select_box(field: PrecipField, text: str, snap: int = 2) -> PrecipField:
@@ -276,12 +272,7 @@ def _where(field: PrecipField) -> str:
 
 def _extent(field: PrecipField) -> str:
     """W,S,E,N of the cells' outer borders, as --bbox takes them."""
-    (south, north), (west, east) = (
-        (v.min() - step / 2, v.max() + step / 2)
-        for v, step in zip(
-            (field.grid.y, field.grid.x), np.nan_to_num(field.grid.spacing), strict=True
-        )
-    )
+    west, east, south, north = field.grid.extent
     units = "degrees" if field.grid.is_latlon else field.grid.units[1] or "its own units"
     return f"W,S,E,N = {west:g},{south:g},{east:g},{north:g} ({units})"
 

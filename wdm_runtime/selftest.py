@@ -16,7 +16,7 @@ from wdm_runtime.engines import (
     AUTO,
     Engine,
     has_step,
-    open_engine,
+    open_graph,
     open_step,
     select,
     survey,
@@ -29,6 +29,7 @@ from wdm_runtime.manifest import STEP_ROLE
 from wdm_runtime.presets import Preset
 from wdm_runtime.records import to_json
 from wdm_runtime.samplers import integrate
+from wdm_runtime.timing import percentiles_ms, timed_call
 
 Array = npt.NDArray[np.float32]
 _CALLS = 10
@@ -162,9 +163,7 @@ def _measured(bundle: Bundle, golden: Golden, check: Check, options: EngineOptio
 
 def _open(bundle: Bundle, check: Check, options: EngineOptions) -> Engine:
     role = f"score_{select(check.engine, check.precision).graph}"
-    graph = bundle.graph(role)  # first of all: a bundle may be without
-    entry = bundle.manifest.graphs[role]
-    return open_engine(graph, entry, check.engine, check.precision, options)
+    return open_graph(bundle, role, check.engine, check.precision, options)
 
 
 def _problem(check: Check) -> str | None:
@@ -226,10 +225,5 @@ def _latency(engine: Engine, golden: Golden) -> tuple[float, float]:
     """Median and 95th percentile of warm calls with one tile [ms]."""
     feeds = golden.feeds(golden.x, float(golden.t[0]))
     engine.run(feeds)
-    times = []
-    for _ in range(_CALLS):
-        began = time.perf_counter()
-        engine.run(feeds)
-        times.append(1e3 * (time.perf_counter() - began))
-    p50, p95 = np.percentile(times, (50, 95))
-    return round(float(p50), 3), round(float(p95), 3)
+    p50, p95, _ = percentiles_ms(timed_call(engine, feeds) for _ in range(_CALLS))
+    return p50, p95

@@ -9,7 +9,7 @@ from gpu_box import Box
 
 from wdm_runtime import Downscaler
 from wdm_runtime.bundle import Bundle
-from wdm_runtime.engines import choice, open_engine
+from wdm_runtime.engines import choice, open_graph
 from wdm_runtime.engines.families import FAMILIES
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.ort import OrtCpuEngine
@@ -40,7 +40,7 @@ class Wrong:
 
 def opened(bundle, precision="fp32"):
     role = f"score_{precision}"
-    return open_engine(bundle.graph(role), bundle.manifest.graphs[role], "ort-cpu", precision)
+    return open_graph(bundle, role, "ort-cpu", precision)
 
 
 @pytest.mark.parametrize(("precision", "by"), [("fp32", 1e-3), ("fp16", 5e-2), ("fp32", np.nan)])
@@ -74,15 +74,15 @@ def test_an_engine_asked_for_by_name_fails_and_auto_takes_the_next(tiny, monkeyp
     """The first of the order computes something else: it is closed, and said to be passed over."""
     wrong = []
 
-    def open_wrong(graph, entry, kind, precision="fp32", options=None):
-        engine = open_engine(graph, entry, kind, precision, options)
+    def open_wrong(bundle, role, kind, precision="fp32", options=None):
+        engine = open_graph(bundle, role, kind, precision, options)
         if kind == "openvino":
             engine = Wrong(engine, 1.0)
             wrong.append(engine)
         return engine
 
     pytest.importorskip("openvino")
-    monkeypatch.setattr("wdm_runtime.opening.open_engine", open_wrong)
+    monkeypatch.setattr("wdm_runtime.opening.open_graph", open_wrong)
     with pytest.raises(EngineError, match="gives other numbers"):
         Downscaler.open(tiny, "openvino")
     monkeypatch.setattr(choice, "AUTO_ORDER", (("openvino", "fp32"), ("ort-cpu", "fp32")))
@@ -140,11 +140,11 @@ def test_a_fused_step_is_checked_too(tiny, monkeypatch, wrong):
 
 
 def test_the_engine_that_computes_again_in_fp32_is_checked_when_it_is_opened(tiny, monkeypatch):
-    def open_wrong(graph, entry, kind, precision="fp32", options=None):
-        engine = open_engine(graph, entry, kind, precision, options)
-        return Wrong(engine, 1.0) if precision == "fp32" and "score" in entry.file else engine
+    def open_wrong(bundle, role, kind, precision="fp32", options=None):
+        engine = open_graph(bundle, role, kind, precision, options)
+        return Wrong(engine, 1.0) if precision == "fp32" and "score" in role else engine
 
-    monkeypatch.setattr("wdm_runtime.opening.open_engine", open_wrong)
+    monkeypatch.setattr("wdm_runtime.opening.open_graph", open_wrong)
     downscaler = Downscaler.open(tiny, "ort-cpu", "fp16")
     with pytest.raises(EngineError, match="gives other numbers"):
         _ = downscaler.engine.full

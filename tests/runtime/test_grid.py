@@ -60,6 +60,9 @@ def test_refined_grid_covers_the_same_area():
     grid = Grid(np.array([40.0, 39.9, 39.8]), np.array([-100.0, -99.9]))
     fine = grid.refined(10)
     assert fine.shape == (30, 20)
+    assert fine.extent == pytest.approx(grid.extent)
+    assert grid.extent == pytest.approx((-100.05, -99.85, 39.75, 40.05))
+    assert Grid(grid.y[:1], grid.x).extent[2:] == (40.0, 40.0)
     assert fine.y[0] == pytest.approx(40.045) and fine.x[-1] == pytest.approx(-99.855)
     np.testing.assert_allclose(fine.y.reshape(3, 10).mean(1), grid.y)
     assert grid.north_first and not Grid(grid.y[::-1], grid.x).north_first

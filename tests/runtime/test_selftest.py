@@ -127,14 +127,14 @@ def test_a_gpus_plan_of_a_batch_is_what_is_checked(tiny, tmp_path, monkeypatch):
 def test_no_room_for_a_batch_keeps_what_was_found_of_a_tile(tiny, tmp_path, monkeypatch):
     box = Box("10.16", tiny, tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    opened = selftest.open_engine
+    opened = selftest.open_graph
 
-    def no_room(graph, entry, kind, precision, options):
+    def no_room(bundle, role, kind, precision, options):
         if options.batch:
             raise EngineError("out of memory")
-        return opened(graph, entry, kind, precision, options)
+        return opened(bundle, role, kind, precision, options)
 
-    monkeypatch.setattr(selftest, "open_engine", no_room)
+    monkeypatch.setattr(selftest, "open_graph", no_room)
     checks = list(selftest.selftest(box.bundle, box.kind, EngineOptions()))
     for check in checks:
         assert check.problem == "A batch of 3: out of memory" and not check.passed

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.conditioning import look_at
 from wdm_runtime.consistency import DEFAULT_CONSISTENCY
-from wdm_runtime.engines import Choice, Engine, open_engine, open_transforms
+from wdm_runtime.engines import Choice, Engine, open_graph, open_transforms
 from wdm_runtime.engines.numpy_transform import NumpyTransform
 from wdm_runtime.engines.options import EngineOptions
 from wdm_runtime.engines.watched import WatchedEngine
@@ -52,8 +52,7 @@ class Model:
     def open_score(self, choice: Choice, options: EngineOptions) -> WatchedEngine:
         """The score network; values that are not finite are an EngineError."""
         role = self.prefix + choice.graph
-        graph, entry = self.bundle.graph(role), self.bundle.manifest.graphs[role]
-        score = open_engine(graph, entry, choice.kind, choice.precision, options)
+        score = open_graph(self.bundle, role, choice.kind, choice.precision, options)
         return WatchedEngine(score, None, options.note)
 
     def open_transforms(self, choice: Choice, options: EngineOptions) -> tuple[Engine, Engine]:

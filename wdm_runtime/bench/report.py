@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from wdm_runtime.records import to_json
+from wdm_runtime.timing import percentiles_ms
 
 PAPER_SPEEDUP = 9  # WDM-2 over the pixel model, arXiv 2507.01354
 
@@ -51,10 +52,10 @@ class Steps:
         cls, model: str, engine: str, precision: str, batch: int, seconds: Iterable[float]
     ) -> Steps:
         """From the times of calls."""
-        ms = [1e3 * s for s in seconds]
-        p50, p95, p99 = (round(float(p), 3) for p in np.percentile(ms, (50, 95, 99)))
+        times = list(seconds)
+        p50, p95, p99 = percentiles_ms(times)
         tile_ms = round(p50 / batch, 3)
-        return cls(model, engine, precision, batch, len(ms), p50, p95, p99, tile_ms)
+        return cls(model, engine, precision, batch, len(times), p50, p95, p99, tile_ms)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Engines run one ONNX graph. `select` says which one, `open_engine` is the only way to get it."""
+"""Engines run one ONNX graph. `select` says which one, `open_engine` is the only way to get it.
+
+`open_graph` is the same for a graph that lies in a bundle.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ __all__ = [
     "gpu_of",
     "has_step",
     "open_engine",
+    "open_graph",
     "open_step",
     "open_transforms",
     "select",
@@ -79,6 +83,26 @@ def open_engine(
     return FAMILIES[kind].open(graph, entry, precision, options or EngineOptions())
 
 
+def open_graph(
+    bundle: Bundle,
+    role: str,
+    kind: str,
+    precision: str = "fp32",
+    options: EngineOptions | None = None,
+) -> Engine:
+    """Load a bundle's graph by its role; the rest as for `open_engine`.
+
+    Raises
+    ------
+    BundleError
+        The bundle has no such graph, or the file is missing or altered.
+    EngineError, MissingDependencyError
+        As for `open_engine`.
+    """
+    graph = bundle.graph(role)  # first of all: a bundle may be without
+    return open_engine(graph, bundle.manifest.graphs[role], kind, precision, options)
+
+
 def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[Engine, Engine]:
     """The wavelet transform and its inverse beside an engine of a kind: of fields of any size.
 
@@ -87,12 +111,11 @@ def open_transforms(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[
     EngineError, MissingDependencyError
         As for `open_engine`.
     """
-    entries = bundle.manifest.graphs
 
     def transform(role: str) -> Engine:
         if not FAMILIES[kind].any_size:
             return NumpyTransform(role, bundle.manifest.wavelet)
-        return open_engine(bundle.graph(role), entries[role], kind, "fp32", options)
+        return open_graph(bundle, role, kind, options=options)
 
     with ExitStack() as opened:
         forward = opened.enter_context(closing(transform("dwt")))

@@ -75,7 +75,8 @@ def _compare(
     ):
         if one != other:
             differences.append(f"'{name}': {what} {one} against {other}")
-    factor = a.mm_h(period_h)
+    # Coordinates, among them thresholds, have no missing values.
+    factor = a.mm_h(period_h) if "_FillValue" in a.attributes else None
     if a.array.shape != b.array.shape or a.attributes.get("units") != b.attributes.get("units"):
         return None if factor is None else math.nan
     unequal, largest = 0, 0.0

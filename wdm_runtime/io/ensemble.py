@@ -18,7 +18,6 @@ from wdm_runtime.grid import Grid
 from wdm_runtime.io.dataset import LIBRARY_LOCK
 from wdm_runtime.io.dates import to_the_second
 from wdm_runtime.io.stored import Stored, open_output
-from wdm_runtime.io.units import amount_factor, rate_factor, to_mm_h
 from wdm_runtime.select import times_named
 
 Array = npt.NDArray[np.float32]
@@ -130,15 +129,14 @@ def _ensemble(
     """The name of the ensemble's variable, and what makes its values mm h-1."""
     if "wdm_input" not in attributes:
         raise _not_an_output(output, "no global attribute 'wdm_input'")
-    period_h = attributes.get("wdm_accumulation_h")
+    stated = attributes.get("wdm_accumulation_h")
+    period_h = None if stated is None else float(stated)
     for name, stored in arrays.items():
-        units = str(stored.attributes.get("units", ""))
         if len(stored.array.shape) != 4 or stored.dimensions[1] != "realization":
             continue
-        if rate_factor(units) is not None:
-            return name, to_mm_h(units, None)
-        if amount_factor(units) is not None and period_h is not None:
-            return name, to_mm_h(units, float(period_h))
+        factor = stored.mm_h(period_h)
+        if factor is not None:
+            return name, factor
     if any(name.endswith("_standard_deviation") for name in arrays):
         raise InputError(
             f"{output}: holds statistics and no members; expected precipitation over (time, "

@@ -56,10 +56,8 @@ class Stored:
         return described.decoded(index)
 
     def mm_h(self, period_h: float | None) -> float | None:
-        """What makes precipitation mm h-1; None for other things, and for coordinates."""
+        """What makes rates, or amounts over a period [h], mm h-1; None for other things."""
         units = str(self.attributes.get("units", ""))
-        if "_FillValue" not in self.attributes:
-            return None
         if amount_factor(units) is not None and period_h is not None:
             return to_mm_h(units, period_h)
         return rate_factor(units)
