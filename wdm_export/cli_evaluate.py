@@ -140,6 +140,8 @@ def evaluate(
     truths = TruthFiles(
         files, opened.manifest, variable, hours, left_out if skip_unreadable else None
     )
+    for note in truths.notes():
+        _note(note)
     with ExitStack() as stack:
         gallery = stack.enter_context(Gallery()) if report else None
         downscaler = stack.enter_context(Downscaler.open(opened, **opening))
@@ -185,7 +187,7 @@ def _way(downscaler: Downscaler, asked: dict[str, Any]) -> Preset:
 
 
 def _note(line: str) -> None:
-    console.err.print(line, style="yellow", highlight=False)
+    console.err.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _baselines(
@@ -239,10 +241,17 @@ def _baselines(
 
 
 def _named(result: Evaluation, downscaler: Downscaler, truths: TruthFiles) -> Evaluation:
-    """With what was evaluated, and on what it ran."""
+    """With what was evaluated, and on what it ran. The bundle is as it was before --keep."""
+    from wdm_runtime.version import version
+
+    notes = truths.notes()
     facts = {
         "bundle": downscaler.manifest.name,
+        "bundle_sha256": downscaler.bundle.sha256,
         "files": [file.path.name for file in truths.files],
+        "files_sha256": [file.sha256 for file in truths.files],
+        **({"notes": notes} if notes else {}),
+        "wdm_version": version(),
         "engine": downscaler.engine.version,
         "precision": downscaler.choice.precision,
     }

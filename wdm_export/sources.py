@@ -38,6 +38,12 @@ def storm_day(file: str, valid_time: str) -> str:
     return valid_time.partition("T")[0] if has_time(valid_time) else file
 
 
+def day_of(source: dict[str, Any]) -> str:
+    """The storm day of a line of `listed`, or of a single source."""
+    day: str = source.get("storm_day") or storm_day(source["file"], source["valid_time"])
+    return day
+
+
 def has_time(valid_time: str) -> bool:
     """Whether a field's valid time is one, and not the number of a field without."""
     return not valid_time.startswith(_TIMELESS)

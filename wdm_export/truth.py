@@ -8,25 +8,41 @@ from pathlib import Path
 
 import numpy as np
 
-from wdm_export.sources import has_time, none_usable, require_new
+from wdm_export.sources import day_of, has_time, none_usable, require_new, storm_day
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
 from wdm_runtime.input_hash import hash_of
 from wdm_runtime.io import read_field
 from wdm_runtime.manifest import Manifest
-from wdm_runtime.select import check_spacing
+from wdm_runtime.select import check_spacing, outside_training
 
 _SAME_PLACE = 0.1  # of a cell: corners that lie closer are the same, as files round differently
+_MOST_DAYS = 5  # that a note names
 _Frame = tuple[str, float | None, str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class TruthFile:
-    """A file that can be scored."""
+    """A file that can be scored, and what limits its scores.
+
+    Parameters
+    ----------
+    path, sha256
+        The file.
+    outside
+        As `outside_training` says it, or None.
+    known
+        Whether the bundle was trained on this very file.
+    known_days
+        Of its days those that the bundle was trained on.
+    """
 
     path: Path
     sha256: str
+    outside: str | None = None
+    known: bool = False
+    known_days: tuple[str, ...] = ()
 
 
 class TruthFiles:
@@ -66,7 +82,9 @@ class TruthFiles:
         accumulation_h: float | None = None,
         on_unreadable: Callable[[InputError], None] | None = None,
     ) -> None:
-        self._spacing_km = manifest.domain.spacing_km
+        self._spacing_km, latitudes = manifest.domain.spacing_km, manifest.domain.latitudes
+        sources = manifest.training.get("sources", [])
+        hashes, days = {source["sha256"] for source in sources}, set(map(day_of, sources))
         self._asked, self._on_unreadable = (variable, accumulation_h), on_unreadable
         self._failure: InputError | None = None
         self.files: list[TruthFile] = []
@@ -81,7 +99,16 @@ class TruthFiles:
             except InputError as error:
                 self.leave_out(error)
             else:
-                self.files.append(TruthFile(file, digest))
+                known = days & {storm_day("", time) for time in field.valid_times} - {""}
+                self.files.append(
+                    TruthFile(
+                        file,
+                        digest,
+                        outside_training(field, latitudes),
+                        digest in hashes,
+                        tuple(sorted(known)),
+                    )
+                )
         self._require_some()
 
     def __iter__(self) -> Iterator[PrecipField]:
@@ -109,9 +136,34 @@ class TruthFiles:
         self._failure = error
         self.files = [file for file in self.files if str(file.path) != path]
 
+    def notes(self) -> list[str]:
+        """What limits the scores: a line for each kind, with the files it is true of."""
+        found: dict[str, list[TruthFile]] = {}
+        for file in self.files:
+            if file.outside:
+                found.setdefault(file.outside, []).append(file)
+        notes = [f"{_named(files)}: {said}" for said, files in found.items()]
+        known = [file for file in self.files if file.known]
+        if known:
+            notes.append(f"The bundle was trained on {_named(known)}: its scores there flatter.")
+        others = [file for file in self.files if file.known_days and not file.known]
+        if others:
+            days = sorted({day for file in others for day in file.known_days})
+            shown = ", ".join(days[:_MOST_DAYS]) + ", ..." * (len(days) > _MOST_DAYS)
+            notes.append(
+                f"The bundle was trained on fields of the same day as {_named(others)} ({shown}): "
+                "its scores on storms that it knows flatter."
+            )
+        return notes
+
     def _require_some(self) -> None:
         if not self.files and self._failure is not None:
             raise none_usable(self._failure)
+
+
+def _named(files: list[TruthFile]) -> str:
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return files[0].path.name + more
 
 
 def read_truth(

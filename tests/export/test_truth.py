@@ -15,6 +15,7 @@ from test_data import write_netcdf  # noqa: E402
 from wdm_export.truth import TruthFiles  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
 from wdm_runtime.errors import InputError  # noqa: E402
+from wdm_runtime.input_hash import hash_of  # noqa: E402
 
 SHAPE = (40, 60)
 
@@ -139,3 +140,33 @@ def test_a_gzipped_file_beside_itself_is_refused(manifest, tmp_path, monkeypatch
     coarse = replace(manifest, domain=replace(manifest.domain, spacing_km=10.0))
     with pytest.raises(InputError, match=r"x\.grib2\.gz: has the time .* as .*x\.grib2;"):
         TruthFiles(files, coarse)
+
+
+def test_what_limits_the_scores_is_said_once_a_kind(manifest, two, tmp_path):
+    south = [
+        write_netcdf(tmp_path / f"{name}.nc", [rain(SHAPE, 3)], [time], north=20.1)
+        for name, time in (("a", "2019-06-12"), ("b", "2019-06-13"))
+    ]
+    # Of very many fields a bundle lists storm days.
+    day = {"storm_day": "2019-06-11", "file": "9 files", "sha256": "f" * 64, "fields": 9}
+    seen = {"file": "x.nc", "sha256": hash_of(two[0]), "valid_time": "2019-06-10T00:00:00"}
+    trained = replace(manifest, training={**manifest.training, "sources": [day, seen]})
+    truths = TruthFiles([*two, *south], trained, on_unreadable=[].append)
+    assert truths.notes() == [
+        "a.nc and 1 more: The field lies partly outside the latitudes the model was trained on: "
+        "19.71 to 20.10 against 20 to 55 degrees.",
+        "The bundle was trained on one.nc: its scores there flatter.",
+        "The bundle was trained on fields of the same day as two.nc (2019-06-11): its scores on "
+        "storms that it knows flatter.",
+    ]
+    two[0].unlink()
+    list(truths)
+    assert not any("one.nc" in note for note in truths.notes()), "it is not scored"
+    assert TruthFiles(two[1:], replace(manifest, training={})).notes() == []
+
+
+def test_finer_truth_is_told_how_to_be_averaged(manifest, tmp_path):
+    finer = write_netcdf(tmp_path / "finer.nc", [rain(SHAPE)], ["2019-06-12"], step=0.005)
+    says = r"expected 1 km .*wdm-export coarsen FINE -o fine\.nc --factor 2\)"
+    with pytest.raises(InputError, match=says):
+        TruthFiles([finer], manifest)
