@@ -8,7 +8,7 @@ from typing import Any
 
 from wdm_export.config import TrainConfig
 from wdm_export.score_table import definitions, digits, truth_line
-from wdm_export.sources import storm_day
+from wdm_export.sources import day_of
 from wdm_runtime.diffusion import LOGSNR
 from wdm_runtime.manifest import Manifest
 from wdm_runtime.precision import PrecisionCheck
@@ -68,6 +68,8 @@ def model_card(manifest: Manifest) -> str:
         "below the table.",
         "",
     ]
+    if scores.get("notes"):
+        lines += [*(f"- {note}" for note in scores["notes"]), ""]
     names = [row["forecast"] for row in scores["rows"]]
     lines += ["| " + " | ".join(("score", *names)) + " |", "|" + "---|" * (len(names) + 1)]
     for label in scores["rows"][0]:
@@ -84,8 +86,7 @@ def model_card(manifest: Manifest) -> str:
 def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:
     days: Counter[str] = Counter()
     for source in sources:
-        day = source.get("storm_day") or storm_day(source["file"], source["valid_time"])
-        days[day] += source.get("fields", 1)
+        days[day_of(source)] += source.get("fields", 1)
     ordered = sorted(days)
     named = ", ".join(f"{day} ({days[day]})" for day in ordered)
     if len(days) > _MOST_DAYS:

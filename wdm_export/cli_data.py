@@ -15,8 +15,10 @@ from wdm_export.cli_parts import (
     FILES_HELP,
     Factor,
     Files,
+    LeftOut,
     Overwrite,
     Patch,
+    SkipUnreadable,
     given,
     progress_bars,
 )
@@ -32,10 +34,7 @@ def prepare(
     factor: Factor = FACTOR,
     variable: VariableOption = None,
     accumulation: AccumulationOption = None,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so"),
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     augment_scale: Annotated[
         int | None,
         typer.Option(
@@ -47,16 +46,11 @@ def prepare(
     """Cut training patches from 1 km fields."""
     from wdm_runtime.io.units import parse_period
 
-    left_out: list[InputError] = []
-
-    def on_unreadable(error: InputError) -> None:
-        left_out.append(error)
-        console.err.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
-
+    left_out = LeftOut()
     with progress_bars() as progress:
         prepared = prepared_store(
             *(files, store, progress, patch, variable, parse_period(accumulation), factor),
-            on_unreadable if skip_unreadable else None,
+            left_out if skip_unreadable else None,
             augment_scale,
         )
     table = Table("storm day", "patches")
@@ -70,8 +64,7 @@ def prepare(
         kinds = ["rates" if h is None else f"sums over {h:g} h" for h in prepared.periods_h]
         note = f"The fields are {' and '.join(kinds)}: the network will learn the detail of all."
         console.out.print(note, highlight=False, soft_wrap=True)
-    if left_out:
-        console.out.print(f"Left out {len(left_out)} of {len(files)} files.", highlight=False)
+    left_out.tell(len(files))
 
 
 def coarsen(

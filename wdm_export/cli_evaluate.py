@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,8 @@ import typer
 from wdm_export.bootstrap import DRAWS
 from wdm_export.cli_parts import (
     Files,
+    LeftOut,
+    SkipUnreadable,
     Threads,
     command_line,
     given,
@@ -39,8 +41,8 @@ from wdm_runtime.skill import TILE_PX
 if TYPE_CHECKING:
     from wdm_export.evaluation import Evaluation
     from wdm_export.methods import Method
+    from wdm_export.truth import TruthFiles
     from wdm_runtime.downscale import Downscaler
-    from wdm_runtime.field import PrecipField
 
 
 def evaluate(
@@ -94,6 +96,7 @@ def evaluate(
     keep: Annotated[
         bool, typer.Option("--keep", help="Write the scores into the bundle's manifest and card")
     ] = False,
+    skip_unreadable: SkipUnreadable = False,
 ) -> None:
     """Score a bundle against baselines on tiles of 1 km truth."""
     from wdm_export.evaluate import evaluate as score
@@ -102,6 +105,8 @@ def evaluate(
     from wdm_export.report import make_folder, write_report
     from wdm_export.score_table import ScoreTable
     from wdm_export.tiles import Region
+    from wdm_export.truth import TruthFiles
+    from wdm_runtime.bundle import Bundle
     from wdm_runtime.downscale import Downscaler
     from wdm_runtime.io.atomic import check_destination, write_text
     from wdm_runtime.io.units import parse_period
@@ -116,8 +121,8 @@ def evaluate(
         check_destination(output, read, overwrite=True)
     if keep:
         check_destination(bundle / MANIFEST_NAME, overwrite=True)
-    command = command_line(
-        "evaluate", bundle, files,
+    commanded = partial(
+        command_line, "evaluate", bundle,
         members=members, seed=seed, preset=preset, steps=steps, sampler=sampler,
         noise_scale=noise_scale, time_grid=time_grid, consistency=consistency, engine=engine,
         precision=precision, threads=threads, bbox=bbox, bootstrap=draws, variable=variable,
@@ -131,9 +136,15 @@ def evaluate(
     consistency, hours = consistency or DEFAULT_CONSISTENCY, parse_period(accumulation)
     opening: dict[str, Any] = given(engine=engine, precision=precision)
     opening["options"] = EngineOptions(threads=threads, note=_note)
+    left_out, opened = LeftOut(), Bundle.open(bundle)
+    truths = TruthFiles(
+        files, opened.manifest, variable, hours, left_out if skip_unreadable else None
+    )
+    for note in truths.notes():
+        _note(note)
     with ExitStack() as stack:
         gallery = stack.enter_context(Gallery()) if report else None
-        downscaler = stack.enter_context(Downscaler.open(bundle, **opening))
+        downscaler = stack.enter_context(Downscaler.open(opened, **opening))
         console.err.print(downscaler.choice.why, style="dim", highlight=False)
         baselines = _baselines(
             downscaler, against or [], rainfarm, opening, asked, consistency, stack
@@ -142,7 +153,7 @@ def evaluate(
             task = progress.add_task("Evaluating", total=None, note="")
             result = score(
                 downscaler,
-                _truths(files, downscaler.manifest.domain.spacing_km, variable, hours),
+                truths,
                 members,
                 seed,
                 _way(downscaler, asked),
@@ -151,13 +162,15 @@ def evaluate(
                 baselines=baselines,
                 region=region,
                 gallery=gallery,
+                on_unreadable=truths.leave_out if skip_unreadable else None,
                 **given(bootstrap_draws=draws, tile_px=tile),
             )
-        result = _named(result, downscaler, files)
+        result = _named(result, downscaler, truths)
+        command = commanded([file.path for file in truths.files])
         console.out.print(ScoreTable(result))  # first of all: nothing that fails below takes it
         if report and gallery:
             write_report(report, result, gallery, command)
-        opened = downscaler.bundle
+    left_out.tell(len(files))
     if output:
         write_text(output, to_json(result.to_dict()))
     if keep:
@@ -168,26 +181,13 @@ def evaluate(
         console.out.print(f"Wrote {report}: open {report / 'report.html'}", highlight=False)
 
 
-def _truths(
-    files: list[Path], spacing_km: float, variable: str | None, hours: float | None
-) -> Iterator[PrecipField]:
-    """Fields of the model's own spacing."""
-    from wdm_runtime.io import read_field
-    from wdm_runtime.select import check_spacing
-
-    for file in files:
-        field = read_field(file, variable, hours)
-        check_spacing(field, spacing_km, factor=1, assume=None)
-        yield field
-
-
 def _way(downscaler: Downscaler, asked: dict[str, Any]) -> Preset:
     """How a bundle's members are drawn: what is asked for, or else its own preset."""
     return chosen(downscaler.manifest.presets, **asked)
 
 
 def _note(line: str) -> None:
-    console.err.print(line, style="yellow", highlight=False)
+    console.err.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _baselines(
@@ -240,11 +240,18 @@ def _baselines(
     return methods
 
 
-def _named(result: Evaluation, downscaler: Downscaler, files: list[Path]) -> Evaluation:
-    """With what was evaluated, and on what it ran."""
+def _named(result: Evaluation, downscaler: Downscaler, truths: TruthFiles) -> Evaluation:
+    """With what was evaluated, and on what it ran. The bundle is as it was before --keep."""
+    from wdm_runtime.version import version
+
+    notes = truths.notes()
     facts = {
         "bundle": downscaler.manifest.name,
-        "files": [file.name for file in files],
+        "bundle_sha256": downscaler.bundle.sha256,
+        "files": [file.path.name for file in truths.files],
+        "files_sha256": [file.sha256 for file in truths.files],
+        **({"notes": notes} if notes else {}),
+        "wdm_version": version(),
         "engine": downscaler.engine.version,
         "precision": downscaler.choice.precision,
     }
@@ -262,12 +269,14 @@ def identity(
 ) -> None:
     """Check that a fine field equal to the interpolated coarse one leaves no detail to draw."""
     from wdm_export import identity as check
+    from wdm_export.truth import read_truth
     from wdm_runtime.bundle import Bundle
     from wdm_runtime.io.units import parse_period
 
     opened = Bundle.open(bundle)
     hours = parse_period(accumulation)
-    fields = _truths(files, opened.manifest.domain.spacing_km, variable, hours)
+    spacing_km = opened.manifest.domain.spacing_km
+    fields = (read_truth(file, spacing_km, variable, hours) for file in files)
     result = check.measure(opened, fields, **given(tile_px=tile))
     console.out.print(check.render(result))
     result.require()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from wdm_runtime import console
+from wdm_runtime.errors import InputError
 from wdm_runtime.skill import TILE_PX
 
 FACTOR = 10  # from 10 km to 1 km
@@ -24,6 +26,25 @@ Threads = Annotated[
     int | None, typer.Option(help="CPU threads; default: all, in training those of OMP_NUM_THREADS")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there")]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so")
+]
+
+
+@dataclass
+class LeftOut:
+    """Says of each file that it is left out, and in the end of how many."""
+
+    count: int = 0
+
+    def __call__(self, error: InputError) -> None:
+        self.count += 1
+        console.err.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
+
+    def tell(self, files: int) -> None:
+        """How many of all, if any."""
+        if self.count:
+            console.out.print(f"Left out {self.count} of {files} files.", highlight=False)
 
 
 @contextmanager

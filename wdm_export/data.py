@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wdm_export.patches import DRY, GAPS, cut_patches
-from wdm_export.sources import Source, listed
+from wdm_export.sources import Source, listed, none_usable, require_new
 from wdm_runtime.errors import InputError, OutputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import (
@@ -185,10 +185,7 @@ def prepare(
                 if on_file:
                     on_file(file, count)
             if failure is not None and not writer.sources:
-                raise InputError(
-                    "None of the files could be used; expected one at least. The last one: "
-                    f"{failure}"
-                )
+                raise none_usable(failure)
             writer.finish(variable, accumulation_h)
     except OSError as error:
         raise OutputError(
@@ -231,12 +228,7 @@ class _StoreWriter:
             A file of the same bytes came before, or a field cannot be read or belongs to no domain
             with those before.
         """
-        if digest in self._read:
-            raise InputError(
-                f"{file}: has the same bytes as {self._read[digest]}; expected each file once, "
-                "as its patches would count twice. Leave one of them out."
-            )
-        self._read[digest] = file
+        require_new(file, digest, self._read, "patches")
         domain = widened(self.domain, field)
         sources, end, left_out = [], self.patches, Counter[str]()
         try:

@@ -2,23 +2,21 @@
 
 A field of 1 km truth is averaged to the coarse grid, refined by each method in turn, and scored on
 the non-overlapping tiles that have rain. Whole domains are dropped one by one, members' tiles with
-their valid time; for the percentiles the rates of every forecast stay, 330 kB a tile and forecast.
+their valid time. For the percentiles the rates of every forecast stay on disk, 330 kB a tile.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wdm_export import metrics, scores
-from wdm_export.bootstrap import DRAWS, intervals
+from wdm_export.bootstrap import DRAWS
 from wdm_export.coarsen import coarsen
-from wdm_export.evaluation import Evaluation, ForecastRow
+from wdm_export.evaluation import Evaluation
 from wdm_export.gallery import Gallery
 from wdm_export.methods import (
     REFERENCE,
@@ -29,7 +27,7 @@ from wdm_export.methods import (
     nearest,
 )
 from wdm_export.metrics import TruthTile
-from wdm_export.scores import EnsembleTileScores, TileScores
+from wdm_export.scoreboard import Scoreboard, mean_of
 from wdm_export.texture import PHASE_PX
 from wdm_export.tiles import Region, TilePlace, centre_of, truth_tile
 from wdm_runtime.conditioning import valid_cells
@@ -42,7 +40,6 @@ from wdm_runtime.skill import (
     MAX_MISSING_SHARE,
     MIN_WET_SHARE,
     TILE_PX,
-    WET_MM_H,
     Array,
     Places,
     find_tiles,
@@ -51,97 +48,6 @@ from wdm_runtime.skill import (
 
 SHOWN_PROBABILITY_MM_H = 5.0
 _LEAST_TILE_PX = 12  # SSIM's window and one block more
-
-
-@dataclass
-class _Scorer:
-    """One forecast's scores so far; ``values`` are its valid rates, for the percentiles."""
-
-    name: str
-    tiles: list[TileScores] = field(default_factory=list)
-    values: list[Array] = field(default_factory=list)
-    ensemble: list[EnsembleTileScores] = field(default_factory=list)
-
-    def add(self, forecast: Array, truth: TruthTile) -> None:
-        self.tiles.append(scores.score_tile(forecast, truth))
-        self.values.append(forecast[truth.valid])
-
-    def row(self, truth_percentiles: Array) -> ForecastRow:
-        tiles = scores.stack(self.tiles)
-        error = metrics.percentiles(np.concatenate(self.values)) - truth_percentiles
-        row = ForecastRow(self.name, scores.pool(tiles, error), tiles, math.nan)
-        if not self.ensemble:
-            return row
-        ensemble = scores.stack(self.ensemble)
-        pooled = scores.pool_ensemble(ensemble)
-        return replace(row, ensemble=pooled, ensemble_tiles=ensemble)
-
-
-class _Scoreboard:
-    """Scores of all forecasts, fed tile by tile. A random method has a member, median and mean."""
-
-    def __init__(self, methods: Sequence[Method], members: int, seed: int) -> None:
-        self.seed = seed
-        self.scorers: list[list[_Scorer]] = []
-        for method in methods:
-            names = [method.name]
-            if method.random:
-                before = f"{method.name}, " if method.name else ""
-                names = [f"{before}one member"]
-                names += [f"{before}{kind} of {members} members" for kind in ("median", "mean")]
-            self.scorers.append([_Scorer(name) for name in (names if members > 1 else names[:1])])
-        self.places: list[TilePlace] = []
-        self.truth: list[Array] = []
-        self.spectra: list[Array] = []
-
-    def begin(self, place: TilePlace, truth: TruthTile) -> int:
-        """The number of a new tile."""
-        self.places.append(place)
-        self.truth.append(truth.rate_mm_h[truth.valid])
-        self.spectra.append(truth.spectrum)
-        return len(self.places) - 1
-
-    def add(self, method: int, tile: int, truth: TruthTile, members: Array) -> None:
-        scorers = self.scorers[method]
-        scorers[0].add(members[0], truth)
-        if len(scorers) > 1:
-            scorers[1].add(np.median(members, axis=0), truth)
-            scorers[2].add(mean_of(members), truth)
-            # Addressed by the tile's number, so that ties in ranks fall alike in every run.
-            rng = np.random.default_rng([abs(self.seed), tile])
-            scorers[2].ensemble.append(scores.score_ensemble_tile(members, truth, rng))
-
-    def result(self, settings: dict[str, Any], draws: int) -> Evaluation:
-        truth = np.concatenate(self.truth)
-        percentiles = metrics.percentiles(truth)
-        rows = [s.row(percentiles) for scorers in self.scorers for s in scorers]
-        reference = next(row for row in rows if row.name == REFERENCE)
-        rows = [row.relative_to(reference) for row in rows]
-        cells = int(reference.tiles.cells.sum())
-        return Evaluation(
-            tuple(rows),
-            tuple(self.places),
-            cells,
-            {**settings, "bootstrap_draws": draws, "bootstrap_seed": self.seed},
-            intervals(rows, draws, self.seed),
-            truth=_levels(truth, percentiles),
-            truth_spectra=np.stack(self.spectra),
-        )
-
-
-def _levels(truth: Array, percentiles: Array) -> dict[str, float]:
-    """What a forecast's percentiles and wet fraction are compared with, by their labels."""
-    found = zip(metrics.PERCENTILES, percentiles, strict=True)
-    wet = float((truth >= WET_MM_H).mean())
-    return {f"p{key:g} [mm/h]": float(value) for key, value in found} | {"wet fraction": wet}
-
-
-def mean_of(members: Array) -> npt.NDArray[np.float32]:
-    """Mean of members (member, ...), as float32.
-
-    A float32 sum would push the mean of equal rates off the very threshold they stand on.
-    """
-    return members.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def evaluate(
@@ -157,6 +63,7 @@ def evaluate(
     region: Region | None = None,
     gallery: Gallery | None = None,
     bootstrap_draws: int = DRAWS,
+    on_unreadable: Callable[[InputError, str], None] | None = None,
 ) -> Evaluation:
     """Downscale the block means of 1 km truth, and score the result on tiles with rain.
 
@@ -187,11 +94,15 @@ def evaluate(
         Where to keep the fields that the report's maps show.
     bootstrap_draws
         Redraws of the tiles behind the intervals.
+    on_unreadable
+        Called with the error and path of a field whose rates cannot be read, which is then left out
+        with all its times; None: the first one ends it.
 
     Raises
     ------
     InputError
-        No members, a tile of another size, or no field has a tile with rain.
+        No members, a tile of another size, rates that cannot be read, or no field has a tile with
+        rain.
     EngineError
         A method left a cell that counts without a finite rate.
     """
@@ -206,24 +117,17 @@ def evaluate(
         baselines = (Interpolation(REFERENCE, interpolate, downscaler.factor),)
     model = Ensemble("", downscaler, way, consistency)
     methods = (*baselines, model)
-    run = _Run(
-        methods, model, downscaler.factor, members, seed, tile_px, region, gallery, on_progress
-    )
-    seen = 0
-    for frame in each_time(fields):
-        seen += 1
-        run.score(frame)
-    if not run.board.places:
-        raise InputError(
-            f"{seen} fields have no tile to score; expected one of {tile_px} x {tile_px} cells "
-            f"with more than {MIN_WET_SHARE:.0%} wet and under {MAX_MISSING_SHARE:.0%} missing"
-            f"{' in the region' if region else ''}, cells near a missing coarse one among them. "
-            f"{_gap_advice(run.gaps) or 'Hand in larger or wetter fields, score'} smaller tiles "
-            f"with --tile{', or name another --bbox' if region else ''}."
-        )
     settings = {"members": members, "seed": seed, **asdict(way)}
     settings |= {"consistency": consistency, "tile_px": tile_px}
-    return run.board.result(settings, bootstrap_draws)
+    with Scoreboard(methods, members, seed) as board:
+        run = _Run(
+            board, methods, model, downscaler.factor, members, seed, tile_px, region, gallery,
+            on_progress,
+        )  # fmt: skip
+        for field in fields:
+            run.score_field(field, on_unreadable)
+        run.require_tiles()
+        return board.result(settings, bootstrap_draws)
 
 
 def _gap_advice(places: int) -> str:
@@ -242,6 +146,7 @@ class _Run:
 
     def __init__(
         self,
+        board: Scoreboard,
         methods: Sequence[Method],
         model: Method,
         factor: int,
@@ -252,11 +157,40 @@ class _Run:
         gallery: Gallery | None,
         on_progress: Callable[[str], None] | None,
     ) -> None:
-        self.methods, self.model, self.factor = methods, model, factor
+        self.board, self.methods, self.model, self.factor = board, methods, model, factor
         self.members, self.seed, self.tile_px = members, seed, tile_px
         self.region, self.gallery, self.on_progress = region, gallery, on_progress
-        self.board = _Scoreboard(methods, members, seed)
+        self.seen = 0
         self.gaps = 0  # places of frames without a tile that had rain enough, but missing cells
+
+    def score_field(
+        self, field: PrecipField, on_unreadable: Callable[[InputError, str], None] | None
+    ) -> None:
+        """Score all times of a field, or none if one cannot be read and may be left out."""
+        tiles, seen, gaps = len(self.board.places), self.seen, self.gaps
+        try:
+            for frame in each_time([field]):
+                self.seen += 1
+                self.score(frame)
+        except InputError as error:
+            if on_unreadable is None:
+                raise
+            self.board.keep(tiles)
+            self.seen, self.gaps = seen, gaps
+            on_unreadable(error, field.source.path)
+
+    def require_tiles(self) -> None:
+        """Refuse fields that all have no tile to score, and say what would help."""
+        if self.board.places:
+            return
+        raise InputError(
+            f"{self.seen} fields have no tile to score; expected one of {self.tile_px} x "
+            f"{self.tile_px} cells with more than {MIN_WET_SHARE:.0%} wet and under "
+            f"{MAX_MISSING_SHARE:.0%} missing{' in the region' if self.region else ''}, cells near "
+            "a missing coarse one among them. "
+            f"{_gap_advice(self.gaps) or 'Hand in larger or wetter fields, score'} smaller tiles "
+            f"with --tile{', or name another --bbox' if self.region else ''}."
+        )
 
     def score(self, frame: PrecipField) -> None:
         """Draw and score every method on one frame's tiles."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from wdm_runtime.errors import InputError
 
 MOST_LISTED = 1000  # fields; of more, checkpoints and bundles have a line a storm day
 _TIMELESS = "none-"
@@ -32,7 +35,42 @@ class Source:
 
 def storm_day(file: str, valid_time: str) -> str:
     """As `Source.storm_day`."""
-    return file if valid_time.startswith(_TIMELESS) else valid_time.partition("T")[0]
+    return valid_time.partition("T")[0] if has_time(valid_time) else file
+
+
+def day_of(source: dict[str, Any]) -> str:
+    """The storm day of a line of `listed`, or of a single source."""
+    day: str = source.get("storm_day") or storm_day(source["file"], source["valid_time"])
+    return day
+
+
+def has_time(valid_time: str) -> bool:
+    """Whether a field's valid time is one, and not the number of a field without."""
+    return not valid_time.startswith(_TIMELESS)
+
+
+def require_new(file: Path, digest: str, read: dict[str, Path], counted: str) -> None:
+    """Refuse a file of bytes that came before, or add it to those ``read``, by their SHA-256.
+
+    ``counted`` is what of it would count twice.
+
+    Raises
+    ------
+    InputError
+    """
+    if digest in read:
+        raise InputError(
+            f"{file}: has the same bytes as {read[digest]}; expected each file once, "
+            f"as its {counted} would count twice. Leave one of them out."
+        )
+    read[digest] = file
+
+
+def none_usable(last: InputError) -> InputError:
+    """The error where all files were left out, from that of the last one."""
+    return InputError(
+        f"None of the files could be used; expected one at least. The last one: {last}"
+    )
 
 
 def without(

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from wdm_runtime import console
+from wdm_runtime import console, panels
 from wdm_runtime.bundle import Bundle
 from wdm_runtime.cli_options import (
     BundleOption,
@@ -29,7 +29,7 @@ from wdm_runtime.manifest import MANIFEST_NAME
 from wdm_runtime.picture import check_picture
 from wdm_runtime.presets import Preset
 from wdm_runtime.samplers import SAMPLERS
-from wdm_runtime.select import check_spacing, crop_alike
+from wdm_runtime.select import check_spacing, crop_alike, outside_training
 from wdm_runtime.settings import Settings
 from wdm_runtime.shared_options import AccumulationOption, VariableOption
 from wdm_runtime.tune import keep_presets, tune, ways
@@ -96,6 +96,9 @@ def run_tune(
     if bbox is not None:  # snapped to coarse cells: only the input says where
         fine = crop_alike(fine, coarse, manifest.factor)
     check_spacing(coarse, manifest.domain.spacing_km, manifest.factor, assume=None)
+    note = outside_training(coarse, manifest.domain.latitudes)
+    if note:
+        panels.note(note)
     options = engine_options(threads=threads, quiet=quiet)
     with Downscaler.open(opened, engine, precision, options) as downscaler:
         console.err.print(downscaler.choice.why, style="dim", highlight=False)

@@ -196,13 +196,13 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
     if assume:
         return
     expected = spacing_km * factor
+    spacing = field.grid.spacing_km
     remedy = (
-        "Regrid the field, or choose another bundle."
-        if assume is None
-        else "Regrid the field, choose another bundle with --bundle, or pass --assume-factor to "
+        "Regrid the field, choose another bundle with --bundle, or pass --assume-factor to "
         "take the grid as it is."
     )
-    spacing = field.grid.spacing_km
+    if assume is None:
+        remedy = f"{_averaging(field, expected, factor)}, or choose another bundle."
     if spacing is None:
         units = " and ".join(f"'{unit}'" for unit in field.grid.units)
         raise InputError(
@@ -214,6 +214,16 @@ def check_spacing(field: PrecipField, spacing_km: float, factor: int, assume: bo
             f"{_where(field)} has cells of {spacing[0]:.4g} x {spacing[1]:.4g} km (y, x); "
             f"expected {expected:g} km within {SPACING_TOLERANCE:.0%} along both axes. {remedy}"
         )
+
+
+def _averaging(field: PrecipField, expected_km: float, factor: int) -> str:
+    """How to come to an expected spacing; the sentence goes on."""
+    spacing = field.grid.spacing_km
+    cells = round(expected_km / spacing[0]) if spacing else 0
+    if not spacing or cells < 2 or not all(same_spacing(cells * km, expected_km) for km in spacing):
+        return "Regrid the field"
+    name = "fine" if factor == 1 else "coarse"
+    return f"Average it (wdm-export coarsen {name.upper()} -o {name}.nc --factor {cells})"
 
 
 def outside_training(field: PrecipField, latitudes: tuple[float, float]) -> str | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +16,11 @@ import pytest
 from rich.console import Console
 
 from wdm_export.evaluate import TilePlace, coarsen, evaluate
+from wdm_export.evaluation import Evaluation
+from wdm_export.gallery import Gallery
 from wdm_export.score_table import ScoreTable
 from wdm_runtime.errors import EngineError, InputError
-from wdm_runtime.field import PrecipField
+from wdm_runtime.field import PrecipField, Source
 from wdm_runtime.grid import Grid, interpolate
 from wdm_runtime.presets import FAST, PRESETS, Preset
 from wdm_runtime.skill import find_tiles
@@ -220,6 +225,80 @@ def test_a_downscaler_that_leaves_cells_empty_is_refused() -> None:
     holes[70, 7:9] = np.nan
     with pytest.raises(EngineError, match=r"2 cells of the tile at \(64, 0\)"):
         evaluate(Oracle({field.valid_times[0]: holes}), [field], 1, seed=0, tile_px=TILE)
+
+
+class Damaged:
+    """Frames of which one cannot be decoded."""
+
+    def __init__(self, rates: npt.NDArray[np.float32], damaged: int) -> None:
+        self.rates, self.damaged, self.shape = rates, damaged, rates.shape
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
+        if index == self.damaged:
+            raise InputError("damaged.nc: cannot be read; expected rates. Fetch it again.")
+        return self.rates[index]
+
+
+def test_a_file_whose_rates_cannot_be_read_is_left_out_whole() -> None:
+    first, second, third = (field_of(showers(n), showers(n + 1)) for n in (0, 3, 6))
+    times = tuple(f"2022-08-10T{hour:02}:00:00" for hour in range(6))
+    first, second, third = (
+        replace(field, valid_times=times[2 * n : 2 * n + 2])
+        for n, field in enumerate((first, second, third))
+    )
+    damaged = replace(
+        second, rate_mm_h=Damaged(second.rate_mm_h, 1), source=Source(path="damaged.nc")
+    )
+    oracle = Oracle(truths_of(first) | truths_of(second) | truths_of(third), spread=0.5)
+    told: list[tuple[str, str]] = []
+
+    def on_unreadable(error: InputError, path: str) -> None:
+        told.append((str(error), path))
+
+    def score(*fields: PrecipField, lax: bool = False) -> Evaluation:
+        with Gallery() as gallery:
+            found = evaluate(
+                oracle, fields, 3, seed=2, tile_px=TILE, gallery=gallery,
+                on_unreadable=on_unreadable if lax else None,
+            )  # fmt: skip
+            kept = gallery.get(len(found.places) - 1)
+            assert np.array_equal(kept["truth"], tile_of(found, third if lax else fields[-1]))
+        return found
+
+    with pytest.raises(InputError, match="damaged"):
+        score(first, damaged, third)
+    found, expected = score(first, damaged, third, lax=True), score(first, third)
+    assert found.to_dict() == expected.to_dict() and found.places == expected.places
+    assert found.tiles_csv() == expected.tiles_csv() and found.to_csv() == expected.to_csv()
+    assert len(told) == 1 and told[0][0].startswith("damaged.nc") and told[0][1] == "damaged.nc"
+
+
+def tile_of(found: Evaluation, field: PrecipField) -> npt.NDArray[np.float32]:
+    place = found.places[-1]
+    rates = field.frame(field.valid_times.index(place.valid_time))
+    return rates[place.row : place.row + TILE, place.column : place.column + TILE]
+
+
+def test_rates_wait_on_disk_for_the_percentiles_and_are_gone_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = []
+
+    def kept() -> IO[bytes]:
+        files.append(tempfile.TemporaryFile())  # noqa: SIM115
+        return files[-1]
+
+    monkeypatch.setattr("wdm_export.scoreboard.tempfile", SimpleNamespace(TemporaryFile=kept))
+    field = field_of(showers(0))
+    oracle = Oracle(truths_of(field), spread=0.3)
+    found = evaluate(oracle, [field], 2, seed=0, tile_px=TILE)
+    assert len(files) == 1 + len(found.rows) and all(file.closed for file in files)
+    rates = field.frame(0)[:, :128][:128].ravel() + np.float32(0.3) * np.float32(0.5)
+    expected = np.percentile(rates, 99) - np.percentile(field.frame(0)[:128, :128], 99)
+    assert found.rows[-1].metrics.percentile_error_mm_h["99"] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(InputError, match="no tile"):
+        evaluate(oracle, [field_of(np.zeros((135, 207), np.float32))], 2, seed=0, tile_px=TILE)
+    assert all(file.closed for file in files)
 
 
 def test_unusable_input_is_refused() -> None:

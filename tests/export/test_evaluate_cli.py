@@ -22,6 +22,9 @@ from small_training import random_checkpoint  # noqa: E402
 from wdm_export.config import REGRESSION, TrainConfig  # noqa: E402
 from wdm_export.package import CARD_NAME  # noqa: E402
 from wdm_runtime.bundle import Bundle  # noqa: E402
+from wdm_runtime.downscale import Downscaler  # noqa: E402
+from wdm_runtime.input_hash import hash_of  # noqa: E402
+from wdm_runtime.version import version  # noqa: E402
 
 QUICK = ("--members", 2, "--steps", 3, "--engine", "ort-cpu", "--threads", 1, "--bootstrap", 20)
 
@@ -168,6 +171,36 @@ def test_truth_of_another_spacing_has_no_scores_in_kilometres(tiny: Path, tmp_pa
     for command in ("evaluate", "identity"):
         message = run("wdm-export", command, tiny, tmp_path / "wide.nc", code=2)
         assert "expected 1" in message and "km" in message and "--assume" not in message
+
+
+def test_a_bad_file_is_refused_before_the_engine_opens_or_left_out(
+    tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small.nc"
+    run("wdm-export", "coarsen", TRUTH, "-o", tmp_path / "c.nc", "--truth", small,
+        "--crop", "10,20,16,18")  # fmt: skip
+    (tmp_path / "junk.nc").write_bytes(b"no rain")
+    edit_manifest(tiny_copy, domain={"spacing_km": 1.0, "latitudes": [45.0, 55.0]})
+    digest = Bundle.open(tiny_copy).sha256
+    files, asked = (small, tmp_path / "junk.nc", small), ("--no-rainfarm", "--tile", 80)
+    out = evaluate(
+        tiny_copy, *files, *asked, "--skip-unreadable", "--json", tmp_path / "s.json", "--keep"
+    )
+    assert "Left out 2 of 3 files." in out
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert content["files"] == [small.name]
+    assert content["bundle_sha256"] == digest and content["files_sha256"] == [hash_of(small)]
+    assert content["wdm_version"] == version()
+    (note,) = content["notes"]
+    assert "small.nc: The field lies outside the latitudes" in note
+    assert f"- {note}\n" in (tiny_copy / CARD_NAME).read_text()
+    kept = Bundle.open(tiny_copy).manifest.scores
+    words = shlex.split(kept["command"])
+    assert words[2:5] == [tiny_copy.as_posix(), small.name, "--members"]
+    monkeypatch.setattr(Downscaler, "open", None)  # any call of it fails
+    assert "junk.nc: cannot be read" in evaluate(tiny_copy, *files[:2], *asked, code=2)
+    said = evaluate(tiny_copy, small, small, *asked, code=2)
+    assert "has the same bytes as" in said
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_drawn(

@@ -1,5 +1,6 @@
 """Times, boxes and the fit of grid and model: what is chosen, and what is refused."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -262,6 +263,21 @@ def test_both_axes_must_fit_and_the_models_own_spacing_counts():
     with pytest.raises(InputError, match=r"10 x 20 km"):
         check_spacing(oblong, 1.0, 10, assume=False)
     check_spacing(field(0.2 * np.arange(5), 0.2 * np.arange(5)), 2.0, 10, assume=False)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor", "remedy"),
+    [
+        (0.005, 1, "Average it (wdm-export coarsen FINE -o fine.nc --factor 2), or choose"),
+        (0.025, 10, "Average it (wdm-export coarsen COARSE -o coarse.nc --factor 4), or choose"),
+        (0.007, 1, "Regrid the field, or choose"),
+        (0.02, 1, "Regrid the field, or choose"),
+    ],
+)
+def test_a_whole_fraction_of_the_spacing_can_be_averaged(step, factor, remedy):
+    values = step * np.arange(6)
+    with pytest.raises(InputError, match=re.escape(remedy)):
+        check_spacing(field(values[::-1], values), 1.0, factor, assume=None)
 
 
 @pytest.mark.parametrize("assume", [False, True])

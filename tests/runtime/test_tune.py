@@ -7,7 +7,7 @@ from dataclasses import replace
 import netCDF4
 import numpy as np
 import pytest
-from conftest import SAMPLE, TRUTH
+from conftest import SAMPLE, TRUTH, edit_manifest
 from netcdf_files import add, coordinates
 
 from wdm_runtime.bundle import Bundle
@@ -241,6 +241,12 @@ def test_the_variable_and_the_period_of_amounts_can_be_stated(
     (trial,) = json.loads((tmp_path / "tune.json").read_text())["trials"]
     (same,) = tune(downscaler, *pair, ways(["second-order"], [2], [1.0]), 2, 0, 1).trials
     assert trial["crps_mm_h"] == pytest.approx(same.crps_mm_h, rel=1e-4)
+
+
+def test_latitudes_outside_the_training_are_said(run, tiny_copy):
+    edit_manifest(tiny_copy, domain={"spacing_km": 1.0, "latitudes": [45.0, 55.0]})
+    code, _, err = run("tune", SAMPLE, SAMPLE, "--bundle", tiny_copy, "--engine", "ort-cpu")
+    assert code == 2 and "note: The field lies outside the latitudes the model was trained" in err
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_drawn(run, tmp_path):
