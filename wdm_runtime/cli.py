@@ -345,7 +345,7 @@ def verify(
 @app.command()
 def plot(
     output: Annotated[Path, typer.Argument(help="What 'wdm-run infer' wrote, NetCDF or Zarr")],
-    figure: Annotated[Path, typer.Option("-o", "--figure", help="PNG, PDF or SVG to write")],
+    figure: Annotated[Path, typer.Option("-o", "--figure", help="PNG, PDF, SVG or other picture")],
     coarse: Annotated[
         Path | None,
         typer.Option(

@@ -43,7 +43,9 @@ def bench(
     calls: Annotated[int, typer.Option(help="Timed calls of each")] = DEFAULT_CALLS,
     threads: ThreadsOption = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON")] = None,
-    chart: Annotated[Path | None, typer.Option(help="Draw it: PNG, PDF or SVG")] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help="Draw it, as PNG, PDF, SVG or another format")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Measure cold start, steps, memory and energy of every engine here, and the pixel model."""

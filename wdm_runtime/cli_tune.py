@@ -62,7 +62,9 @@ def run_tune(
     accumulation: AccumulationOption = None,
     threads: ThreadsOption = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON")] = None,
-    chart: Annotated[Path | None, typer.Option(help="Draw it: PNG, PDF or SVG")] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help="Draw it, as PNG, PDF, SVG or another format")
+    ] = None,
     keep: Annotated[
         bool,
         typer.Option(
@@ -112,11 +114,11 @@ def run_tune(
         console.out.print(part, highlight=False)
     if json:
         write_text(json, found.to_json())
-    if chart:
-        draw_tuning(found, chart)
-    if keep:
+    if keep:  # before the picture, whose failure must not lose it
         line = keep_presets(opened, found.suggested)
         console.out.print(line, highlight=False, soft_wrap=True)
+    if chart:
+        draw_tuning(found, chart)
 
 
 def _names(text: str, all_of_them: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 130
+_NEEDS_LATEX = "pgf"  # which matplotlib looks for when it writes, after all the work
 
 
 def check_picture(path: Path, option: str) -> None:
@@ -20,7 +21,7 @@ def check_picture(path: Path, option: str) -> None:
     Parameters
     ----------
     path
-        The picture to write; its suffix says the format, any that matplotlib writes.
+        The picture to write; its suffix says the format, any that matplotlib writes alone.
     option
         What names it on the command line.
 
@@ -34,7 +35,7 @@ def check_picture(path: Path, option: str) -> None:
     require("matplotlib", "plot", "Drawing a picture")
     from matplotlib.backend_bases import FigureCanvasBase
 
-    formats = FigureCanvasBase.get_supported_filetypes()
+    formats = set(FigureCanvasBase.get_supported_filetypes()) - {_NEEDS_LATEX}
     if _format(path) not in formats:
         known = ", ".join(f".{name}" for name in sorted(formats))
         raise OutputError(

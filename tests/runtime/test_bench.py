@@ -233,7 +233,8 @@ def test_bundles_of_other_work_are_refused(tiny, tiny_copy):
         (("--engines", "ort-cpu/fp64"), EngineError, "fp64"),
         (("--engines", "tensorrt"), EngineError, "tensorrt"),
         (("--calls", 0), InputError, "--calls"),
-        (("--chart", "chart.bmp"), OutputError, "'.bmp'"),
+        (("--chart", "chart.bmp"), OutputError, "chart.bmp: has suffix '.bmp'; expected one of"),
+        (("--chart", "chart.pgf"), OutputError, "chart.pgf: has suffix '.pgf'; expected one of"),
         (("--chart", "nowhere/chart.png"), OutputError, "nowhere"),
     ],
 )

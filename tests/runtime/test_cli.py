@@ -68,6 +68,7 @@ NOT_AN_ENGINES = (InputError, OutputError, MissingDependencyError)
     ("words", "said"),
     [
         (("-o", "a.tif"), "a.tif: has suffix"),
+        (("-o", "nowhere/a.tif"), "a.tif: has suffix"),  # a folder made for it would not help
         (("-o", "a.zarr"), "pip install '.[xarray]' in the clone"),
         (("-o", "a.grib2"), "pip install '.[grib]' in the clone"),
         (("--units", "K"), "--units"),

@@ -258,7 +258,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_drawn(run, tmp_path)
     assert "karras" in refused("--time-grids", "linear")
     assert "--steps got 'many'" in refused("--steps", "many")
     assert "expected 2 to" in refused("--steps", "1")
-    assert "--chart" in refused("--chart", tmp_path / "chart.txt")
+    assert "has suffix '.txt'; expected one of" in refused("--chart", tmp_path / "chart.txt")
     assert "--accumulation" in refused("--accumulation", "")
 
 

@@ -122,10 +122,12 @@ def layout_of(
 def field_layout(field: PrecipField, name: str) -> Layout:
     """The layout of a field as it is, in mm h-1: dimensions (time, y, x), or (y, x) of no time.
 
+    Cells' bounds need two cells along each axis.
+
     Raises
     ------
     InputError
-        The field is one cell wide, or has several frames without a time.
+        The field has several frames without a time.
     """
     source, grid, time = field.source, field.grid, output_time(field)
     if time is None and len(field.valid_times) > 1:

@@ -124,6 +124,7 @@ class EnsembleWriter:
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
+        self._open_output = _format_of(self.path, field, factor, members, statistics)
         check_destination(self.path, (field.source.path or None,), overwrite)  # "": made in memory
         if factor < 1 or members < 1:
             raise InputError(
@@ -134,7 +135,6 @@ class EnsembleWriter:
             raise InputError(
                 "Asked for neither members nor statistics; expected one of them. Pass --stats."
             )
-        self._open_output = _format_of(self.path, field, factor, members, statistics)
         self.field = field
         self.members = members
         self._layout = layout_of(field, factor, members, units, statistics, keep_members)
