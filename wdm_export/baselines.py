@@ -89,18 +89,29 @@ class RainFarm:
         self, coarse: PrecipField, places: Places, size: int, members: int, seed: int
     ) -> Iterator[Array]:
         time, rates = coarse.valid_times[0], np.nan_to_num(coarse.frame(0)).astype(np.float64)
-        if min(rates.shape) < _LEAST_CELLS:
-            raise InputError(
-                f"RainFARM got {rates.shape[0]} x {rates.shape[1]} coarse cells; expected at least "
-                f"{_LEAST_CELLS} x {_LEAST_CELLS}, of which it finds the spectrum's slope. Hand in "
-                "a larger field, or leave it out with --no-rainfarm."
-            )
+        self.require_size(rates.shape)
         for member in range(members):
             yield np.stack(
                 [
                     self._tile(rates, place, size, _state(seed, time, place, member))
                     for place in places
                 ]
+            )
+
+    @staticmethod
+    def require_size(shape: tuple[int, ...]) -> None:
+        """Refuse a field of so few coarse cells (y, x) that pysteps finds no slope of a spectrum.
+
+        Raises
+        ------
+        InputError
+            It has fewer than 4 x 4.
+        """
+        if min(shape) < _LEAST_CELLS:
+            raise InputError(
+                f"RainFARM got {shape[0]} x {shape[1]} coarse cells; expected at least "
+                f"{_LEAST_CELLS} x {_LEAST_CELLS}, of which it finds the spectrum's slope. Hand in "
+                "a larger field, or leave it out with --no-rainfarm."
             )
 
     def _tile(self, rates: Array, place: tuple[int, int], size: int, state: int) -> Array:
@@ -113,7 +124,8 @@ class RainFarm:
             cells = np.pad(cells, [(0, edge - n) for n in cells.shape], mode="edge")
             options = {"spectral_fusion": True}
         if np.ptp(cells) == 0:  # no spectrum: pysteps fails
-            return np.full((size, size), cells[0, 0], dtype=np.float32)
+            level = cells[0, 0] if cells[0, 0] >= WET_MM_H else 0.0
+            return np.full((size, size), level, dtype=np.float32)
         with _global_random(state):
             fine = self.downscale(cells, self.factor, threshold=WET_MM_H, **options)
         inside = (place[0] - top * self.factor, place[1] - left * self.factor)

@@ -20,7 +20,7 @@ Intervals = dict[str, dict[str, tuple[float, float]]]  # forecast, score: low an
 
 DRAWS = 1000
 _LEAST_SHARE = 0.9  # of the draws, that define a score
-_LEAST_TILES = 4  # of three, a draw in 27 is a single tile: the ends would be those of single tiles
+LEAST_TILES = 4  # of three, a draw in 27 is a single tile: the ends would be those of single tiles
 
 
 def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
@@ -41,7 +41,7 @@ def intervals(rows: Sequence[ForecastRow], draws: int, seed: int) -> Intervals:
     the tiles).
     """
     tiles = len(rows[0].tiles.cells)
-    if tiles < _LEAST_TILES or draws < 1:
+    if tiles < LEAST_TILES or draws < 1:
         return {row.name: {} for row in rows}
     rng = np.random.default_rng([abs(seed), tiles])
     labels = [list(row.labelled()) for row in rows]

@@ -62,10 +62,11 @@ def model_card(manifest: Manifest) -> str:
     lines += [f"{scores['tiles']} tiles of {', '.join(scores['files'])}; `{scores['command']}`", ""]
     scale, grid = scores.get("noise_scale", 1.0), scores.get("time_grid", LOGSNR)
     way = Preset(scores["sampler"], scores["steps"], scale, grid)
+    drawn = any(scores.get("intervals", {}).values())
+    brackets = f" In brackets: 95 % of {scores['bootstrap_draws']} bootstrap draws of the tiles."
     lines += [
-        f"On {scores['engine']} in {scores['precision']}: {way}. In brackets: 95 % of "
-        f"{scores['bootstrap_draws']} bootstrap draws of the tiles. What each score is stands "
-        "below the table.",
+        f"On {scores['engine']} in {scores['precision']}: {way}.{brackets if drawn else ''} What "
+        "each score is stands below the table.",
         "",
     ]
     if scores.get("notes"):
@@ -91,8 +92,13 @@ def _fields_and_days(sources: Sequence[dict[str, Any]]) -> str:
     named = ", ".join(f"{day} ({days[day]})" for day in ordered)
     if len(days) > _MOST_DAYS:
         named = f"{ordered[0]} to {ordered[-1]}"
-    scales = sorted({source["augment_scale"] for source in sources if "augment_scale" in source})
-    means = "".join(f", with patches of their means of {n} x {n} cells" for n in scales)
+    scales: Counter[int] = Counter()
+    for source in sources:
+        if "augment_scale" in source:
+            scales[source["augment_scale"]] += source.get("fields", 1)
+    means = "".join(
+        f", of {count} also their means of {n} x {n} cells" for n, count in sorted(scales.items())
+    )
     return f"{days.total()} fields of {len(days)} storm days{means}: {named}"
 
 

@@ -60,6 +60,9 @@ def prepare(
     reasons = " and ".join(f"{count} for {why}" for why, count in sorted(prepared.left_out))
     cut = f"Cut {len(prepared.fine)} patches{f'; left out {reasons}' if reasons else ''}."
     console.out.print(cut, highlight=False, soft_wrap=True)
+    if augment_scale and prepared.augment_scale is None:
+        note = "No patch is of the fields' means: they are too small, or too dry, for that scale."
+        console.out.print(note, highlight=False, soft_wrap=True)
     if len(prepared.periods_h) > 1:
         kinds = ["rates" if h is None else f"sums over {h:g} h" for h in prepared.periods_h]
         note = f"The fields are {' and '.join(kinds)}: the network will learn the detail of all."

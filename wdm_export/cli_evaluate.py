@@ -147,7 +147,14 @@ def evaluate(
         downscaler = stack.enter_context(Downscaler.open(opened, **opening))
         console.err.print(downscaler.choice.why, style="dim", highlight=False)
         baselines = _baselines(
-            downscaler, against or [], rainfarm, opening, asked, consistency, stack
+            downscaler,
+            [file.cells for file in truths.files],
+            against or [],
+            rainfarm,
+            opening,
+            asked,
+            consistency,
+            stack,
         )
         with progress_bars() as progress:
             task = progress.add_task("Evaluating", total=None, note="")
@@ -192,6 +199,7 @@ def _note(line: str) -> None:
 
 def _baselines(
     downscaler: Downscaler,
+    fields: list[tuple[int, int]],
     against: list[Path],
     rainfarm: bool | None,
     opening: dict[str, Any],
@@ -199,7 +207,10 @@ def _baselines(
     consistency: str,
     stack: ExitStack,
 ) -> list[Method]:
-    """Interpolations, bare and dressed, RainFARM if wanted or to be had, and what was named."""
+    """Interpolations, bare and dressed, RainFARM if wanted or to be had, and what was named.
+
+    ``fields`` are the sizes of the truth's grids, which RainFARM has a least of.
+    """
     from wdm_export.baselines import DressedBicubic, RainFarm
     from wdm_export.methods import Ensemble, interpolations
     from wdm_runtime.grid import same_spacing
@@ -209,8 +220,11 @@ def _baselines(
     methods: list[Method] = [*interpolations(factor), dressed]
     if rainfarm is not False:
         try:
-            methods.extend(RainFarm.both(factor))
-        except MissingDependencyError as error:
+            both = RainFarm.both(factor)
+            for cells in fields:
+                RainFarm.require_size((cells[0] // factor, cells[1] // factor))
+            methods.extend(both)
+        except (MissingDependencyError, InputError) as error:
             if rainfarm:
                 raise
             _note(f"Without RainFARM: {error}")

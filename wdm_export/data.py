@@ -200,7 +200,7 @@ class _StoreWriter:
 
     def __init__(self, store: Path, factor: int, size: int, augment_scale: int | None) -> None:
         self.store, self.factor, self.size = store, factor, size
-        self.augment_scale = augment_scale
+        self.augment_scale, self._of_means = augment_scale, 0
         self.sources: list[Source] = []
         self.domain: Domain | None = None
         self.periods_h: set[float | None] = set()
@@ -230,13 +230,14 @@ class _StoreWriter:
         """
         require_new(file, digest, self._read, "patches")
         domain = widened(self.domain, field)
-        sources, end, left_out = [], self.patches, Counter[str]()
+        sources, end, left_out, of_means = [], self.patches, Counter[str](), 0
         try:
             for index, time in enumerate(field.valid_times):
                 fine = field.frame(index)[field.grid.to_north_first]
                 count = self._append(fine, left_out)
                 if self.augment_scale:
-                    count += self._append(block_mean(fine, self.augment_scale), left_out)
+                    means = self._append(block_mean(fine, self.augment_scale), left_out)
+                    count, of_means = count + means, of_means + means
                 sources.append(Source(file.name, digest, time, end, count))
                 end += count
         except InputError:
@@ -246,6 +247,7 @@ class _StoreWriter:
             raise
         self.sources += sources
         self.left_out += left_out
+        self._of_means += of_means
         self.domain = domain
         self.periods_h.add(field.source.period_h)
         before, self.patches = self.patches, end
@@ -284,7 +286,7 @@ class _StoreWriter:
             "accumulation_h": accumulation_h,
             "periods_h": sorted(self.periods_h, key=lambda period: period or 0),
             "left_out": dict(self.left_out),
-            "augment_scale": self.augment_scale,
+            "augment_scale": self.augment_scale if self._of_means else None,
             "sources": [asdict(source) for source in self.sources],
         }
         write_text(self.store / _INDEX, json.dumps(index, indent=1))

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from wdm_export.bootstrap import LEAST_TILES
 from wdm_export.evaluation import FSS_SHOWN_MM_H, Evaluation, ForecastRow
 from wdm_export.intensity import LEAST_CELLS
 from wdm_export.metrics import AVERAGED_KM
@@ -96,7 +97,9 @@ def bootstrap_line(evaluation: Evaluation) -> str:
     """What the intervals are."""
     draws = evaluation.settings.get("bootstrap_draws", 0)
     if not any(evaluation.intervals.values()):
-        return "No intervals: " + ("they need two tiles" if draws else "none were asked for")
+        return "No intervals: " + (
+            f"they need {LEAST_TILES} tiles" if draws else "none were asked for"
+        )
     return (
         f"Below each score its 95 % interval: percentiles of {draws} bootstrap draws of the "
         f"{len(evaluation.places)} tiles, seed {evaluation.settings['bootstrap_seed']}; none where "

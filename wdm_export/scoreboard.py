@@ -18,6 +18,7 @@ from wdm_export.methods import REFERENCE, Method
 from wdm_export.metrics import TruthTile
 from wdm_export.scores import EnsembleTileScores, TileScores
 from wdm_export.tiles import TilePlace
+from wdm_runtime.errors import OutputError
 from wdm_runtime.skill import WET_MM_H, Array
 
 
@@ -30,8 +31,17 @@ class _Spool:
 
     def append(self, rates: Array) -> None:
         """Keep a tile's rates (cells,) [mm h-1], as float32."""
-        self._file.seek(self._ends[-1])
-        self._ends.append(self._ends[-1] + self._file.write(rates.astype(np.float32).tobytes()))
+        try:
+            self._file.seek(self._ends[-1])
+            written = self._file.write(rates.astype(np.float32).tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{tempfile.gettempdir()}: cannot hold the rates of more tiles ({error.strerror}); "
+                "expected room for 330 kB a tile and forecast. Free some, name another folder in "
+                "TMPDIR, or score fewer files."
+            ) from error
+        self._ends.append(self._ends[-1] + written)
 
     def keep(self, tiles: int) -> None:
         """Drop what came after the first tiles."""

@@ -73,6 +73,17 @@ def none_usable(last: InputError) -> InputError:
     )
 
 
+def told(sources: Any) -> list[dict[str, Any]]:
+    """Those of a manifest's sources that say what ours do: others' bundles may not."""
+    return [
+        source
+        for source in (sources if isinstance(sources, list) else [])
+        if isinstance(source, dict)
+        and "sha256" in source
+        and ("storm_day" in source or {"file", "valid_time"} <= source.keys())
+    ]
+
+
 def without(
     sources: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]
 ) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wdm_export.sources import day_of, has_time, none_usable, require_new, storm_day
+from wdm_export.sources import day_of, has_time, none_usable, require_new, storm_day, told
 from wdm_runtime.errors import InputError
 from wdm_runtime.field import PrecipField
 from wdm_runtime.grid import Grid
@@ -30,6 +30,8 @@ class TruthFile:
     ----------
     path, sha256
         The file.
+    cells
+        Of its grid, (y, x).
     outside
         As `outside_training` says it, or None.
     known
@@ -40,6 +42,7 @@ class TruthFile:
 
     path: Path
     sha256: str
+    cells: tuple[int, int]
     outside: str | None = None
     known: bool = False
     known_days: tuple[str, ...] = ()
@@ -83,7 +86,7 @@ class TruthFiles:
         on_unreadable: Callable[[InputError], None] | None = None,
     ) -> None:
         self._spacing_km, latitudes = manifest.domain.spacing_km, manifest.domain.latitudes
-        sources = manifest.training.get("sources", [])
+        sources = told(manifest.training.get("sources"))
         hashes, days = {source["sha256"] for source in sources}, set(map(day_of, sources))
         self._asked, self._on_unreadable = (variable, accumulation_h), on_unreadable
         self._failure: InputError | None = None
@@ -104,6 +107,7 @@ class TruthFiles:
                     TruthFile(
                         file,
                         digest,
+                        field.grid.shape,
                         outside_training(field, latitudes),
                         digest in hashes,
                         tuple(sorted(known)),

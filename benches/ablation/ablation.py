@@ -89,7 +89,7 @@ GROUPS: dict[str, dict[str, Options]] = {
         "constant": {"--rate-schedule": "constant"},
     },
 }
-# What scores of one table have in common.
+# What a variant's scores were made with.
 _SETTINGS = ("minutes", "train_steps", "train_threads", "members", "sampler", "steps")
 # Heading, whose score it is of "one member", the members' "mean" and "median", and its label.
 SCORES = (
@@ -154,7 +154,11 @@ def train(name: str, options: Options, asked: argparse.Namespace) -> Path:
     """The variant's weights, trained now unless they are there."""
     folder: Path = asked.output / name
     weights = folder / "weights.safetensors"
-    if not weights.exists():
+    if weights.exists():
+        had = Checkpoint.load(weights).step
+        if asked.train_steps not in (None, had):
+            raise SystemExit(f"{weights}: of {had} steps; expected {asked.train_steps}.")
+    else:
         begun = (folder / "checkpoint.safetensors").exists()
         # A run keeps its settings.
         how = ["--resume"] if begun else [*flat(options), *threads(asked)]

@@ -261,6 +261,8 @@ def test_means_of_fields_are_rain_of_another_scale(tmp_path):
     plain = prepare([file], tmp_path / "plain", size=SIZE)
     assert plain.augment_scale is None and "augment_scale" not in plain.listed_sources()[0]
     assert np.array_equal(plain.fine, store.fine[: len(own)])
+    large = prepare([file], tmp_path / "large", size=SIZE, augment_scale=5)  # no room in 24 x 32
+    assert large.augment_scale is None and np.array_equal(large.fine, plain.fine)
     for scale in (1, 0, -2):
         with pytest.raises(InputError, match=f"means of {scale} cells.*expected 2 or more"):
             prepare([file], tmp_path / "none", size=SIZE, augment_scale=scale)

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import re
+import tempfile
 from base64 import b64decode
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,6 +124,14 @@ def test_so_few_tiles_that_ends_would_be_single_ones_have_no_interval() -> None:
         found = evaluate(oracle, [truth], 1, seed=0, tile_px=40, bootstrap_draws=50)
         assert len(found.places) == tiles
         assert bool(found.intervals["bicubic"]) is (tiles == 4)
+        assert ("they need 4 tiles" in score_table.bootstrap_line(found)) is (tiles == 3)
+
+
+def test_a_full_disk_of_rates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b"))
+    truth = field_of(showers(1))
+    with pytest.raises(OutputError, match=r"cannot hold the rates.*TMPDIR"):
+        evaluate(Oracle(truths_of(truth)), [truth], 1, seed=0, tile_px=40)
 
 
 def test_intervals_have_the_width_of_the_standard_error() -> None:

@@ -11,7 +11,7 @@ from conftest import edit_manifest
 pytest.importorskip("torch")
 
 from wdm_export.card import model_card
-from wdm_export.sources import MOST_LISTED, Source, listed, without
+from wdm_export.sources import MOST_LISTED, Source, listed, told, without
 from wdm_runtime.bundle import Bundle
 
 
@@ -66,7 +66,13 @@ def test_sources_that_were_had_before_are_found_in_any_number():
 
 def test_the_card_tells_of_patches_of_means(tiny_copy):
     training = Bundle.open(tiny_copy).manifest.training
-    sources = [source | {"augment_scale": 2} for source in fields(3)]
+    sources = [*(source | {"augment_scale": 2} for source in fields(3)), fields(4)[3]]
     edit_manifest(tiny_copy, training={**training, "sources": sources})
     card = model_card(Bundle.open(tiny_copy).manifest)
-    assert "3 fields of 1 storm days, with patches of their means of 2 x 2 cells: " in card
+    assert "4 fields of 1 storm days, of 3 also their means of 2 x 2 cells: " in card
+
+
+def test_sources_of_other_makers_may_say_nothing():
+    ours = fields(2)
+    assert told([*ours, "a file", {"file": "x"}, None]) == ours
+    assert told(None) == told({}) == []
