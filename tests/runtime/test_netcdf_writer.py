@@ -188,7 +188,9 @@ class TestWholeOrNothing:
     def test_refuses_missing_folders_and_odd_files(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"folder .* does not exist"):
             EnsembleWriter(tmp_path / "none" / "out.nc", field(), 2, 1, {})
-        for path in (tmp_path, Path(os.devnull)):
+        (tmp_path / "folder.nc").mkdir()
+        os.mkfifo(tmp_path / "pipe.nc")
+        for path in (tmp_path / "folder.nc", tmp_path / "pipe.nc"):
             with pytest.raises(OutputError, match="not a regular file"):
                 EnsembleWriter(path, field(), 2, 1, {}, overwrite=True)
 
